@@ -1,0 +1,1 @@
+//! Nothing here yet but the place: see CONTRIBUTING.md.

@@ -1,0 +1,27 @@
+//! The seams of Tidegate and what runs between them: the segment log, the run loop, checkpoints, delivery.
+//!
+//! Data moves one way: decoders append [`EventBatch`]es to a [`StreamLog`]; the run loop reads them in offset order and
+//! hands them to [`Operator`]s, whose alerts go to a second log; each [`Sink`] reads a log at its own cursor. Two things
+//! travel upward: fullness ([`AppendError::Full`]) and acknowledged offsets.
+
+pub mod clock;
+pub mod error;
+pub mod fields;
+pub mod fs;
+pub mod health;
+pub mod history;
+pub mod keys;
+pub mod log;
+pub mod operator;
+pub mod problem;
+pub mod registry;
+pub mod sink;
+
+pub use error::{AppendError, PipelineError};
+pub use fields::FieldCatalog;
+pub use health::{Health, Stage};
+pub use history::{History, HistoryFile, Snapshot};
+pub use log::{Ack, Append, AppendReply, Appended, EventBatch, LogBatch, LogBounds, Offset, StreamLog};
+pub use operator::{Emitter, Operator};
+pub use problem::Problem;
+pub use sink::{Delivery, Sink, SinkError, SinkFuture};

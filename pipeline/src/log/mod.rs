@@ -1,0 +1,121 @@
+//! The stream log: an ordered, durable sequence of record batches. Offsets count rows.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use tidegate_events::Dataset;
+use tokio::sync::{oneshot, watch};
+
+use crate::error::{AppendError, PipelineError};
+
+/// The position of a row in a log: the first row ever has offset 0, each row adds one.
+pub type Offset = u64;
+
+/// When an append is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Ack {
+    /// After `fdatasync`: survives the death of the process and a power cut.
+    #[default]
+    Disk,
+    /// Once the log has it in order, before it is written: lost if the process dies within the next group commit.
+    Memory,
+}
+
+impl Ack {
+    /// The word in `?ack=` and in the reply header `Tidegate-Ack`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// Rows of one dataset on their way into a log. They may belong to several tenants (`org_id` is a column).
+#[derive(Debug, Clone)]
+pub struct EventBatch {
+    /// The table of the rows.
+    pub dataset: Dataset,
+    /// Core columns that have a value, in core order, then own fields.
+    pub rows: RecordBatch,
+    /// One de-duplication key a row ([`tidegate_events::dedup_key`]), or 0 for a row whose id was made here and needs no
+    /// look-up. Empty when no row needs one.
+    pub keys: Vec<u128>,
+}
+
+/// One atomic request to append: all of its batches get consecutive offsets and are acknowledged together.
+#[derive(Debug, Clone, Default)]
+pub struct Append {
+    /// The batches, in order.
+    pub batches: Vec<EventBatch>,
+    /// When to answer.
+    pub ack: Ack,
+}
+
+/// What became of an [`Append`].
+#[derive(Debug, Clone, Default)]
+pub struct Appended {
+    /// The offsets of the stored rows of each batch, in order; empty where all rows were duplicates.
+    pub offsets: Vec<Range<Offset>>,
+    /// Rows that were not stored because their key was seen within the window: (batch, row), ascending.
+    pub duplicates: Vec<(usize, usize)>,
+}
+
+/// The pending answer to an append. Dropping it does not undo the append.
+pub type AppendReply = oneshot::Receiver<Result<Appended, AppendError>>;
+
+/// A batch as it stands in the log.
+#[derive(Debug, Clone)]
+pub struct LogBatch {
+    /// Offset of the first row.
+    pub offset: Offset,
+    /// The table of the rows.
+    pub dataset: Dataset,
+    /// Shared, immutable rows.
+    pub rows: RecordBatch,
+}
+
+impl LogBatch {
+    /// The offset after the last row.
+    pub fn next_offset(&self) -> Offset {
+        self.offset + self.rows.num_rows() as u64
+    }
+}
+
+/// What a log holds now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogBounds {
+    /// The first offset that can be read.
+    pub first: Offset,
+    /// The offset after the last acknowledged (visible) row.
+    pub next: Offset,
+}
+
+/// An ordered log of batches: segment files by default, memory in tests, Fluvio for many machines.
+pub trait StreamLog: Send + Sync + 'static {
+    /// Queues the batches; the reply comes when the ack level is reached. Encoding happens on the caller's thread, so call
+    /// it where CPU work belongs. Fullness is an answer, never a wait.
+    fn append(&self, append: Append) -> AppendReply;
+
+    /// Batches from the one that holds `from` (batches are not split: its first rows may lie below `from`) up to the
+    /// visible end, at least one if there is any, stopping once `bytes_max` of memory is reached.
+    ///
+    /// # Errors
+    /// [`PipelineError::Forgotten`] below the first offset; damaged frames are skipped and counted, not an error.
+    fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError>;
+
+    /// Allows the log to drop what lies below `below`. Whole segments go, and only when no retention bound keeps them.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] when a segment cannot be removed.
+    fn forget(&self, below: Offset) -> Result<(), PipelineError>;
+
+    /// A receiver of the bounds, which changes with every group commit and every forgotten segment.
+    fn watch(&self) -> watch::Receiver<LogBounds>;
+
+    /// The bounds now.
+    fn bounds(&self) -> LogBounds {
+        *self.watch().borrow()
+    }
+}

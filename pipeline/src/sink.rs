@@ -1,0 +1,48 @@
+//! The sink seam: one destination, idempotent. Retry, backoff and dead letters live in `delivery`, never here.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::log::{LogBatch, Offset};
+
+/// Consecutive batches of one log for one sink.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// In offset order; the first one's offset is the sink's cursor, or lies below it when the batch straddles it.
+    pub batches: Vec<Arc<LogBatch>>,
+    /// The offset after the last row.
+    pub next_offset: Offset,
+}
+
+/// Why a delivery did not succeed.
+#[derive(Debug, Error)]
+pub enum SinkError {
+    /// The destination or the way to it: trying the same again may work.
+    #[error("{0}")]
+    Retryable(String),
+    /// The rows: trying again cannot work. The delivery goes to the dead letters with this reason.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// The future of a sink's answer.
+pub type SinkFuture<'a> = Pin<Box<dyn Future<Output = Result<(), SinkError>> + Send + 'a>>;
+
+/// A destination with a cursor of its own on a log.
+pub trait Sink: Send {
+    /// A stable name: label of metrics, stage of dead letters.
+    fn name(&self) -> &str;
+
+    /// Takes a delivery. The sink may buffer it; what [`committed`](Self::committed) covers is durable at the
+    /// destination. The same offsets twice are harmless.
+    fn write(&mut self, delivery: Delivery) -> SinkFuture<'_>;
+
+    /// Makes all that was taken durable. Called on age bounds and at drain.
+    fn flush(&mut self) -> SinkFuture<'_>;
+
+    /// The offset up to which everything is durable at the destination: where reading resumes after a restart.
+    fn committed(&self) -> Offset;
+}

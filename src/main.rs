@@ -1,0 +1,3 @@
+//! Tidegate: composes the parts.
+
+fn main() {}
