@@ -1,26 +1,56 @@
 //! What developers run: `cargo xtask test` runs every test and sets up what they need.
 
+#[cfg(test)]
+mod tidy;
+
 use std::process::{Command, ExitCode};
 
+const USAGE: &str = "\
+usage: cargo xtask <task>
+
+tasks:
+  test [FILTER]   run every test of every crate, the demo and the tidy test among them
+  docs            write the generated pages of docs/ anew
+  ci              what .ci/run does: tests, formatting, lints
+";
+
 fn main() -> ExitCode {
-    let task = std::env::args().nth(1).unwrap_or_default();
-    match task.as_str() {
-        "test" => run(&["test", "--workspace"]),
-        _ => {
-            eprintln!("usage: cargo xtask test    run every test");
-            ExitCode::from(2)
+    let mut arguments = std::env::args().skip(1);
+    let task = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+    let done = match task.as_str() {
+        "test" => test(&rest),
+        "docs" => cargo(&["run", "--quiet", "--", "docs", "write", "docs"]),
+        "ci" => test(&[]) && cargo(&["fmt", "--all", "--check"]) && lint(),
+        "-h" | "--help" | "help" => {
+            print!("{USAGE}");
+            true
         }
-    }
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    if done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run(arguments: &[&str]) -> ExitCode {
-    let done = Command::new(env!("CARGO")).args(arguments).status();
-    match done {
-        Ok(status) if status.success() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
+/// Every test. Nothing has to be there but Rust and a C compiler: the tests start the program themselves, on free
+/// loopback ports and in temporary folders.
+fn test(rest: &[&str]) -> bool {
+    cargo(&[&["test", "--workspace"], rest].concat())
+}
+
+fn lint() -> bool {
+    cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])
+}
+
+fn cargo(arguments: &[&str]) -> bool {
+    match Command::new(env!("CARGO")).args(arguments).status() {
+        Ok(status) => status.success(),
         Err(error) => {
-            eprintln!("cannot run cargo: {error}");
-            ExitCode::FAILURE
+            eprintln!("cannot run cargo {}: {error}", arguments.join(" "));
+            false
         }
     }
 }
