@@ -4,7 +4,10 @@
 //! hands them to [`Operator`]s, whose alerts go to a second log; each [`Sink`] reads a log at its own cursor. Two things
 //! travel upward: fullness ([`AppendError::Full`]) and acknowledged offsets.
 
+pub mod backoff;
+pub mod checkpoint;
 pub mod clock;
+pub mod delivery;
 pub mod error;
 pub mod fields;
 pub mod fs;
@@ -12,16 +15,24 @@ pub mod health;
 pub mod history;
 pub mod keys;
 pub mod log;
+pub mod metrics;
 pub mod operator;
+pub mod output;
 pub mod problem;
 pub mod registry;
+pub mod run;
+pub mod sealed;
 pub mod sink;
+pub mod tailing;
 
+pub use delivery::{DeadLetter, DeliveryConfig, DeliveryHandle, DeliveryParts, dead_letter_batch, deliver};
 pub use error::{AppendError, PipelineError};
 pub use fields::FieldCatalog;
 pub use health::{Health, Stage};
 pub use history::{History, HistoryFile, Snapshot};
 pub use log::{Ack, Append, AppendReply, Appended, EventBatch, LogBatch, LogBounds, Offset, StreamLog};
 pub use operator::{Emitter, Operator};
+pub use output::OutputLog;
 pub use problem::Problem;
+pub use run::{RunConfig, RunHandle, RunLoop, RunParts, RunStatus};
 pub use sink::{Delivery, Sink, SinkError, SinkFuture};

@@ -1,0 +1,404 @@
+//! The task of one delivery.
+
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::{Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use metrics::{counter, gauge};
+use tidegate_events::{Dataset, dedup_key};
+use tokio::sync::watch;
+
+use super::{DeadLetter, DeliveryConfig, DeliveryParts, Drain, dead_letter_batch};
+use crate::backoff::Backoff;
+use crate::clock::now_us;
+use crate::error::{AppendError, PipelineError};
+use crate::health::Stage;
+use crate::log::{EventBatch, LogBatch, Offset, StreamLog};
+use crate::metrics as names;
+use crate::output::OutputLog;
+use crate::run::panic_text;
+use crate::sink::{Delivery, Sink, SinkError, SinkFuture};
+use crate::tailing::{Reading, read_on};
+
+/// Panics in a row after which the rows are held to be the reason.
+const PANICS_MAX: u32 = 3;
+/// Dead letters of one batch of the output log.
+const LETTERS_MAX: usize = 1_024;
+
+pub(super) struct Worker {
+    sink: Box<dyn Sink>,
+    name: String,
+    log: Arc<dyn StreamLog>,
+    output: Arc<OutputLog>,
+    config: DeliveryConfig,
+    stage: Arc<Stage>,
+    committed_sender: watch::Sender<Offset>,
+    /// The sink took everything below.
+    cursor: Offset,
+    /// When the oldest row was taken that may not be durable yet.
+    taken_since: Option<Instant>,
+    backoff: Backoff,
+    panics: u32,
+}
+
+type Stopping = watch::Receiver<Option<Drain>>;
+
+/// The handle was dropped, or the deadline of a drain is over.
+struct Stopped;
+
+impl Worker {
+    pub(super) fn new(parts: DeliveryParts, committed_sender: watch::Sender<Offset>) -> Self {
+        let DeliveryParts { sink, log, output, config, stage } = parts;
+        let name = sink.name().to_owned();
+        let cursor = sink.committed();
+        let seed = xxhash_rust::xxh3::xxh3_64(name.as_bytes()) ^ now_us() as u64;
+        let min = Duration::from_millis(config.retry_ms_min);
+        let backoff = Backoff::new(min, Duration::from_millis(config.retry_ms_max), seed);
+        let taken_since = None;
+        Self { sink, name, log, output, config, stage, committed_sender, cursor, taken_since, backoff, panics: 0 }
+    }
+
+    /// Delivers until told to stop; the committed offset.
+    pub(super) async fn run(mut self, mut stop: Stopping) -> Result<Offset, PipelineError> {
+        let ended = self.follow(&mut stop).await;
+        let committed = self.sink.committed();
+        match ended {
+            Ok(()) => Ok(self.published()),
+            Err(Stopped) => Err(PipelineError::Invalid(format!(
+                "{} did not take everything in time: it goes on from offset {committed} after the next start",
+                self.name
+            ))),
+        }
+    }
+
+    async fn follow(&mut self, stop: &mut Stopping) -> Result<(), Stopped> {
+        let mut bounds = self.log.watch();
+        let next = bounds.borrow().next;
+        if self.cursor > next {
+            tracing::error!(sink = self.name, cursor = self.cursor, next, "the log ends before the sink's cursor");
+        }
+        loop {
+            let next = bounds.borrow_and_update().next;
+            let drain = *stop.borrow_and_update();
+            gauge!(names::DELIVERY_LAG_ROWS, "sink" => self.name.clone())
+                .set(next.saturating_sub(self.sink.committed()) as f64);
+            self.stage.waiting(next.saturating_sub(self.cursor), now_us());
+            if drain.is_some_and(|drain| self.cursor >= drain.until) {
+                return self.flush(stop).await;
+            }
+            if next > self.cursor {
+                self.deliver_some(stop).await?;
+            } else {
+                let due = self.flush_due();
+                tokio::select! {
+                    changed = bounds.changed() => changed.map_err(|_| Stopped)?,
+                    told = stop.changed() => told.map_err(|_| Stopped)?,
+                    () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
+                }
+            }
+            if self.flush_due().is_some_and(|due| Instant::now() >= due) {
+                self.flush(stop).await?;
+            }
+        }
+    }
+
+    fn flush_due(&self) -> Option<Instant> {
+        self.taken_since.map(|since| since + Duration::from_millis(self.config.flush_interval_ms))
+    }
+
+    /// Reads one delivery and gets it to the sink or to the dead letters.
+    async fn deliver_some(&mut self, stop: &mut Stopping) -> Result<(), Stopped> {
+        let (log, from, bytes_max) = (self.log.clone(), self.cursor, self.config.delivery_bytes_max);
+        // Off the I/O threads: a read may touch the disk and decode.
+        let read = tokio::task::spawn_blocking(move || read_on(&*log, from, bytes_max)).await;
+        let Reading { batches, next, forgotten } = match read {
+            Ok(Ok(reading)) => reading,
+            Ok(Err(error)) => return self.wait("reading the log", &error.to_string(), stop).await,
+            Err(error) => return self.wait("reading the log", &error.to_string(), stop).await,
+        };
+        if forgotten > 0 {
+            tracing::warn!(sink = self.name, from, forgotten, "the log has forgotten rows that the sink never got");
+            counter!(names::DELIVERY_FORGOTTEN_ROWS, "sink" => self.name.clone()).increment(forgotten);
+        }
+        let mut splits = 0;
+        let mut parts = Vec::new();
+        parts.extend((!batches.is_empty()).then_some(Delivery { batches, next_offset: next }));
+        while let Some(part) = parts.pop() {
+            let Some(reason) = self.write(&part, stop).await? else { continue };
+            match halves(&part) {
+                Some((first, second)) if splits < self.config.splits_max => {
+                    splits += 1;
+                    parts.extend([second, first]);
+                }
+                _ => self.bury(&part, &reason, stop).await?,
+            }
+        }
+        self.cursor = self.cursor.max(next);
+        self.publish();
+        Ok(())
+    }
+
+    /// Writes until that succeeds; the reason when the rows are refused.
+    async fn write(&mut self, part: &Delivery, stop: &mut Stopping) -> Result<Option<String>, Stopped> {
+        loop {
+            self.taken_since.get_or_insert_with(Instant::now);
+            match self.guard(|sink| sink.write(part.clone()), stop).await? {
+                Ok(()) => {
+                    self.cursor = part.next_offset;
+                    counter!(names::DELIVERY_ROWS, "sink" => self.name.clone()).increment(rows(part));
+                    self.succeeded();
+                    return Ok(None);
+                }
+                Err(SinkError::Retryable(reason)) => self.wait("write", &reason, stop).await?,
+                Err(SinkError::Fatal(reason)) => {
+                    // The destination is up: it looked at the rows.
+                    self.backoff.succeeded();
+                    return Ok(Some(reason));
+                }
+            }
+        }
+    }
+
+    async fn flush(&mut self, stop: &mut Stopping) -> Result<(), Stopped> {
+        while self.taken_since.is_some() {
+            match self.guard(|sink| sink.flush(), stop).await? {
+                Ok(()) => {
+                    self.taken_since = None;
+                    self.succeeded();
+                }
+                // It cannot be said which rows are the reason, so even a refusal is tried again.
+                Err(SinkError::Retryable(reason) | SinkError::Fatal(reason)) => {
+                    self.stage.waiting(1, now_us());
+                    self.wait("flush", &reason, stop).await?;
+                }
+            }
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// Calls the sink. A panic is a failure to be tried again, but for the last of several in a row.
+    async fn guard(
+        &mut self,
+        call: impl for<'a> FnOnce(&'a mut dyn Sink) -> SinkFuture<'a> + Send,
+        stop: &mut Stopping,
+    ) -> Result<Result<(), SinkError>, Stopped> {
+        let sink = self.sink.as_mut();
+        let answer = async {
+            let mut future = match catch_unwind(AssertUnwindSafe(|| call(sink))) {
+                Ok(future) => future,
+                Err(panic) => return Err(panic),
+            };
+            poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+                Ok(polled) => polled.map(Ok),
+                Err(panic) => std::task::Poll::Ready(Err(panic)),
+            })
+            .await
+        };
+        let answer = tokio::select! {
+            answer = answer => answer,
+            () = stopped(stop) => return Err(Stopped),
+        };
+        Ok(match answer {
+            Ok(answer) => {
+                self.panics = 0;
+                answer
+            }
+            Err(panic) => {
+                self.panics += 1;
+                let reason = format!("the sink panicked: {}", panic_text(panic.as_ref()));
+                tracing::error!(sink = self.name, reason, "a bug in the sink");
+                if self.panics < PANICS_MAX { Err(SinkError::Retryable(reason)) } else { Err(SinkError::Fatal(reason)) }
+            }
+        })
+    }
+
+    /// Makes dead letters of refused rows.
+    async fn bury(&mut self, part: &Delivery, reason: &str, stop: &mut Stopping) -> Result<(), Stopped> {
+        for batch in &part.batches {
+            let rows = batch.rows.num_rows();
+            if batch.dataset == Dataset::DeadLetters {
+                tracing::error!(sink = self.name, offset = batch.offset, rows, reason, "dead letters were refused");
+                counter!(names::DELIVERY_REFUSED_LETTERS, "sink" => self.name.clone()).increment(rows as u64);
+                continue;
+            }
+            tracing::warn!(sink = self.name, offset = batch.offset, rows, reason, "rows go to the dead letters");
+            for start in (0..rows).step_by(LETTERS_MAX) {
+                let length = LETTERS_MAX.min(rows - start);
+                self.bury_rows(batch, start, length, reason, stop).await?;
+            }
+            counter!(names::DELIVERY_DEAD_ROWS, "sink" => self.name.clone()).increment(rows as u64);
+        }
+        self.cursor = part.next_offset;
+        self.stage.progressed(now_us());
+        Ok(())
+    }
+
+    async fn bury_rows(
+        &mut self,
+        batch: &LogBatch,
+        start: usize,
+        length: usize,
+        reason: &str,
+        stop: &mut Stopping,
+    ) -> Result<(), Stopped> {
+        let slice = LogBatch {
+            offset: batch.offset + start as u64,
+            dataset: batch.dataset,
+            rows: batch.rows.slice(start, length),
+        };
+        let letters = letters(&slice, &self.name, reason);
+        let keys = letters.iter().map(|letter| dedup_key(&letter.org_id, Dataset::DeadLetters as u8, &letter.event_id));
+        let keys: Vec<u128> = keys.collect();
+        let rows = match dead_letter_batch(&letters, self.config.payload_bytes_max) {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::error!(sink = self.name, offset = slice.offset, %error, "no dead letters can be made of these rows");
+                return Ok(());
+            }
+        };
+        loop {
+            let batch = EventBatch { dataset: Dataset::DeadLetters, rows: rows.clone(), keys: keys.clone() };
+            let appended = tokio::select! {
+                appended = self.output.append_batch(batch) => appended,
+                () = stopped(stop) => return Err(Stopped),
+            };
+            match appended {
+                Ok(()) => return Ok(()),
+                Err(PipelineError::Append(AppendError::Closed)) => return Err(Stopped),
+                Err(error) => self.wait("appending dead letters", &error.to_string(), stop).await?,
+            }
+        }
+    }
+
+    /// Says what fails and waits before the next try.
+    async fn wait(&mut self, doing: &str, reason: &str, stop: &mut Stopping) -> Result<(), Stopped> {
+        let pause = self.backoff.failed();
+        let failures = self.backoff.failures();
+        counter!(names::DELIVERY_RETRIES, "sink" => self.name.clone()).increment(1);
+        let open = failures >= self.config.open_after_failures;
+        if open {
+            gauge!(names::DELIVERY_CIRCUIT_OPEN, "sink" => self.name.clone()).set(1.0);
+        }
+        if failures == 1 || failures == self.config.open_after_failures {
+            tracing::warn!(sink = self.name, doing, reason, failures, "a delivery failed and is tried again");
+        }
+        let state = if open { "out of order" } else { "retrying" };
+        let pause_ms = pause.as_millis();
+        self.stage
+            .set_detail(Some(format!("{state}: {doing} failed {failures} times, again in {pause_ms} ms: {reason}")));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Ok(()),
+            () = stopped(stop) => Err(Stopped),
+        }
+    }
+
+    fn succeeded(&mut self) {
+        self.stage.progressed(now_us());
+        if self.backoff.failures() > 0 {
+            tracing::info!(sink = self.name, failures = self.backoff.failures(), "a delivery works again");
+            self.backoff.succeeded();
+            self.stage.set_detail(None);
+            gauge!(names::DELIVERY_CIRCUIT_OPEN, "sink" => self.name.clone()).set(0.0);
+        }
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        let committed = self.published();
+        if committed >= self.cursor {
+            self.taken_since = None;
+        }
+        self.committed_sender.send_if_modified(|known| std::mem::replace(known, committed) != committed);
+    }
+
+    /// What is durable at the destination. With nothing taken and not committed, that is also what came to the dead letters.
+    fn published(&self) -> Offset {
+        if self.taken_since.is_none() { self.cursor } else { self.sink.committed() }
+    }
+}
+
+/// Comes back when the handle is dropped or the deadline of a drain is over.
+async fn stopped(stop: &mut Stopping) {
+    loop {
+        let drain = *stop.borrow_and_update();
+        let told = match drain {
+            None => stop.changed().await,
+            Some(drain) => tokio::select! {
+                told = stop.changed() => told,
+                () = tokio::time::sleep_until(drain.deadline.into()) => return,
+            },
+        };
+        if told.is_err() {
+            return;
+        }
+    }
+}
+
+fn rows(part: &Delivery) -> u64 {
+    part.batches.iter().map(|batch| batch.rows.num_rows() as u64).sum()
+}
+
+/// A delivery as two: between its batches, or within its only one. `None` for a single row.
+fn halves(part: &Delivery) -> Option<(Delivery, Delivery)> {
+    let (first, second) = match part.batches.as_slice() {
+        [] => return None,
+        [only] => {
+            let half = only.rows.num_rows() / 2;
+            if half == 0 {
+                return None;
+            }
+            let cut = |start: usize, length: usize| {
+                let rows = only.rows.slice(start, length);
+                vec![Arc::new(LogBatch { offset: only.offset + start as u64, dataset: only.dataset, rows })]
+            };
+            (cut(0, half), cut(half, only.rows.num_rows() - half))
+        }
+        more => {
+            let (first, second) = more.split_at(more.len() / 2);
+            (first.to_vec(), second.to_vec())
+        }
+    };
+    let middle = first.last().map_or(part.next_offset, |last| last.next_offset());
+    let first = Delivery { batches: first, next_offset: middle };
+    Some((first, Delivery { batches: second, next_offset: part.next_offset }))
+}
+
+/// One letter a row. The receive time is that of the row, so that the letter of a row is the same whenever it is made.
+fn letters(batch: &LogBatch, sink: &str, reason: &str) -> Vec<DeadLetter> {
+    let text = |name: &str, row: usize| {
+        let column = batch.rows.column_by_name(name)?.as_any().downcast_ref::<StringArray>()?;
+        column.is_valid(row).then(|| column.value(row).to_owned())
+    };
+    let time = |name: &str, row: usize| {
+        let column = batch.rows.column_by_name(name)?.as_any().downcast_ref::<TimestampMicrosecondArray>()?;
+        column.is_valid(row).then(|| column.value(row))
+    };
+    let mut payloads = json_rows(&batch.rows).into_iter();
+    let letter = |row: usize| DeadLetter {
+        org_id: text("org_id", row).unwrap_or_default(),
+        source: text("source", row).unwrap_or_default(),
+        dataset: batch.dataset,
+        stage: format!("delivery:{sink}"),
+        code: "refused_by_sink".into(),
+        reason: reason.chars().take(1_000).collect(),
+        request_id: None,
+        item_index: None,
+        payload: payloads.next().unwrap_or_default(),
+        time_us: time("time", row).unwrap_or_default(),
+        received_us: time("received_time", row).unwrap_or_default(),
+        event_id: format!("delivery:{sink}:{}:{}", batch.dataset.table_name(), batch.offset + row as u64),
+    };
+    (0..batch.rows.num_rows()).map(letter).collect()
+}
+
+/// Each row as a JSON object. Rows of which Arrow makes no JSON are told by the error instead.
+fn json_rows(rows: &RecordBatch) -> Vec<Vec<u8>> {
+    let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
+    match writer.write(rows).and_then(|()| writer.finish()) {
+        Ok(()) => writer.into_inner().split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect(),
+        Err(error) => vec![format!("no JSON can be made of this row: {error}").into_bytes(); rows.num_rows()],
+    }
+}

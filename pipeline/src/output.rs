@@ -1,0 +1,114 @@
+//! The output log and its one writing turn.
+//!
+//! An alert's `seq` is its offset in the output log, and it is a column of the row: it must be known before the append.
+//! So there is one writer at a time: who appends holds the turn until the answer is there. The run loop appends alerts,
+//! deliveries append dead letters, both through here.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tidegate_events::{Alert, Dataset, alerts_to_batch};
+use tokio::sync::Mutex;
+
+use crate::error::{AppendError, PipelineError};
+use crate::log::{Ack, Append, AppendReply, EventBatch, Offset, StreamLog};
+
+/// Alerts that came of one batch of the ingest log.
+#[derive(Debug, Clone)]
+pub struct AlertGroup {
+    /// In the order in which they were emitted.
+    pub alerts: Vec<Alert>,
+    /// The receive time (µs) of the rows: that of the batch that caused them, so that a replay gives the same rows.
+    pub received_us: i64,
+}
+
+/// The output log, shared by all that write to it.
+pub struct OutputLog {
+    log: Arc<dyn StreamLog>,
+    turn: Mutex<Turn>,
+}
+
+/// The answer that a writer who was cancelled did not wait for: until it is there, the next offset is not known.
+#[derive(Default)]
+struct Turn {
+    unanswered: Option<AppendReply>,
+}
+
+impl OutputLog {
+    /// The one writer of `log`.
+    pub fn new(log: Arc<dyn StreamLog>) -> Self {
+        Self { log, turn: Mutex::default() }
+    }
+
+    /// The log, for readers.
+    pub fn log(&self) -> &Arc<dyn StreamLog> {
+        &self.log
+    }
+
+    /// Appends alerts, in batches of at most `rows_max`, durably. They get consecutive `seq`s, which are returned.
+    ///
+    /// # Errors
+    /// [`PipelineError::Append`] when the log does not take them now (nothing is stored then), [`PipelineError::Arrow`] when
+    /// they do not make a batch.
+    pub async fn append_alerts(&self, groups: &[AlertGroup], rows_max: usize) -> Result<Range<Offset>, PipelineError> {
+        let mut turn = self.turn.lock().await;
+        let first = self.next_offset(&mut turn).await;
+        let mut next = first;
+        let mut batches = Vec::with_capacity(groups.len());
+        for group in groups {
+            for alerts in group.alerts.chunks(rows_max.max(1)) {
+                let rows = alerts_to_batch(alerts, next, group.received_us)?;
+                batches.push(EventBatch { dataset: Dataset::Alerts, rows, keys: Vec::new() });
+                next += alerts.len() as u64;
+            }
+        }
+        let stored = self.append(&mut turn, batches).await?;
+        if stored.as_ref().is_some_and(|stored| *stored != (first..next)) {
+            tracing::error!(
+                ?stored,
+                first,
+                next,
+                "alerts did not get the offsets they carry as seq: someone else writes"
+            );
+        }
+        Ok(first..next)
+    }
+
+    /// Appends rows of another dataset, durably. `keys` as in [`EventBatch`].
+    ///
+    /// # Errors
+    /// [`PipelineError::Append`] when the log does not take them now.
+    pub async fn append_batch(&self, batch: EventBatch) -> Result<(), PipelineError> {
+        let mut turn = self.turn.lock().await;
+        self.next_offset(&mut turn).await;
+        self.append(&mut turn, vec![batch]).await?;
+        Ok(())
+    }
+
+    /// Where the next append lands.
+    async fn next_offset(&self, turn: &mut Turn) -> Offset {
+        if let Some(reply) = &mut turn.unanswered {
+            // Whatever the answer is, the bounds are settled with it.
+            reply.await.ok();
+            turn.unanswered = None;
+        }
+        self.log.bounds().next
+    }
+
+    async fn append(&self, turn: &mut Turn, batches: Vec<EventBatch>) -> Result<Option<Range<Offset>>, PipelineError> {
+        // The reply stays in the turn while it is awaited: a caller that goes away leaves it to the next one.
+        let reply = turn.unanswered.insert(self.log.append(Append { batches, ack: Ack::Disk }));
+        let answer = reply.await.unwrap_or(Err(AppendError::Closed));
+        turn.unanswered = None;
+        let offsets = answer?.offsets;
+        let first = offsets.iter().find(|range| !range.is_empty());
+        let last = offsets.iter().rfind(|range| !range.is_empty());
+        Ok(first.zip(last).map(|(first, last)| first.start..last.end))
+    }
+}
+
+impl std::fmt::Debug for OutputLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OutputLog").field("bounds", &self.log.bounds()).finish_non_exhaustive()
+    }
+}

@@ -1,1 +1,0 @@
-//! State that people edit, rebuilt from `changes`.
