@@ -1,0 +1,204 @@
+//! A decode thread.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tidegate_pipeline::{Ack, Append, Appended, Problem, StreamLog};
+use tokio::runtime::Handle;
+
+use super::inflating::inflated;
+use super::settle::{Group, Waiting};
+use super::{BatcherConfig, Job, Queue};
+use crate::decode::{Body, BodyResult, Decoded, Decoder, Rejected};
+use crate::metrics as names;
+
+pub(super) struct Worker {
+    new_decoder: Box<dyn Fn() -> Decoder + Send>,
+    decoder: Decoder,
+    inflated_bytes_max: usize,
+    group_bytes_max: usize,
+    group_rows_max: usize,
+    log: Arc<dyn StreamLog>,
+    runtime: Handle,
+}
+
+/// A body whose rows are in the decoder.
+struct Member {
+    job: Job,
+    result: BodyResult,
+}
+
+impl Worker {
+    pub(super) fn new(
+        new_decoder: Box<dyn Fn() -> Decoder + Send>,
+        config: &BatcherConfig,
+        log: Arc<dyn StreamLog>,
+        runtime: Handle,
+    ) -> Self {
+        Self {
+            decoder: new_decoder(),
+            new_decoder,
+            inflated_bytes_max: config.inflated_bytes_max,
+            group_bytes_max: config.group_bytes_max,
+            group_rows_max: config.group_rows_max,
+            log,
+            runtime,
+        }
+    }
+
+    /// Works until the queue is closed and empty.
+    pub(super) fn run(mut self, queue: &Queue) {
+        while let Some(jobs) = queue.take() {
+            // Bodies whose client has gone are not worth the work: nobody would learn that they were stored.
+            let (disk, memory): (Vec<Job>, Vec<Job>) =
+                jobs.into_iter().filter(|job| !job.reply.is_closed()).partition(|job| job.ack == Ack::Disk);
+            self.decode(disk, Ack::Disk);
+            self.decode(memory, Ack::Memory);
+        }
+    }
+
+    /// Decodes bodies of one ack level together and appends them.
+    fn decode(&mut self, jobs: Vec<Job>, ack: Ack) {
+        let mut group = Vec::new();
+        let mut started = Instant::now();
+        for mut job in jobs {
+            match self.push(&mut job) {
+                Push::Pushed(result) => group.push(Member { job, result }),
+                Push::Refused(problem) => {
+                    let _ = job.reply.send(Err(problem));
+                }
+                Push::Panicked => {
+                    self.decoder = (self.new_decoder)();
+                    let jobs = group.drain(..).map(|member: Member| member.job).chain([job]).collect();
+                    self.one_by_one(jobs, ack);
+                }
+            }
+            let full = self.decoder.buffered_bytes() >= self.group_bytes_max
+                || self.decoder.buffered_rows() >= self.group_rows_max;
+            if full {
+                self.flush(std::mem::take(&mut group), ack, started);
+                started = Instant::now();
+            }
+        }
+        if !group.is_empty() {
+            self.flush(group, ack, started);
+        }
+    }
+
+    /// Decodes bodies, one of which made the decoder fail, each by itself.
+    fn one_by_one(&mut self, jobs: Vec<Job>, ack: Ack) {
+        for mut job in jobs {
+            let started = Instant::now();
+            match self.push(&mut job) {
+                Push::Pushed(result) => self.flush(vec![Member { job, result }], ack, started),
+                Push::Refused(problem) => {
+                    let _ = job.reply.send(Err(problem));
+                }
+                Push::Panicked => {
+                    self.decoder = (self.new_decoder)();
+                    fail(job);
+                }
+            }
+        }
+    }
+
+    /// Inflates a body and gives it to the decoder.
+    fn push(&mut self, job: &mut Job) -> Push {
+        let bytes = match inflated(job, self.inflated_bytes_max) {
+            Ok(bytes) => bytes,
+            Err(problem) => return Push::Refused(problem),
+        };
+        metrics::counter!(names::INFLATED_BYTES_TOTAL).increment(bytes.len() as u64);
+        let body = Body {
+            org_id: job.org_id.clone(),
+            dataset: job.dataset,
+            source: job.source.clone(),
+            format: job.format,
+            bytes,
+            received_us: job.received_us,
+            idempotency_key: job.idempotency_key.clone(),
+            request_id: job.request_id.clone(),
+        };
+        match catch_unwind(AssertUnwindSafe(|| self.decoder.push(body))) {
+            Ok(result) => Push::Pushed(result),
+            Err(_) => {
+                metrics::counter!(names::DECODE_PANICS_TOTAL).increment(1);
+                Push::Panicked
+            }
+        }
+    }
+
+    /// Appends what the decoder holds, which is the rows of `members`.
+    fn flush(&mut self, members: Vec<Member>, ack: Ack, started: Instant) {
+        let decoded = catch_unwind(AssertUnwindSafe(|| self.decoder.flush()));
+        let failed = match decoded {
+            Ok(Ok(decoded)) => return self.append(members, decoded, ack, started),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => {
+                metrics::counter!(names::DECODE_PANICS_TOTAL).increment(1);
+                "the decoder panicked".to_owned()
+            }
+        };
+        tracing::error!(error = failed, bodies = members.len(), "a group of bodies could not be decoded");
+        self.decoder = (self.new_decoder)();
+        let mut jobs: Vec<Job> = members.into_iter().map(|member| member.job).collect();
+        match jobs.pop() {
+            Some(only) if jobs.is_empty() => fail(only),
+            last => {
+                jobs.extend(last);
+                self.one_by_one(jobs, ack);
+            }
+        }
+    }
+
+    fn append(&mut self, members: Vec<Member>, decoded: Decoded, ack: Ack, started: Instant) {
+        let mut sent_bytes = 0;
+        let bodies = members.len();
+        let waiting = members
+            .into_iter()
+            .map(|Member { job, result }| {
+                sent_bytes += job.sent.len();
+                waiting(job, result)
+            })
+            .collect();
+        let Decoded { batches, rows } = decoded;
+        let group = Group::new(waiting, &batches, rows);
+        let group_rows: usize = batches.iter().map(|batch| batch.rows.num_rows()).sum();
+        if batches.is_empty() {
+            group.settle(Ok(Appended::default()));
+        } else {
+            let appended_at = Instant::now();
+            let reply = self.log.append(Append { batches, ack });
+            self.runtime.spawn(async move {
+                let appended = reply.await.unwrap_or(Err(tidegate_pipeline::AppendError::Closed));
+                metrics::histogram!(names::ACK_SECONDS).record(appended_at.elapsed());
+                group.settle(appended);
+            });
+        }
+        metrics::counter!(names::BODIES_TOTAL).increment(bodies as u64);
+        metrics::counter!(names::BODY_BYTES_TOTAL).increment(sent_bytes as u64);
+        metrics::histogram!(names::GROUP_ROWS).record(group_rows as f64);
+        metrics::histogram!(names::DECODE_SECONDS).record(started.elapsed());
+    }
+}
+
+enum Push {
+    Pushed(BodyResult),
+    Refused(Problem),
+    Panicked,
+}
+
+/// What the request waits for. The bytes of the body are given back here.
+fn waiting(job: Job, result: BodyResult) -> Waiting {
+    let items = result.items as usize;
+    let broken = result.error.map(|error| Rejected { index: result.items, code: error.code, reason: error.reason });
+    Waiting { reply: job.reply, detail: job.detail, items, rejected: result.rejected, broken }
+}
+
+fn fail(job: Job) {
+    tracing::error!(request_id = &*job.request_id, org_id = &*job.org_id, "a body made the decoder fail");
+    let problem = Problem::new(500, "decode_failed", "the server failed to decode this body; nothing of it was stored")
+        .hint("the log of the server has the reason under this request id; please report it with the body");
+    let _ = job.reply.send(Err(problem));
+}

@@ -1,0 +1,279 @@
+//! Reading a request's body: bounded in bytes, in pace, and over all requests together.
+//!
+//! A body that stops for `body_gap_ms_max`, or that stays below `body_rate_bytes_min` a second, is given up with 408: a
+//! trickle would hold its memory for hours. Bytes are counted as they arrive against [`InFlight`], never by what the request
+//! announces, so that announcing costs the others nothing. The last eighth of that budget is for small bodies, which thus
+//! get through while large ones have to come back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use tidegate_pipeline::Problem;
+use tokio::time::Instant;
+
+use crate::metrics as names;
+
+/// What a body costs beside its bytes: channel, job, answer.
+const BODY_OVERHEAD_BYTES: usize = 1024;
+
+/// Frames at least this long are kept as hyper gives them; shorter ones are copied together, because each of them may
+/// keep a whole read buffer alive.
+const FRAME_KEPT_BYTES: usize = 16 * 1024;
+
+/// How slow a body may be.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyPace {
+    /// Without any byte.
+    pub gap_max: Duration,
+    /// Bytes a second on average, after a first `gap_max` of grace.
+    pub rate_bytes_min: u64,
+}
+
+impl Default for BodyPace {
+    fn default() -> Self {
+        Self { gap_max: Duration::from_secs(10), rate_bytes_min: 1024 }
+    }
+}
+
+/// The bytes of all bodies that are held at once.
+#[derive(Debug)]
+pub struct InFlight {
+    used_bytes: AtomicUsize,
+    bytes_max: usize,
+    small_bytes_max: usize,
+}
+
+impl InFlight {
+    /// A budget of `bytes_max`, of which an eighth is kept for bodies of at most `small_bytes_max` bytes.
+    pub fn new(bytes_max: usize, small_bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self { used_bytes: AtomicUsize::new(0), bytes_max, small_bytes_max })
+    }
+
+    /// Bytes held now.
+    pub fn used_bytes(&self) -> usize {
+        self.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A share of the budget for one body, which starts with what a body costs by itself. `None` when there is none left.
+    pub(crate) fn enter(self: &Arc<Self>) -> Option<Held> {
+        let mut held = Held { budget: self.clone(), bytes: 0 };
+        held.grow(BODY_OVERHEAD_BYTES).then_some(held)
+    }
+}
+
+/// A body's share of [`InFlight`], given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    budget: Arc<InFlight>,
+    bytes: usize,
+}
+
+impl Held {
+    /// Takes `bytes` more, if the budget has them.
+    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
+        let small = self.bytes.saturating_add(bytes) <= self.budget.small_bytes_max;
+        let bound = if small { self.budget.bytes_max } else { self.large_bytes_max() };
+        let take = |used: usize| used.checked_add(bytes).filter(|used| *used <= bound);
+        let taken = self.budget.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok();
+        if taken {
+            self.bytes += bytes;
+        } else {
+            metrics::counter!(names::INFLIGHT_FULL_TOTAL).increment(1);
+        }
+        taken
+    }
+
+    /// Takes up to `bytes` more, as many as the budget has; says how many.
+    pub(crate) fn grow_up_to(&mut self, bytes: usize) -> usize {
+        let mut given = 0;
+        let small = self.bytes.saturating_add(bytes) <= self.budget.small_bytes_max;
+        let bound = if small { self.budget.bytes_max } else { self.large_bytes_max() };
+        let take = |used: usize| {
+            given = bytes.min(bound.saturating_sub(used));
+            Some(used + given)
+        };
+        // The closure always gives a value.
+        let _ = self.budget.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        self.bytes += given;
+        given
+    }
+
+    /// What one body can ever have.
+    pub(crate) fn large_bytes_max(&self) -> usize {
+        self.budget.bytes_max / 8 * 7
+    }
+
+    /// Gives `bytes` back.
+    pub(crate) fn shrink(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.budget.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A body as it was sent, still in its content encodings.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    parts: Vec<Bytes>,
+    bytes: usize,
+    pub(crate) held: Held,
+}
+
+impl Sent {
+    /// Its length.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Its bytes in one piece. The parts stay, so that a body can be decoded a second time.
+    pub(crate) fn assemble(&self) -> Vec<u8> {
+        let mut whole = Vec::with_capacity(self.bytes);
+        for part in &self.parts {
+            whole.extend_from_slice(part);
+        }
+        whole
+    }
+}
+
+/// Reads a whole body of at most `bytes_max` bytes, counting it against `inflight`.
+///
+/// # Errors
+/// 400, 408, 413 or 429, for the client.
+pub(crate) async fn read_sent(
+    body: Incoming,
+    bytes_max: usize,
+    pace: BodyPace,
+    inflight: &Arc<InFlight>,
+) -> Result<Sent, Problem> {
+    let mut sent = Sent { parts: Vec::new(), bytes: 0, held: inflight.enter().ok_or_else(busy)? };
+    let mut small: Vec<u8> = Vec::new();
+    read_frames(body, bytes_max, pace, |frame| {
+        if !sent.held.grow(frame.len()) {
+            return Err(busy());
+        }
+        sent.bytes += frame.len();
+        if frame.len() < FRAME_KEPT_BYTES {
+            small.extend_from_slice(&frame);
+        } else {
+            if !small.is_empty() {
+                sent.parts.push(std::mem::take(&mut small).into());
+            }
+            sent.parts.push(frame);
+        }
+        Ok(())
+    })
+    .await?;
+    if !small.is_empty() {
+        sent.parts.push(small.into());
+    }
+    Ok(sent)
+}
+
+/// Reads a whole body of at most `bytes_max` bytes: for endpoints whose bodies are small.
+///
+/// # Errors
+/// 400, 408 or 413, for the client.
+pub async fn read_body(body: Incoming, bytes_max: usize, pace: BodyPace) -> Result<Vec<u8>, Problem> {
+    let mut whole = Vec::new();
+    read_frames(body, bytes_max, pace, |frame| {
+        whole.extend_from_slice(&frame);
+        Ok(())
+    })
+    .await?;
+    Ok(whole)
+}
+
+async fn read_frames(
+    mut body: Incoming,
+    bytes_max: usize,
+    pace: BodyPace,
+    mut take: impl FnMut(Bytes) -> Result<(), Problem>,
+) -> Result<(), Problem> {
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(too_large(bytes_max));
+    }
+    let started = Instant::now();
+    let mut last = started;
+    let mut received: u64 = 0;
+    let alarm = tokio::time::sleep_until(started + pace.gap_max);
+    tokio::pin!(alarm);
+    loop {
+        tokio::select! {
+            biased;
+            frame = body.frame() => {
+                let Some(frame) = frame else { return Ok(()) };
+                let frame = frame.map_err(|error| {
+                    Problem::new(400, "body_incomplete", format!("the body ended before its time: {error}"))
+                })?;
+                let Ok(frame) = frame.into_data() else { continue };
+                received += frame.len() as u64;
+                if received > bytes_max as u64 {
+                    return Err(too_large(bytes_max));
+                }
+                last = Instant::now();
+                take(frame)?;
+            }
+            () = &mut alarm => {
+                let now = Instant::now();
+                let graced = (now - started).saturating_sub(pace.gap_max);
+                let owed = u128::from(pace.rate_bytes_min) * graced.as_millis() / 1000;
+                if now - last >= pace.gap_max || u128::from(received) < owed {
+                    metrics::counter!(names::HTTP_REAPED_TOTAL, "why" => "body").increment(1);
+                    return Err(too_slow(pace));
+                }
+                alarm.as_mut().reset((last + pace.gap_max).min(now + Duration::from_secs(1)));
+            }
+        }
+    }
+}
+
+fn too_large(bytes_max: usize) -> Problem {
+    Problem::new(413, "body_too_large", format!("the body is larger than {bytes_max} bytes"))
+        .hint("send fewer events in each request; there is no bound on their number")
+}
+
+fn too_slow(pace: BodyPace) -> Problem {
+    let gap_ms = pace.gap_max.as_millis();
+    let rate = pace.rate_bytes_min;
+    Problem::new(408, "body_too_slow", "the body came too slowly")
+        .hint(format!("send without pauses of {gap_ms} ms, and at least {rate} bytes a second"))
+}
+
+pub(crate) fn busy() -> Problem {
+    Problem::new(429, "too_many_bytes_in_flight", "the server holds as many bodies as it may")
+        .hint("send again after Retry-After seconds; smaller requests get through sooner")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_bodies_leave_room_for_small_ones() {
+        let inflight = InFlight::new(80_000, 4_000);
+        let mut large = inflight.enter().expect("room");
+        assert!(large.grow(60_000));
+        assert!(!large.grow(10_000), "the last eighth is not for large ones");
+        let mut small: Vec<Held> = Vec::new();
+        while let Some(mut held) = inflight.enter() {
+            if !held.grow(2_000) {
+                break;
+            }
+            small.push(held);
+        }
+        assert!(small.len() >= 5, "{}", small.len());
+        assert!(inflight.used_bytes() <= 80_000);
+        drop((small, large));
+        assert_eq!(inflight.used_bytes(), 0);
+    }
+}
