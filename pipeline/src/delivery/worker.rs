@@ -5,7 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::datatypes::{Field, Schema};
+use arrow::error::ArrowError;
 use metrics::{counter, gauge};
 use tidegate_events::{Dataset, dedup_key};
 use tokio::sync::watch;
@@ -394,11 +396,23 @@ fn letters(batch: &LogBatch, sink: &str, reason: &str) -> Vec<DeadLetter> {
     (0..batch.rows.num_rows()).map(letter).collect()
 }
 
-/// Each row as a JSON object. Rows of which Arrow makes no JSON are told by the error instead.
+/// Each row as a JSON object, without what is null. Rows of which Arrow makes no JSON are told by the error instead.
 fn json_rows(rows: &RecordBatch) -> Vec<Vec<u8>> {
     let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
-    match writer.write(rows).and_then(|()| writer.finish()) {
+    match in_offset_time(rows).and_then(|rows| writer.write(&rows)).and_then(|()| writer.finish()) {
         Ok(()) => writer.into_inner().split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect(),
         Err(error) => vec![format!("no JSON can be made of this row: {error}").into_bytes(); rows.num_rows()],
     }
+}
+
+/// The rows with their times at `+00:00`, which is UTC to Arrow's writers without a database of time zones.
+fn in_offset_time(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let column = |column: &ArrayRef| match column.as_any().downcast_ref::<TimestampMicrosecondArray>() {
+        Some(times) => Arc::new(times.clone().with_timezone("+00:00")),
+        None => column.clone(),
+    };
+    let columns: Vec<ArrayRef> = rows.columns().iter().map(column).collect();
+    let fields = rows.schema_ref().fields().iter().zip(&columns);
+    let fields = fields.map(|(field, column)| Field::new(field.name(), column.data_type().clone(), true));
+    RecordBatch::try_new(Arc::new(Schema::new(fields.collect::<Vec<_>>())), columns)
 }
