@@ -1,1 +1,11 @@
-//! placeholder
+//! The destinations of Tidegate, one module each. Every sink is idempotent and keeps a cursor of its own on a log; retry,
+//! backoff and dead letters are not here but in the delivery of `tidegate_pipeline`.
+//!
+//! - [`parquet`]: the default store of history: Parquet files on the local disk, made visible by a manifest, compacted in
+//!   the background, kept per tenant for as long as the retention says.
+
+pub mod error;
+pub mod metrics;
+pub mod parquet;
+
+pub use error::SinksError;

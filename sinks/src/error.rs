@@ -1,0 +1,74 @@
+//! What can go wrong in this crate, and whose fault it is.
+
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use tidegate_pipeline::SinkError;
+
+/// Every failure of a sink.
+#[derive(Debug, Error)]
+pub enum SinksError {
+    /// The machine: a file operation failed. Trying again may work once the cause (full disk, device) is gone.
+    #[error("{op} {path}: {source}")]
+    Io {
+        /// What was tried: `open`, `create`, `read`, `write`, `sync`, `rename`, `remove`, `list`, `make`.
+        op: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The disk or a crash: a file does not hold what its format says. Run `tidegate doctor`; the store sets such files aside.
+    #[error("{path} is damaged: {reason}")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The caller: a batch does not have the columns of its dataset. Trying again cannot work.
+    #[error("a batch of {dataset} cannot be stored: {reason}")]
+    Rows {
+        /// The table of the batch.
+        dataset: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Another writer of the same log has moved the cursor: what was to be committed is (partly) there already.
+    #[error("the cursor stands at {now}, not at {expected}: another writer has committed")]
+    CursorMoved {
+        /// Where the commit was to begin.
+        expected: u64,
+        /// Where the cursor is.
+        now: u64,
+    },
+    /// The operator of the program: a configured value is not valid.
+    #[error("{0}")]
+    Invalid(String),
+    /// A bug or an exhausted machine: Parquet refused to encode or decode.
+    #[error("parquet: {0}")]
+    Parquet(#[from] parquet::errors::ParquetError),
+    /// A bug or an exhausted machine: Arrow refused a batch.
+    #[error("arrow: {0}")]
+    Arrow(#[from] arrow::error::ArrowError),
+    /// A bug: work on a thread of its own ended without an answer. Nothing of it is visible; trying again may work.
+    #[error("the work stopped: {0}")]
+    Stopped(String),
+}
+
+impl SinksError {
+    /// For `map_err` of a file operation.
+    pub(crate) fn io(op: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { op, path, source }
+    }
+}
+
+impl From<SinksError> for SinkError {
+    fn from(error: SinksError) -> Self {
+        match error {
+            SinksError::Rows { .. } => Self::Fatal(error.to_string()),
+            _ => Self::Retryable(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The metrics of this crate: a closed set of names.
+
+/// Commits of the Parquet store, by `source` (`ingest`, `output`) and `outcome` (`done`, `failed`).
+pub const PARQUET_COMMITS: &str = "tidegate_sinks_parquet_commits_total";
+/// Rows committed to Parquet, by `source`.
+pub const PARQUET_ROWS: &str = "tidegate_sinks_parquet_rows_total";
+/// Bytes of Parquet files written by commits, by `source`.
+pub const PARQUET_BYTES: &str = "tidegate_sinks_parquet_bytes_total";
+/// How long a commit took, by `source`.
+pub const PARQUET_COMMIT_SECONDS: &str = "tidegate_sinks_parquet_commit_seconds";
+/// Bytes of rows that wait for a commit, by `source`; bounded by `buffer_bytes_max`.
+pub const PARQUET_BUFFER_BYTES: &str = "tidegate_sinks_parquet_buffer_bytes";
+/// Visible Parquet files, by `dataset`.
+pub const PARQUET_FILES: &str = "tidegate_sinks_parquet_files";
+/// Rows in visible Parquet files, by `dataset`.
+pub const PARQUET_STORED_ROWS: &str = "tidegate_sinks_parquet_stored_rows";
+/// Bytes of visible Parquet files, by `dataset`.
+pub const PARQUET_STORED_BYTES: &str = "tidegate_sinks_parquet_stored_bytes";
+/// Files that compaction replaced.
+pub const PARQUET_COMPACTED_FILES: &str = "tidegate_sinks_parquet_compacted_files_total";
+/// Bytes that compaction wrote.
+pub const PARQUET_COMPACTED_BYTES: &str = "tidegate_sinks_parquet_compacted_bytes_total";
+/// Rows that retention removed.
+pub const PARQUET_EXPIRED_ROWS: &str = "tidegate_sinks_parquet_expired_rows_total";
+/// Files set aside because they are damaged.
+pub const PARQUET_QUARANTINED_FILES: &str = "tidegate_sinks_parquet_quarantined_files_total";
+/// Files no longer visible that wait for readers or for the next edit before they are removed from disk.
+pub const PARQUET_CONDEMNED_FILES: &str = "tidegate_sinks_parquet_condemned_files";
+
+/// All names with their kind and help text.
+pub const NAMES: &[(&str, &str, &str)] = &[
+    (PARQUET_COMMITS, "counter", "Commits of the Parquet store by source and outcome"),
+    (PARQUET_ROWS, "counter", "Rows committed to Parquet by source"),
+    (PARQUET_BYTES, "counter", "Bytes of Parquet files written by commits by source"),
+    (PARQUET_COMMIT_SECONDS, "histogram", "How long a commit took by source"),
+    (PARQUET_BUFFER_BYTES, "gauge", "Bytes of rows waiting for a commit by source, bounded by buffer_bytes_max"),
+    (PARQUET_FILES, "gauge", "Visible Parquet files by dataset"),
+    (PARQUET_STORED_ROWS, "gauge", "Rows in visible Parquet files by dataset"),
+    (PARQUET_STORED_BYTES, "gauge", "Bytes of visible Parquet files by dataset"),
+    (PARQUET_COMPACTED_FILES, "counter", "Files that compaction replaced"),
+    (PARQUET_COMPACTED_BYTES, "counter", "Bytes that compaction wrote"),
+    (PARQUET_EXPIRED_ROWS, "counter", "Rows that retention removed"),
+    (PARQUET_QUARANTINED_FILES, "counter", "Files set aside because they are damaged"),
+    (PARQUET_CONDEMNED_FILES, "gauge", "Files no longer visible that wait to be removed from disk"),
+];

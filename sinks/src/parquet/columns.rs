@@ -1,0 +1,249 @@
+//! Batches with different columns put together: the joined schema, widening, and gathering rows in any order.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, ListArray, RecordBatch, StringArray, TimestampMicrosecondArray, new_null_array,
+};
+use arrow::buffer::OffsetBuffer;
+use arrow::compute::{cast, filter, interleave, is_not_null};
+use arrow::datatypes::{DataType, Field, FieldRef, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::error::ArrowError;
+use tidegate_events::{Dataset, FieldType, Scalar};
+
+use crate::error::SinksError;
+
+/// A row of a list of batches: (batch, row).
+pub(crate) type Pick = (u32, u32);
+
+/// The largest integer up to which every integer is a float too.
+const EXACT_FLOAT: u64 = 1 << 53;
+
+/// Says why a batch is not one of its dataset, if it is not.
+pub(crate) fn check_batch(dataset: Dataset, rows: &RecordBatch) -> Result<(), SinksError> {
+    let refuse = |reason| Err(SinksError::Rows { dataset: dataset.table_name(), reason });
+    let core = dataset.core_schema();
+    let schema = rows.schema();
+    let mut names = HashSet::with_capacity(schema.fields().len());
+    for field in schema.fields() {
+        if !names.insert(field.name().as_str()) {
+            return refuse(format!("it has two columns {:?}", field.name()));
+        }
+        let found = field.data_type();
+        match core.field_with_name(field.name()) {
+            Ok(core) if core.data_type() != found => {
+                return refuse(format!("column {:?} is {found}, not {}", field.name(), core.data_type()));
+            }
+            Err(_) if FieldType::from_data_type(found).is_none() => {
+                return refuse(format!("own field {:?} has the type {found}", field.name()));
+            }
+            _ => {}
+        }
+    }
+    for needed in [Dataset::TIME, Dataset::ORG_ID] {
+        if !names.contains(needed) {
+            return refuse(format!("it has no column {needed:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// The columns by which rows are sorted. A null time counts as 0, a null tenant as the empty text.
+#[derive(Debug, Clone)]
+pub(crate) struct SortKeys {
+    orgs: StringArray,
+    times: TimestampMicrosecondArray,
+}
+
+impl SortKeys {
+    /// The keys of a batch that [`check_batch`] has let pass.
+    pub(crate) fn of(dataset: Dataset, rows: &RecordBatch) -> Result<Self, SinksError> {
+        let orgs = rows.column_by_name(Dataset::ORG_ID).and_then(|column| column.as_string_opt::<i32>());
+        let times =
+            rows.column_by_name(Dataset::TIME).and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
+        match (orgs, times) {
+            (Some(orgs), Some(times)) => Ok(Self { orgs: orgs.clone(), times: times.clone() }),
+            _ => Err(SinksError::Rows { dataset: dataset.table_name(), reason: "it has no org_id or time".into() }),
+        }
+    }
+
+    pub(crate) fn org(&self, row: usize) -> &str {
+        if self.orgs.is_null(row) { "" } else { self.orgs.value(row) }
+    }
+
+    pub(crate) fn time(&self, row: usize) -> i64 {
+        if self.times.is_null(row) { 0 } else { self.times.value(row) }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.orgs.len()
+    }
+}
+
+/// One column of a list of batches, all of one type; `None` where a batch does not have it.
+#[derive(Debug)]
+pub(crate) struct Column {
+    pub(crate) field: FieldRef,
+    pub(crate) arrays: Vec<Option<ArrayRef>>,
+}
+
+/// The columns that have a value in one of `rows`, core columns first, own fields by name, each widened to the joined type.
+/// `rows` are ascending row numbers, a list for each batch.
+pub(crate) fn joined_columns(
+    dataset: Dataset,
+    batches: &[RecordBatch],
+    rows: &[Vec<u32>],
+) -> Result<Vec<Column>, SinksError> {
+    let core = dataset.core_schema();
+    let mut core_columns: Vec<Option<Vec<Option<ArrayRef>>>> = vec![None; core.fields().len()];
+    let mut own_columns: BTreeMap<String, Vec<Option<ArrayRef>>> = BTreeMap::new();
+    for (at, (batch, rows)) in batches.iter().zip(rows).enumerate() {
+        for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
+            if !has_value(array, rows) {
+                continue;
+            }
+            let known = core.index_of(field.name()).ok().and_then(|at| core_columns.get_mut(at));
+            let arrays = match known {
+                Some(column) => column.get_or_insert_with(|| vec![None; batches.len()]),
+                None => own_columns.entry(field.name().clone()).or_insert_with(|| vec![None; batches.len()]),
+            };
+            if let Some(slot) = arrays.get_mut(at) {
+                *slot = Some(array.clone());
+            }
+        }
+    }
+    let mut columns = Vec::with_capacity(core_columns.len() + own_columns.len());
+    for (field, arrays) in core.fields().iter().zip(core_columns) {
+        if let Some(arrays) = arrays {
+            columns.push(Column { field: field.clone(), arrays });
+        }
+    }
+    for (name, mut arrays) in own_columns {
+        let data_type = joined_type(&name, arrays.iter().flatten())?.data_type();
+        for array in arrays.iter_mut().flatten() {
+            *array = widen(array, &data_type)?;
+        }
+        columns.push(Column { field: Field::new(name, data_type, true).into(), arrays });
+    }
+    Ok(columns)
+}
+
+fn has_value(array: &ArrayRef, rows: &[u32]) -> bool {
+    let nulls = array.null_count();
+    if nulls == 0 || rows.is_empty() {
+        return !rows.is_empty();
+    }
+    nulls < array.len() && (rows.len() == array.len() || rows.iter().any(|row| array.is_valid(*row as usize)))
+}
+
+/// The narrowest type that holds all values of the arrays. Integers that no float can hold turn a float column to text.
+fn joined_type<'a>(name: &str, arrays: impl Iterator<Item = &'a ArrayRef> + Clone) -> Result<FieldType, SinksError> {
+    let mut joined: Option<FieldType> = None;
+    for array in arrays.clone() {
+        let kind = FieldType::from_data_type(array.data_type())
+            .ok_or_else(|| SinksError::Invalid(format!("own field {name:?} has the type {}", array.data_type())))?;
+        joined = Some(joined.map_or(kind, |joined| joined.join(kind)));
+    }
+    let mut joined = joined.unwrap_or(FieldType::TEXT);
+    if joined.scalar == Scalar::Float && !arrays.clone().all(fits_float) {
+        joined.scalar = Scalar::Text;
+    }
+    Ok(joined)
+}
+
+fn fits_float(array: &ArrayRef) -> bool {
+    let values = array.as_list_opt::<i32>().map_or(array, |list| list.values());
+    values
+        .as_primitive_opt::<Int64Type>()
+        .is_none_or(|ints| ints.iter().flatten().all(|int| int.unsigned_abs() <= EXACT_FLOAT))
+}
+
+/// Whether every integer between two bounds is a float too.
+pub(crate) fn range_fits_float(min: i64, max: i64) -> bool {
+    min.unsigned_abs() <= EXACT_FLOAT && max.unsigned_abs() <= EXACT_FLOAT
+}
+
+/// The array as `to`, a type that [`FieldType::join`] has given. A scalar becomes a list of one, null stays null.
+pub(crate) fn widen(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
+    if array.data_type() == to {
+        return Ok(array.clone());
+    }
+    let DataType::List(item) = to else { return cast(array, to) };
+    if matches!(array.data_type(), DataType::List(_)) {
+        return cast(array, to);
+    }
+    let values = cast(array, item.data_type())?;
+    let lengths = (0..array.len()).map(|row| usize::from(array.is_valid(row)));
+    let offsets = OffsetBuffer::from_lengths(lengths);
+    let values = if array.null_count() == 0 { values } else { filter(&values, &is_not_null(array)?)? };
+    Ok(Arc::new(ListArray::try_new(item.clone(), offsets, values, array.nulls().cloned())?))
+}
+
+/// The schema of the columns.
+pub(crate) fn schema_of(columns: &[Column]) -> SchemaRef {
+    Arc::new(Schema::new(columns.iter().map(|column| column.field.clone()).collect::<Vec<_>>()))
+}
+
+/// The picked rows, in the order of the picks.
+pub(crate) fn gather(columns: &[Column], schema: &SchemaRef, picks: &[Pick]) -> Result<RecordBatch, SinksError> {
+    let run = one_run(picks);
+    let pairs: Vec<(usize, usize)> = match run {
+        Some(_) => Vec::new(),
+        None => picks.iter().map(|(batch, row)| (*batch as usize, *row as usize)).collect(),
+    };
+    let mut arrays = Vec::with_capacity(columns.len());
+    for column in columns {
+        let array = match run {
+            Some((batch, row)) => match column.arrays.get(batch).and_then(Option::as_ref) {
+                Some(array) => array.slice(row, picks.len()),
+                None => new_null_array(column.field.data_type(), picks.len()),
+            },
+            None => gather_column(column, &pairs)?,
+        };
+        arrays.push(array);
+    }
+    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(picks.len()));
+    Ok(RecordBatch::try_new_with_options(schema.clone(), arrays, &options)?)
+}
+
+/// Batch and first row, if the picks are consecutive rows of one batch.
+fn one_run(picks: &[Pick]) -> Option<(usize, usize)> {
+    let first = picks.first()?;
+    let consecutive = picks.windows(2).all(|pair| matches!(pair, [a, b] if a.0 == b.0 && a.1 + 1 == b.1));
+    consecutive.then_some((first.0 as usize, first.1 as usize))
+}
+
+fn gather_column(column: &Column, pairs: &[(usize, usize)]) -> Result<ArrayRef, ArrowError> {
+    if column.arrays.iter().all(Option::is_some) {
+        let arrays: Vec<&dyn Array> = column.arrays.iter().flatten().map(AsRef::as_ref).collect();
+        return interleave(&arrays, pairs);
+    }
+    // Batches without the column all point at one null; a thousand sparse columns then cost no null arrays.
+    let null = new_null_array(column.field.data_type(), 1);
+    let mut arrays: Vec<&dyn Array> = vec![null.as_ref()];
+    let mut slots = vec![0; column.arrays.len()];
+    for (array, slot) in column.arrays.iter().zip(&mut slots) {
+        if let Some(array) = array {
+            *slot = arrays.len();
+            arrays.push(array.as_ref());
+        }
+    }
+    let mut any = false;
+    let pairs: Vec<(usize, usize)> = pairs
+        .iter()
+        .map(|(batch, row)| match slots.get(*batch) {
+            Some(slot) if *slot > 0 => {
+                any = true;
+                (*slot, *row)
+            }
+            _ => (0, 0),
+        })
+        .collect();
+    if any { interleave(&arrays, &pairs) } else { Ok(new_null_array(column.field.data_type(), pairs.len())) }
+}
+
+/// Bytes of the rows themselves, without what their buffers hold beside them.
+pub(crate) fn row_bytes(rows: &RecordBatch) -> usize {
+    rows.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or(0)).sum()
+}

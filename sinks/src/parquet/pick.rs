@@ -1,0 +1,116 @@
+//! Which files to compact: a pure function of what the manifest says.
+//!
+//! Files below half the target size count. In this order:
+//!
+//! 1. *Small* files (fewer rows than an hour needs for a file of its own), of whatever time, by size tier: as soon as
+//!    `compact_files_min` of one tier are there. What comes out is split by hour and day where rows suffice.
+//! 2. Files of one hour (or else one day, or else a longer time) and tenant, by size tier, likewise.
+//! 3. What is left of an hour, then of a day, once it is *settled*: it lies `settle_hours` back and had no new file for as
+//!    long.
+//!
+//! Every merge leaves fewer files below half the target size than it took, so it comes to an end; and a row is rewritten
+//! about once a tier.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tidegate_events::Dataset;
+
+use super::config::{HOUR_US, ParquetConfig};
+use super::layout::{day_of, hour_of};
+use super::manifest::FileMeta;
+
+/// The time that a file keeps to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Bucket {
+    /// Fewer rows than an hour needs.
+    Small,
+    Hour(i64),
+    Day(i64),
+    Longer,
+}
+
+type Group<'a> = (Dataset, Option<&'a str>, Bucket);
+
+/// The files to merge next, at least two, or none.
+pub(crate) fn pick(files: &[Arc<FileMeta>], config: &ParquetConfig, now_us: i64) -> Vec<Arc<FileMeta>> {
+    let mut tenants: BTreeMap<Dataset, Option<&str>> = BTreeMap::new();
+    for file in files {
+        let only = (file.org_min == file.org_max).then_some(file.org_min.as_str());
+        tenants
+            .entry(file.dataset)
+            .and_modify(|tenant| *tenant = tenant.filter(|org| Some(*org) == only))
+            .or_insert(only);
+    }
+    let open: Vec<&Arc<FileMeta>> =
+        files.iter().filter(|file| file.bytes < config.target_file_bytes.div_ceil(2)).collect();
+    let tenant_of = |file: &'_ FileMeta| -> Option<String> {
+        let alone = tenants.get(&file.dataset).is_some_and(Option::is_some);
+        let own = file.org_min == file.org_max && file.rows > config.tenant_rows_min as u64 && !alone;
+        own.then(|| file.org_min.clone())
+    };
+    let owners: Vec<Option<String>> = open.iter().map(|file| tenant_of(file)).collect();
+    let mut tiers: BTreeMap<(Group<'_>, u32), Vec<&Arc<FileMeta>>> = BTreeMap::new();
+    let mut hours: BTreeMap<Group<'_>, Vec<&Arc<FileMeta>>> = BTreeMap::new();
+    let mut days: BTreeMap<Group<'_>, Vec<&Arc<FileMeta>>> = BTreeMap::new();
+    for (file, owner) in open.iter().zip(&owners) {
+        let bucket = bucket_of(file, config);
+        let group = (file.dataset, owner.as_deref(), bucket);
+        tiers.entry((group, tier_of(file.bytes))).or_default().push(file);
+        let day = match bucket {
+            Bucket::Hour(hour) => {
+                hours.entry(group).or_default().push(file);
+                hour.div_euclid(24)
+            }
+            Bucket::Day(day) => day,
+            Bucket::Small | Bucket::Longer => continue,
+        };
+        days.entry((group.0, group.1, Bucket::Day(day))).or_default().push(file);
+    }
+    let full_tier = tiers.into_values().find(|group| group.len() >= config.compact_files_min);
+    let settle_us = i64::from(config.settle_hours).saturating_mul(HOUR_US);
+    let settled = |group: &Group<'_>, files: &[&Arc<FileMeta>]| {
+        let end = match group.2 {
+            Bucket::Hour(hour) => hour.saturating_add(1).saturating_mul(HOUR_US),
+            Bucket::Day(day) => day.saturating_add(1).saturating_mul(24 * HOUR_US),
+            Bucket::Small | Bucket::Longer => i64::MAX,
+        };
+        let written = files.iter().map(|file| file.created_us).max().unwrap_or(i64::MAX);
+        files.len() >= 2 && end.max(written) <= now_us.saturating_sub(settle_us)
+    };
+    let mut rests = hours.into_iter().chain(days);
+    let chosen = full_tier.or_else(|| rests.find(|(group, files)| settled(group, files)).map(|(_, files)| files));
+    bounded(chosen.unwrap_or_default(), config)
+}
+
+fn bucket_of(file: &FileMeta, config: &ParquetConfig) -> Bucket {
+    if file.rows < config.file_rows_min as u64 {
+        Bucket::Small
+    } else if hour_of(file.time_min) == hour_of(file.time_max) {
+        Bucket::Hour(hour_of(file.time_min))
+    } else if day_of(file.time_min) == day_of(file.time_max) {
+        Bucket::Day(day_of(file.time_min))
+    } else {
+        Bucket::Longer
+    }
+}
+
+/// Files of one tier differ in size by less than eight times.
+fn tier_of(bytes: u64) -> u32 {
+    (bytes >> 16).checked_ilog2().map_or(0, |log| 1 + log / 3)
+}
+
+/// The oldest of the files, within the bounds.
+fn bounded(mut files: Vec<&Arc<FileMeta>>, config: &ParquetConfig) -> Vec<Arc<FileMeta>> {
+    files.sort_unstable_by_key(|file| (file.time_min, file.id));
+    let mut bytes = 0;
+    let mut taken: Vec<Arc<FileMeta>> = Vec::new();
+    for file in files {
+        bytes += file.bytes;
+        if taken.len() == config.compact_files_max || (taken.len() >= 2 && bytes > config.compact_bytes_max) {
+            break;
+        }
+        taken.push(file.clone());
+    }
+    if taken.len() < 2 { Vec::new() } else { taken }
+}

@@ -1,0 +1,76 @@
+//! Reading files of the store: in batches, only their sort keys, or only their footers.
+
+use std::path::Path;
+
+use arrow::datatypes::SchemaRef;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::ParquetMetaData;
+use parquet::file::statistics::Statistics;
+use tidegate_events::Dataset;
+use tidegate_pipeline::fs::Fs;
+
+use super::columns::{SortKeys, range_fits_float};
+use super::encode::TENANTS_KEY;
+use super::file_io::FileSource;
+use super::manifest::TenantRows;
+use crate::error::SinksError;
+
+/// A file with its footer read.
+pub(crate) struct FileReader {
+    builder: ParquetRecordBatchReaderBuilder<FileSource>,
+}
+
+impl FileReader {
+    pub(crate) fn open(fs: &dyn Fs, path: &Path) -> Result<Self, SinksError> {
+        let source = FileSource::open(fs, path)?;
+        Ok(Self { builder: ParquetRecordBatchReaderBuilder::try_new(source)? })
+    }
+
+    /// The columns of the file.
+    pub(crate) fn schema(&self) -> SchemaRef {
+        self.builder.schema().clone()
+    }
+
+    /// Whether all integers of a column are floats too, as the statistics of its row groups say.
+    pub(crate) fn fits_float(&self, column: usize) -> bool {
+        row_groups_fit(self.builder.metadata(), column)
+    }
+
+    /// All rows, in order.
+    pub(crate) fn batches(self, batch_rows: usize) -> Result<ParquetRecordBatchReader, SinksError> {
+        Ok(self.builder.with_batch_size(batch_rows).build()?)
+    }
+
+    /// The sort keys of all rows, in order.
+    pub(crate) fn keys(
+        self,
+        dataset: Dataset,
+        batch_rows: usize,
+    ) -> Result<impl Iterator<Item = Result<SortKeys, SinksError>>, SinksError> {
+        let mask = ProjectionMask::columns(self.builder.parquet_schema(), [Dataset::ORG_ID, Dataset::TIME]);
+        let reader = self.builder.with_projection(mask).with_batch_size(batch_rows).build()?;
+        Ok(reader.map(move |batch| SortKeys::of(dataset, &batch?)))
+    }
+
+    /// The tenants that the footer names, if it does.
+    pub(crate) fn tenants(&self) -> Option<Vec<TenantRows>> {
+        let pairs = self.builder.metadata().file_metadata().key_value_metadata()?;
+        let text = pairs.iter().find(|pair| pair.key == TENANTS_KEY)?.value.as_deref()?;
+        serde_json::from_str(text).ok()
+    }
+}
+
+fn row_groups_fit(metadata: &ParquetMetaData, column: usize) -> bool {
+    metadata.row_groups().iter().all(|group| {
+        let Some(chunk) = group.columns().get(column) else { return false };
+        match chunk.statistics() {
+            Some(Statistics::Int64(ints)) => match (ints.min_opt(), ints.max_opt()) {
+                (Some(min), Some(max)) => range_fits_float(*min, *max),
+                _ => ints.null_count_opt() == u64::try_from(chunk.num_values()).ok(),
+            },
+            Some(_) => true,
+            None => false,
+        }
+    })
+}

@@ -1,0 +1,189 @@
+//! Retention: rows whose time is over leave, per tenant.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use metrics::counter;
+use serde::Serialize;
+use tidegate_events::Dataset;
+
+use super::columns::SortKeys;
+use super::commit::NewFiles;
+use super::config::{DAY_US, RetentionConfig};
+use super::encode::PageEncoding;
+use super::manifest::{FileMeta, TenantRows, Why};
+use super::read::FileReader;
+use super::recover::SetAside;
+use super::store::{Change, ParquetStore};
+use crate::error::SinksError;
+use crate::metrics as names;
+
+/// What [`ParquetStore::retain`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Retained {
+    /// Files dropped as a whole.
+    pub dropped_files: u64,
+    /// Files rewritten without their expired rows.
+    pub rewritten_files: u64,
+    /// Rows removed.
+    pub expired_rows: u64,
+    /// Whether the bound on rewriting left work for the next call.
+    pub more: bool,
+    /// Files found damaged on the way and set aside.
+    pub set_aside: Vec<SetAside>,
+}
+
+/// What is to be done with a file.
+enum Verdict {
+    Keep,
+    Drop,
+    Rewrite,
+}
+
+impl ParquetStore {
+    /// Removes expired rows: files in which all rows of all tenants are expired are dropped at once; files that hold live
+    /// rows too are rewritten once their expired rows are `grace_days` over, as many as the bound allows. Call
+    /// [`sweep`](Self::sweep) afterwards. Needs a thread that may block and compute; commits go on meanwhile.
+    ///
+    /// # Errors
+    /// [`SinksError::Io`], [`SinksError::Parquet`]: what was removed before stays removed; try again later.
+    pub fn retain(&self, now_us: i64, policy: &RetentionConfig) -> Result<Retained, SinksError> {
+        let _alone = self.maintenance.lock();
+        let mut done = Retained::default();
+        let mut dropped: Vec<Arc<FileMeta>> = Vec::new();
+        let mut mixed: Vec<Arc<FileMeta>> = Vec::new();
+        for file in self.metas() {
+            match self.judge(&file, now_us, policy) {
+                Ok(Verdict::Keep) => {}
+                Ok(Verdict::Drop) => dropped.push(file),
+                Ok(Verdict::Rewrite) => mixed.push(file),
+                Err(error) => done.set_aside.push(self.blame(&file, error)?),
+            }
+        }
+        if !dropped.is_empty() {
+            let removed = dropped.iter().map(|file| file.id).collect();
+            self.publish(&[], |table| Ok(Change::new(Why::Retain, table.cursors).removing(removed)))?;
+            done.dropped_files = dropped.len() as u64;
+            done.expired_rows = dropped.iter().map(|file| file.rows).sum();
+        }
+        let mut bytes = 0;
+        for file in mixed {
+            if bytes > 0 && bytes + file.bytes > policy.rewrite_bytes_max {
+                done.more = true;
+                break;
+            }
+            bytes += file.bytes;
+            match self.rewrite(&file, now_us, policy) {
+                Ok(expired) => {
+                    done.rewritten_files += 1;
+                    done.expired_rows += expired;
+                }
+                Err(error) => done.set_aside.push(self.blame(&file, error)?),
+            }
+        }
+        counter!(names::PARQUET_EXPIRED_ROWS).increment(done.expired_rows);
+        self.show_gauges();
+        Ok(done)
+    }
+
+    fn judge(&self, file: &FileMeta, now_us: i64, policy: &RetentionConfig) -> Result<Verdict, SinksError> {
+        let dataset = file.dataset;
+        let latest = policy.tenants.keys().map(|org| policy.cutoff(org, dataset, now_us));
+        let latest = latest.max().unwrap_or(i64::MIN).max(policy.cutoff("", dataset, now_us));
+        if file.time_min >= latest {
+            return Ok(Verdict::Keep);
+        }
+        let in_footer;
+        let tenants: &[TenantRows] = match &file.tenants {
+            Some(tenants) => tenants,
+            None => {
+                let reader = FileReader::open(self.fs.as_ref(), &self.path_of(file))?;
+                in_footer = reader.tenants().ok_or_else(|| SinksError::Damaged {
+                    path: self.path_of(file),
+                    reason: "its footer does not name its tenants".into(),
+                })?;
+                &in_footer
+            }
+        };
+        let grace = i64::from(policy.grace_days).saturating_mul(DAY_US);
+        let cutoff = |tenant: &TenantRows| policy.cutoff(&tenant.org, dataset, now_us);
+        if tenants.iter().all(|tenant| tenant.time_max < cutoff(tenant)) {
+            return Ok(Verdict::Drop);
+        }
+        let overdue = |tenant: &TenantRows| tenant.time_min < cutoff(tenant).saturating_sub(grace);
+        Ok(if tenants.iter().any(overdue) { Verdict::Rewrite } else { Verdict::Keep })
+    }
+
+    /// Puts a file without expired rows in the place of one with; says how many rows went.
+    fn rewrite(&self, file: &Arc<FileMeta>, now_us: i64, policy: &RetentionConfig) -> Result<u64, SinksError> {
+        let reader = FileReader::open(self.fs.as_ref(), &self.path_of(file))?;
+        let schema = reader.schema();
+        let encoding = PageEncoding {
+            zstd_level: self.config.compact_zstd_level,
+            row_group_rows: self.config.row_group_rows,
+            row_group_bytes: 96 << 20,
+        };
+        let mut files = NewFiles::new(self);
+        let mut build = None;
+        let mut cutoffs = Cutoffs { policy, dataset: file.dataset, now_us, known: BTreeMap::new() };
+        for batch in reader.batches(self.batch_rows(std::slice::from_ref(file)))? {
+            let live = cutoffs.live_rows(&batch?)?;
+            if live.num_rows() == 0 {
+                continue;
+            }
+            let build = match &mut build {
+                Some(build) => build,
+                none => none.insert(files.create(file.dataset, encoding, schema.clone())?),
+            };
+            build.push(&live)?;
+        }
+        if let Some(build) = build {
+            files.finish(build)?;
+        }
+        files.make_names_durable()?;
+        let added = files.keep();
+        let rows: u64 = added.iter().map(|file| file.rows).sum();
+        self.publish(&added, |table| {
+            if !table.files.contains_key(&file.id) {
+                return Err(SinksError::Stopped("the file was removed meanwhile".into()));
+            }
+            Ok(Change::new(Why::Retain, table.cursors).removing(vec![file.id]))
+        })?;
+        Ok(file.rows.saturating_sub(rows))
+    }
+}
+
+/// The cutoff of each tenant met so far.
+struct Cutoffs<'a> {
+    policy: &'a RetentionConfig,
+    dataset: Dataset,
+    now_us: i64,
+    known: BTreeMap<String, i64>,
+}
+
+impl Cutoffs<'_> {
+    fn live_rows(&mut self, batch: &RecordBatch) -> Result<RecordBatch, SinksError> {
+        let keys = SortKeys::of(self.dataset, batch)?;
+        let mut cutoff = i64::MIN;
+        let mut last = None;
+        let mut live = Vec::with_capacity(keys.len());
+        for row in 0..keys.len() {
+            let org = keys.org(row);
+            if last != Some(org) {
+                cutoff = match self.known.get(org) {
+                    Some(cutoff) => *cutoff,
+                    None => {
+                        let cutoff = self.policy.cutoff(org, self.dataset, self.now_us);
+                        self.known.insert(org.to_owned(), cutoff);
+                        cutoff
+                    }
+                };
+                last = Some(org);
+            }
+            live.push(keys.time(row) >= cutoff);
+        }
+        Ok(filter_record_batch(batch, &BooleanArray::from(live))?)
+    }
+}
