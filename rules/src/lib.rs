@@ -1,1 +1,48 @@
-//! placeholder
+//! Sigma rules on Arrow columns.
+//!
+//! Rule text goes through `rsigma-parser`; what is ours is evaluation. A [`RuleSet`] is compiled from [`RuleFile`]s: each
+//! rule becomes a boolean program over predicates (one field, one test), and a predicate that several rules share is one. An
+//! [`Evaluator`] runs the set over batches: each distinct value of a field is decided once against all predicates on that
+//! field, and remembered; rules whose necessary predicates are satisfied nowhere in a batch are not looked at. The
+//! [`SigmaOperator`] does this in the run loop, with the rules that the log itself says are in force.
+//!
+//! ```text
+//! rule text ─ document ─ compile ─ RuleSet ─┐
+//!                logsource tables ─┘        ├─ Evaluator ─ (row, rule) ─ raise ─ alerts
+//!                              LogBatch ────┘
+//! ```
+//!
+//! ```
+//! use tidegate_rules::{RuleFile, RuleSet, RulesConfig};
+//! let text = "title: A\nid: a\nlogsource: {product: aws}\ndetection: {s: {eventName: Delete*}, condition: s}";
+//! let (rules, problems) = RuleSet::compile(&[RuleFile::new("a.yml", text)], &RulesConfig::default())?;
+//! assert_eq!((rules.rules().len(), problems.len()), (1, 0));
+//! # Ok::<(), tidegate_rules::RulesError>(())
+//! ```
+//!
+//! Not here: reading a clock (but to time rules), I/O (but [`folder`]), the delivery of alerts.
+
+mod bitmap;
+mod compile;
+mod config;
+mod datetime;
+mod document;
+mod error;
+mod eval;
+mod fold;
+pub mod folder;
+mod logsource;
+pub mod metrics;
+mod number;
+pub mod operator;
+pub mod pack;
+mod problem;
+mod raise;
+
+pub use compile::{Rule, RuleSet};
+pub use config::RulesConfig;
+pub use error::RulesError;
+pub use eval::{Counts, Evaluator, Parked};
+pub use folder::{RuleAction, RuleChange, RuleFolder, SkippedFile};
+pub use operator::SigmaOperator;
+pub use problem::{RuleFile, RuleProblem};

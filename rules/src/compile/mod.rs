@@ -1,0 +1,365 @@
+//! Rules compiled: files in, [`RuleSet`] and problems out.
+
+mod detection;
+mod encoding;
+pub(crate) mod glob;
+pub(crate) mod interner;
+pub(crate) mod matcher;
+mod modifiers;
+pub(crate) mod program;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rsigma_parser::SigmaRule;
+use tidegate_events::{Dataset, Level};
+
+use crate::config::RulesConfig;
+use crate::document::{Parsed, Part, parse_file};
+use crate::error::RulesError;
+use crate::logsource::{Cover, LogSources, Resolved, Wanted};
+use crate::problem::{Fault, RuleFile, RuleProblem};
+use detection::DetectionCompiler;
+use interner::{Interner, Predicate, View};
+use matcher::Matcher;
+use modifiers::{Test, apply};
+use program::{Leaf, Node, PredicateId, ViewId};
+
+/// One rule, ready to run.
+#[derive(Debug)]
+pub struct Rule {
+    /// The Sigma `id`, or else the `name` or the title.
+    pub id: String,
+    /// The Sigma `title`.
+    pub title: String,
+    /// The Sigma `description`.
+    pub description: String,
+    /// The Sigma `level`; `medium` without one.
+    pub level: Level,
+    /// The Sigma `tags`.
+    pub tags: Vec<String>,
+    /// The Sigma `falsepositives`.
+    pub falsepositives: Vec<String>,
+    /// The file it came from.
+    pub file: String,
+    /// The tenant whose events it sees; `None` for every tenant.
+    pub org_id: Option<Arc<str>>,
+    /// The fields that the rule names, and the view of each.
+    pub(crate) fields: Vec<(String, ViewId)>,
+    /// The fields that the rule asks to be shown (Sigma `fields`), and the view of each.
+    pub(crate) shown: Vec<(String, ViewId)>,
+    pub(crate) program: Node,
+    pub(crate) log_source: usize,
+    /// Whether keywords are searched in the whole event.
+    pub(crate) keywords: bool,
+}
+
+/// A log source that rules use, compiled.
+#[derive(Debug)]
+pub(crate) struct Routed {
+    pub dataset: Dataset,
+    /// Which rows it covers.
+    pub program: Node,
+    /// The views that its rules read.
+    pub views: Vec<ViewId>,
+    /// Its rules that have no witness, so that they are tried on every batch with such rows.
+    pub unwitnessed: Vec<usize>,
+    pub resolved: Resolved,
+    /// What rules call it, for reports.
+    pub name: String,
+}
+
+/// Rules compiled together: predicates that are the same are one. Immutable; an
+/// [`Evaluator`](crate::Evaluator) runs it.
+#[derive(Debug)]
+pub struct RuleSet {
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) log_sources: Vec<Routed>,
+    pub(crate) views: Vec<View>,
+    pub(crate) predicates: Vec<Predicate>,
+    /// For each predicate, the rules that it is a witness of.
+    pub(crate) witnessed: Vec<Vec<u32>>,
+    /// The view of `source`.
+    pub(crate) source_view: ViewId,
+}
+
+impl RuleSet {
+    /// Compiles files. What cannot be loaded is reported, in the order of files and documents; the rest is in the set, in the
+    /// same order.
+    ///
+    /// # Errors
+    /// [`RulesError::Table`] when a shipped log source table is broken, which is a bug.
+    pub fn compile(files: &[RuleFile], config: &RulesConfig) -> Result<(Self, Vec<RuleProblem>), RulesError> {
+        let mut compiler = Compiler::new(config)?;
+        let mut problems = Vec::new();
+        let mut ordered: Vec<&RuleFile> = files.iter().collect();
+        // Rules for everyone come before those of single tenants, so that a tenant cannot take away an id.
+        ordered.sort_by_key(|file| (&file.org_id, &file.name));
+        for (at, file) in ordered.into_iter().enumerate() {
+            if at >= config.files_max {
+                let reason = format!("there are more than {} rule files", config.files_max);
+                problems.push(RuleProblem {
+                    file: file.name.clone(),
+                    line: 1,
+                    column: 1,
+                    rule: String::new(),
+                    reason,
+                    hint: "raise files_max".into(),
+                });
+                continue;
+            }
+            for (part, parsed) in parse_file(file, config, &mut problems) {
+                compiler.document(file, &part, parsed, &mut problems);
+            }
+        }
+        Ok((compiler.finish(), problems))
+    }
+
+    /// The rules, in order. The index of a rule is what [`Evaluator::matches`](crate::Evaluator::matches) names it by.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// How many distinct predicates all rules together have.
+    pub fn predicates(&self) -> usize {
+        self.predicates.len()
+    }
+
+    /// The log sources of rules that no table describes: those rules see only events whose `source` has that name.
+    pub fn unknown_log_sources(&self) -> Vec<&str> {
+        let unknown = |routed: &&Routed| !routed.resolved.known;
+        self.log_sources.iter().filter(unknown).map(|routed| routed.name.as_str()).collect()
+    }
+}
+
+struct Compiler<'a> {
+    config: &'a RulesConfig,
+    tables: LogSources,
+    interner: Interner,
+    rules: Vec<Rule>,
+    log_sources: Vec<Routed>,
+    log_source_ids: BTreeMap<String, usize>,
+    ids: BTreeMap<(Option<String>, String), String>,
+    source_view: ViewId,
+}
+
+impl<'a> Compiler<'a> {
+    fn new(config: &'a RulesConfig) -> Result<Self, RulesError> {
+        let mut interner = Interner::new(config.regex_bytes_max);
+        let source_view = interner.field_view(vec!["source".into()]);
+        Ok(Self {
+            config,
+            tables: LogSources::shipped()?,
+            interner,
+            rules: Vec::new(),
+            log_sources: Vec::new(),
+            log_source_ids: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            source_view,
+        })
+    }
+
+    fn document(&mut self, file: &RuleFile, part: &Part<'_>, parsed: Parsed, problems: &mut Vec<RuleProblem>) {
+        match parsed {
+            Parsed::Rule(rule) => {
+                let name = rule.id.as_ref().unwrap_or(&rule.title).clone();
+                if let Err(fault) = self.rule(file, *rule) {
+                    problems.push(part.problem(&name, fault));
+                }
+            }
+            Parsed::Correlation(rule) => {
+                let fault = Fault::new("correlation rules are not evaluated yet").near("correlation:");
+                problems.push(part.problem(rule.id.as_ref().unwrap_or(&rule.title), fault));
+            }
+            Parsed::Filter(filter) => {
+                let fault = Fault::new("filters are not evaluated yet").near("filter:");
+                problems.push(part.problem(filter.id.as_ref().unwrap_or(&filter.title), fault));
+            }
+        }
+    }
+
+    fn rule(&mut self, file: &RuleFile, rule: SigmaRule) -> Result<(), Fault> {
+        let id = rule.id.clone().or_else(|| rule.name.clone()).unwrap_or_else(|| rule.title.clone());
+        self.check(file, &rule, &id)?;
+        let log_source = self.log_source(&rule)?;
+        let resolved = self.log_sources.get(log_source).map(|routed| routed.resolved.clone());
+        let resolved = resolved.ok_or_else(|| Fault::new("the log source is not there"))?;
+        let mut detection = DetectionCompiler {
+            interner: &mut self.interner,
+            resolved: &resolved,
+            log_source,
+            config: self.config,
+            fields: Vec::new(),
+            keywords: false,
+            predicates: 0,
+        };
+        let program = detection.compile(&rule.detection)?;
+        let (fields, keywords) = (detection.fields, detection.keywords);
+        let interner = &mut self.interner;
+        let mut with_view = |field: String| {
+            let view = interner.field_view(resolved.columns(&field));
+            (field, view)
+        };
+        let fields: Vec<_> = fields.into_iter().map(&mut with_view).collect();
+        let shown: Vec<_> = rule.fields.iter().take(32).cloned().map(&mut with_view).collect();
+        self.ids.insert((file.org_id.clone(), id.clone()), file.name.clone());
+        self.rules.push(Rule {
+            id,
+            title: rule.title,
+            description: rule.description.unwrap_or_default(),
+            level: rule.level.map_or(Level::Medium, level),
+            tags: rule.tags,
+            falsepositives: rule.falsepositives,
+            file: file.name.clone(),
+            org_id: file.org_id.as_deref().map(Arc::from),
+            fields,
+            shown,
+            program,
+            log_source,
+            keywords,
+        });
+        Ok(())
+    }
+
+    fn check(&self, file: &RuleFile, rule: &SigmaRule, id: &str) -> Result<(), Fault> {
+        for scope in [None, file.org_id.clone()] {
+            if let Some(other) = self.ids.get(&(scope, id.to_owned())) {
+                let reason = format!("the id {id} is that of a rule in {other}");
+                return Err(Fault::new(reason).hint("give it a new UUID").near("id:"));
+            }
+        }
+        if rsigma_parser::is_unsupported(rule.sigma_version) {
+            let fault = Fault::new("the rule is for a later version of Sigma");
+            return Err(fault.hint("versions 2 and 3 are known").near("sigma-version:"));
+        }
+        Ok(())
+    }
+
+    /// The number of the rule's log source, compiled if it is new.
+    fn log_source(&mut self, rule: &SigmaRule) -> Result<usize, Fault> {
+        let source = &rule.logsource;
+        let parts =
+            [&source.product, &source.category, &source.service].map(|part| part.as_deref().unwrap_or_default());
+        if parts.iter().all(|part| part.is_empty()) {
+            return Err(Fault::new("the rule names no log source")
+                .hint("give logsource a product, a category or a service")
+                .near("logsource:"));
+        }
+        let name = parts.join("/").to_lowercase();
+        if let Some(known) = self.log_source_ids.get(&name) {
+            return Ok(*known);
+        }
+        let resolved = self.tables.resolve(source);
+        let mut covers = Vec::with_capacity(resolved.covers.len());
+        for cover in &resolved.covers {
+            covers.push(self.cover(&resolved, cover)?);
+        }
+        let number = self.log_sources.len();
+        self.log_sources.push(Routed {
+            dataset: resolved.dataset,
+            program: Node::any(covers),
+            views: Vec::new(),
+            unwitnessed: Vec::new(),
+            resolved,
+            name: name.clone(),
+        });
+        self.log_source_ids.insert(name, number);
+        Ok(number)
+    }
+
+    fn cover(&mut self, resolved: &Resolved, cover: &Cover) -> Result<Node, Fault> {
+        let mut all = Vec::new();
+        if !cover.sources.is_empty() {
+            let mut sources = Vec::new();
+            for source in &cover.sources {
+                sources.push(self.wanted(self.source_view, &Wanted::Text(source.clone()))?);
+            }
+            all.push(Node::any(sources));
+        }
+        for alternatives in &cover.all {
+            let mut any = Vec::new();
+            for wants in alternatives {
+                let mut fields = Vec::new();
+                for (field, wanted) in wants {
+                    let view = self.interner.field_view(resolved.columns(field));
+                    fields.push(self.wanted(view, wanted)?);
+                }
+                any.push(Node::all(fields));
+            }
+            all.push(Node::any(any));
+        }
+        Ok(Node::all(all))
+    }
+
+    fn wanted(&mut self, view: ViewId, wanted: &Wanted) -> Result<Node, Fault> {
+        let value = match wanted {
+            Wanted::AnyOf(several) => {
+                let nodes: Result<Vec<Node>, Fault> = several.iter().map(|wanted| self.wanted(view, wanted)).collect();
+                return nodes.map(Node::any);
+            }
+            Wanted::Number(number) => rsigma_parser::SigmaValue::Integer(*number),
+            Wanted::Truth(truth) => rsigma_parser::SigmaValue::Bool(*truth),
+            Wanted::Text(text) => rsigma_parser::SigmaValue::String(rsigma_parser::SigmaString::new(text)),
+        };
+        let tests = apply(&[], &[value], false, self.config)?;
+        let mut nodes = Vec::new();
+        for test in tests.values.into_iter().flatten() {
+            nodes.push(match test {
+                Test::Value(matcher) => Node::Predicate(self.interner.predicate(view, matcher)?),
+                _ => Node::Present(view),
+            });
+        }
+        Ok(Node::any(nodes))
+    }
+
+    fn finish(mut self) -> RuleSet {
+        let predicates = self.interner.predicates;
+        let selectivity = |id: PredicateId| {
+            predicates.get(id as usize).map_or(0, |predicate: &Predicate| Matcher::selectivity(&predicate.matcher))
+        };
+        let mut witnessed = vec![Vec::new(); predicates.len()];
+        for (at, rule) in self.rules.iter().enumerate() {
+            let Some(routed) = self.log_sources.get_mut(rule.log_source) else { continue };
+            match rule.program.witness(&selectivity) {
+                Some(witness) => {
+                    for predicate in witness.predicates {
+                        if let Some(rules) = witnessed.get_mut(predicate as usize) {
+                            rules.push(at as u32);
+                        }
+                    }
+                }
+                None => routed.unwitnessed.push(at),
+            }
+            rule.program.visit(&mut |leaf| match leaf {
+                Leaf::Predicate(id) => routed.views.extend(predicates.get(id as usize).map(|predicate| predicate.view)),
+                Leaf::View(view) => routed.views.push(view),
+            });
+        }
+        for routed in &mut self.log_sources {
+            routed.views.sort_unstable();
+            routed.views.dedup();
+        }
+        for rules in &mut witnessed {
+            rules.sort_unstable();
+            rules.dedup();
+        }
+        RuleSet {
+            rules: self.rules,
+            log_sources: self.log_sources,
+            views: self.interner.views,
+            predicates,
+            witnessed,
+            source_view: self.source_view,
+        }
+    }
+}
+
+fn level(level: rsigma_parser::Level) -> Level {
+    match level {
+        rsigma_parser::Level::Informational => Level::Informational,
+        rsigma_parser::Level::Low => Level::Low,
+        rsigma_parser::Level::Medium => Level::Medium,
+        rsigma_parser::Level::High => Level::High,
+        rsigma_parser::Level::Critical => Level::Critical,
+    }
+}

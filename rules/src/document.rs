@@ -1,0 +1,319 @@
+//! From rule text to parsed Sigma documents with their places: splitting, bounds on YAML, then `rsigma-parser`.
+//!
+//! The parser trusts its input in two ways that rule text from an API must not be trusted: aliases may multiply nodes, and
+//! parentheses of a condition nest on the stack. So each document is first walked without being built, with a bound on nodes
+//! (after aliases) and on the nesting of conditions.
+
+use std::cell::Cell;
+use std::fmt;
+
+use rsigma_parser::{CorrelationRule, FilterRule, SigmaRule, parse_sigma_yaml};
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::config::RulesConfig;
+use crate::problem::{Fault, RuleFile, RuleProblem};
+
+/// The parser gives up at 64; counted here before its grammar recurses.
+const CONDITION_DEPTH_MAX: usize = 64;
+
+/// What a document is.
+pub(crate) enum Parsed {
+    Rule(Box<SigmaRule>),
+    Correlation(Box<CorrelationRule>),
+    Filter(Box<FilterRule>),
+}
+
+/// A part of a file that stands alone: one document, or a whole file whose documents build on each other (`action:`).
+pub(crate) struct Part<'a> {
+    file: &'a str,
+    text: &'a str,
+    /// Lines of the file before it.
+    lines_before: usize,
+}
+
+impl Part<'_> {
+    /// The problem that a fault is, with its place in the file.
+    pub fn problem(&self, rule: &str, fault: Fault) -> RuleProblem {
+        let (line, column) = self.locate(&fault.near);
+        RuleProblem {
+            file: self.file.to_owned(),
+            line,
+            column,
+            rule: rule.to_owned(),
+            reason: fault.reason,
+            hint: fault.hint,
+        }
+    }
+
+    /// Line and column of the first `needle`, outside comments; the first line of the document without one.
+    fn locate(&self, needle: &str) -> (usize, usize) {
+        let mut first_text = None;
+        for (at, line) in self.text.lines().enumerate() {
+            let text = line.trim_start();
+            if text.is_empty() || text.starts_with('#') || text == "---" {
+                continue;
+            }
+            first_text.get_or_insert(at);
+            if needle.is_empty() {
+                break;
+            }
+            if let Some(byte) = line.find(needle) {
+                return (self.lines_before + at + 1, line.get(..byte).map_or(0, |before| before.chars().count()) + 1);
+            }
+        }
+        (self.lines_before + first_text.unwrap_or(0) + 1, 1)
+    }
+}
+
+/// Parses a file. What parsed comes in document order with the part it came from; what did not is in `problems`.
+pub(crate) fn parse_file<'a>(
+    file: &'a RuleFile,
+    config: &RulesConfig,
+    problems: &mut Vec<RuleProblem>,
+) -> Vec<(Part<'a>, Parsed)> {
+    let mut documents = Vec::new();
+    if file.text.len() > config.file_bytes_max {
+        let whole = Part { file: &file.name, text: "", lines_before: 0 };
+        let reason = format!("the file has {} bytes, more than {}", file.text.len(), config.file_bytes_max);
+        problems.push(whole.problem("", Fault::new(reason).hint("split it, or raise file_bytes_max")));
+        return documents;
+    }
+    for (text, lines_before) in split(&file.text) {
+        let part = || Part { file: &file.name, text, lines_before };
+        if let Err(fault) = check_shape(text, config.document_nodes_max) {
+            problems.push(part().problem(&name_in(text), fault));
+            continue;
+        }
+        let parsed = match parse_sigma_yaml(text) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                problems.push(part().problem(&name_in(text), fault_of(&error.to_string())));
+                continue;
+            }
+        };
+        for error in &parsed.errors {
+            problems.push(part().problem(&name_in(text), fault_of(error)));
+        }
+        let rules = parsed.rules.into_iter().map(|rule| Parsed::Rule(Box::new(rule)));
+        let correlations = parsed.correlations.into_iter().map(|rule| Parsed::Correlation(Box::new(rule)));
+        let filters = parsed.filters.into_iter().map(|filter| Parsed::Filter(Box::new(filter)));
+        documents.extend(rules.chain(correlations).chain(filters).map(|parsed| (part(), parsed)));
+    }
+    documents
+}
+
+/// The documents of a file with the lines before each. A line that starts with `---` always starts a document, whatever
+/// stands around it (YAML 1.2, section 9.1.2). Documents that build on each other (`action: global`) stay together.
+fn split(text: &str) -> Vec<(&str, usize)> {
+    if text.lines().any(|line| line.starts_with("action:")) {
+        return vec![(text, 0)];
+    }
+    let mut parts = Vec::new();
+    let (mut start, mut start_line, mut at) = (0, 0, 0);
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let marker =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\r', '\n', '\t']));
+        if marker && at > start {
+            parts.push((text.get(start..at).unwrap_or_default(), start_line));
+            (start, start_line) = (at, number);
+        }
+        at += line.len();
+    }
+    parts.push((text.get(start..).unwrap_or_default(), start_line));
+    let has_content = |part: &str| {
+        part.lines().any(
+            |line| !matches!(line.trim().trim_start_matches("---"), rest if rest.is_empty() || rest.starts_with('#')),
+        )
+    };
+    parts.retain(|(part, _)| has_content(part));
+    parts
+}
+
+/// The id, else the title, that a document seems to have, for problems of documents that do not parse.
+fn name_in(text: &str) -> String {
+    let value = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+        Some(line.trim().trim_matches(['\'', '"']).chars().take(200).collect::<String>())
+    };
+    value("id:").or_else(|| value("title:")).unwrap_or_default()
+}
+
+/// A parser's message as a fault, with what to look for in the text.
+fn fault_of(message: &str) -> Fault {
+    let quoted = || message.split('\'').nth(1).unwrap_or_default().to_owned();
+    let fault = Fault::new(message.split_whitespace().collect::<Vec<_>>().join(" "));
+    if message.starts_with("Unknown modifier") {
+        return fault.hint("see docs/rules.md for the modifiers there are").near(&format!("|{}", quoted()));
+    }
+    if message.contains("`not` is not a value modifier") {
+        return fault.near("|not");
+    }
+    if message.starts_with("Condition") {
+        return fault.hint("identifiers, and/or/not, parentheses, `1 of name_*`, `all of them`").near("condition:");
+    }
+    if message.starts_with("Missing required field") {
+        return fault.hint(format!("add `{}:` to the rule", quoted()));
+    }
+    for key in ["status", "level", "related", "logsource"] {
+        if message.contains(key) {
+            return fault.near(&format!("{key}:"));
+        }
+    }
+    fault
+}
+
+/// Walks the YAML of a part without building it.
+fn check_shape(text: &str, nodes_max: usize) -> Result<(), Fault> {
+    let nodes = Cell::new(0);
+    for document in yaml_serde::Deserializer::from_str(text) {
+        if let Err(error) = (Walk { nodes: &nodes, nodes_max, condition: false }).deserialize(document) {
+            let fault = Fault::new(error.to_string());
+            return Err(fault.hint("the text is not YAML that a rule can be"));
+        }
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+struct Walk<'a> {
+    nodes: &'a Cell<usize>,
+    nodes_max: usize,
+    /// Whether this is (in) the value of a key `condition`.
+    condition: bool,
+}
+
+impl Walk<'_> {
+    fn count<E: de::Error>(self) -> Result<(), E> {
+        self.nodes.set(self.nodes.get() + 1);
+        if self.nodes.get() > self.nodes_max {
+            return Err(E::custom(format!("the document has more than {} nodes", self.nodes_max)));
+        }
+        Ok(())
+    }
+
+    fn scalar<E: de::Error>(self, text: &str) -> Result<String, E> {
+        self.count()?;
+        if self.condition && nesting(text) > CONDITION_DEPTH_MAX {
+            return Err(E::custom(format!("a condition nests deeper than {CONDITION_DEPTH_MAX} parentheses")));
+        }
+        // Only the key `condition` is ever looked at.
+        Ok(text.chars().take("condition".len() + 1).collect())
+    }
+}
+
+fn nesting(condition: &str) -> usize {
+    let (mut depth, mut deepest) = (0usize, 0);
+    for byte in condition.bytes() {
+        match byte {
+            b'(' => depth += 1,
+            b')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
+
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
+    type Value = String;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Walk<'_> {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("YAML")
+    }
+
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<String, E> {
+        self.scalar("")
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<String, E> {
+        self.scalar("")
+    }
+
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<String, E> {
+        self.scalar("")
+    }
+
+    fn visit_i128<E: de::Error>(self, _: i128) -> Result<String, E> {
+        self.scalar("")
+    }
+
+    fn visit_u128<E: de::Error>(self, _: u128) -> Result<String, E> {
+        self.scalar("")
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<String, E> {
+        self.scalar("")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
+        self.scalar(text)
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<String, E> {
+        self.scalar("")
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<String, E> {
+        self.scalar("")
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<String, A::Error> {
+        self.count()?;
+        while sequence.next_element_seed(self)?.is_some() {}
+        Ok(String::new())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<String, A::Error> {
+        self.count()?;
+        while let Some(key) = map.next_key_seed(Walk { condition: false, ..self })? {
+            map.next_value_seed(Walk { condition: key == "condition", ..self })?;
+        }
+        Ok(String::new())
+    }
+
+    fn visit_enum<A: de::EnumAccess<'de>>(self, tagged: A) -> Result<String, A::Error> {
+        // A tagged value (`!tag value`): the parser has no use for one, so it is only counted.
+        let (_, variant) = tagged.variant::<IgnoredAny>()?;
+        self.count()?;
+        de::VariantAccess::newtype_variant_seed(variant, self)?;
+        Ok(String::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_splits_at_document_markers_and_keeps_line_numbers() {
+        let text = "# first\n---\ntitle: a\n--- # second\ntitle: b\n---\n# nothing\n";
+        let lines: Vec<_> = split(text).into_iter().map(|(part, before)| (before, part.contains("title"))).collect();
+        assert_eq!(lines, [(1, true), (3, true)]);
+        assert_eq!(split("title: a\naction: global\n---\nx: 1\n").len(), 1);
+        assert!(split("").is_empty());
+    }
+
+    #[test]
+    fn shape_is_bounded_whatever_hides_it() {
+        let deep = format!("condition: {}a{}", "(".repeat(65), ")".repeat(65));
+        let escaped = format!("condition: \"{}\"", "\\x28".repeat(100));
+        let anchored = format!("x: &c \"{}\"\ncondition: *c", "(".repeat(100));
+        let bomb = format!("a: &a [{}]\nb: [{}]", "x,".repeat(1000), "*a,".repeat(1000));
+        for text in [deep, escaped, anchored, bomb] {
+            assert!(check_shape(&text, 10_000).is_err(), "{text:.60}");
+        }
+        assert!(check_shape("condition: ((a))\nb: '((((('", 10_000).is_ok());
+    }
+}

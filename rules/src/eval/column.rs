@@ -1,0 +1,161 @@
+//! Reads the values of a column as text, row by row.
+
+use std::fmt::Write;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, Float64Array, Int32Array, Int64Array, ListArray,
+    StringArray, TimestampMicrosecondArray,
+};
+use arrow::datatypes::{DataType, TimeUnit};
+
+use crate::datetime::write_time;
+
+/// A column whose values can be read as text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Column<'a> {
+    Text(&'a StringArray),
+    Int(&'a Int64Array),
+    Int32(&'a Int32Array),
+    Float(&'a Float64Array),
+    Bool(&'a BooleanArray),
+    Decimal(&'a Decimal128Array),
+    Time(&'a TimestampMicrosecondArray),
+    List(&'a ListArray),
+    /// Values of fields that have no column, by row.
+    Rest(&'a [(u32, String)]),
+}
+
+impl<'a> Column<'a> {
+    /// The column; `None` for types that events never have.
+    pub fn new(array: &'a ArrayRef) -> Option<Self> {
+        use arrow::datatypes::{Decimal128Type, Float64Type, Int32Type, Int64Type, TimestampMicrosecondType};
+        Some(match array.data_type() {
+            DataType::Utf8 => Self::Text(array.as_string_opt()?),
+            DataType::Int64 => Self::Int(array.as_primitive_opt::<Int64Type>()?),
+            DataType::Int32 => Self::Int32(array.as_primitive_opt::<Int32Type>()?),
+            DataType::Float64 => Self::Float(array.as_primitive_opt::<Float64Type>()?),
+            DataType::Boolean => Self::Bool(array.as_boolean_opt()?),
+            DataType::Decimal128(..) => Self::Decimal(array.as_primitive_opt::<Decimal128Type>()?),
+            DataType::Timestamp(TimeUnit::Microsecond, _) => {
+                Self::Time(array.as_primitive_opt::<TimestampMicrosecondType>()?)
+            }
+            DataType::List(_) => Self::List(array.as_list_opt::<i32>()?),
+            _ => return None,
+        })
+    }
+
+    /// Whether the row has a value, without looking into lists.
+    fn is_valid(self, row: usize) -> bool {
+        match self {
+            Self::Text(array) => array.is_valid(row),
+            Self::Int(array) => array.is_valid(row),
+            Self::Int32(array) => array.is_valid(row),
+            Self::Float(array) => array.is_valid(row),
+            Self::Bool(array) => array.is_valid(row),
+            Self::Decimal(array) => array.is_valid(row),
+            Self::Time(array) => array.is_valid(row),
+            Self::List(array) => array.is_valid(row),
+            Self::Rest(_) => true,
+        }
+    }
+
+    /// Calls `visit` with each value of the row; a list has several, null has none. Says whether there was any.
+    pub fn read(self, row: usize, buffer: &mut String, visit: &mut impl FnMut(&str)) -> bool {
+        if !self.is_valid(row) {
+            return false;
+        }
+        if let Self::Text(array) = self {
+            visit(array.value(row));
+            return true;
+        }
+        match self {
+            Self::List(lists) => {
+                let items = lists.value(row);
+                let Some(column) = Column::new(&items) else { return false };
+                let mut any = false;
+                for at in 0..items.len() {
+                    any |= column.read_scalar(at, buffer, visit);
+                }
+                any
+            }
+            Self::Rest(values) => {
+                let start = values.partition_point(|(own, _)| (*own as usize) < row);
+                let own = values.get(start..).into_iter().flatten().take_while(|(own, _)| *own as usize == row);
+                let mut any = false;
+                for (_, value) in own {
+                    visit(value);
+                    any = true;
+                }
+                any
+            }
+            scalar => scalar.read_scalar(row, buffer, visit),
+        }
+    }
+
+    fn read_scalar(self, row: usize, buffer: &mut String, visit: &mut impl FnMut(&str)) -> bool {
+        if !self.is_valid(row) {
+            return false;
+        }
+        buffer.clear();
+        // Writing to a string cannot fail.
+        let _ = match self {
+            Self::Text(array) => {
+                visit(array.value(row));
+                return true;
+            }
+            Self::Int(array) => write!(buffer, "{}", array.value(row)),
+            Self::Int32(array) => write!(buffer, "{}", array.value(row)),
+            Self::Float(array) => write!(buffer, "{}", array.value(row)),
+            Self::Bool(array) => write!(buffer, "{}", array.value(row)),
+            Self::Decimal(array) => {
+                write_decimal(array.value(row), array.scale(), buffer);
+                Ok(())
+            }
+            Self::Time(array) => {
+                write_time(array.value(row), buffer);
+                Ok(())
+            }
+            Self::List(_) | Self::Rest(_) => return false,
+        };
+        visit(buffer);
+        true
+    }
+}
+
+/// An exact decimal without trailing zeros: `12.5`, `-0.001`, `3`.
+fn write_decimal(value: i128, scale: i8, out: &mut String) {
+    let digits = value.unsigned_abs().to_string();
+    let scale = usize::try_from(scale).unwrap_or(0);
+    if value < 0 {
+        out.push('-');
+    }
+    let padded = format!("{digits:0>width$}", width = scale + 1);
+    let (whole, fraction) = padded.split_at(padded.len() - scale);
+    out.push_str(whole);
+    let fraction = fraction.trim_end_matches('0');
+    if !fraction.is_empty() {
+        out.push('.');
+        out.push_str(fraction);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decimals_print_without_trailing_zeros() {
+        for (value, scale, text) in [
+            (12_500, 3, "12.5"),
+            (-1, 3, "-0.001"),
+            (3_000, 3, "3"),
+            (0, 15, "0"),
+            (42, 0, "42"),
+            (100_000_000_000_000_001, 15, "100.000000000000001"),
+        ] {
+            let mut out = String::new();
+            write_decimal(value, scale, &mut out);
+            assert_eq!(out, text);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Decides all predicates of one view on one value, in one pass per kind of predicate.
+
+use std::net::IpAddr;
+
+use aho_corasick::AhoCorasick;
+use regex::Regex;
+use rustc_hash::FxHashMap;
+
+use crate::compile::glob::Glob;
+use crate::compile::interner::Predicate;
+use crate::compile::matcher::{Cidr, Matcher, Place};
+use crate::compile::program::PredicateId;
+use crate::datetime::{TimePart, parse_time};
+use crate::fold::fold_into;
+use crate::number::{Comparison, Number};
+
+/// The predicates of one view, sorted by how they are decided.
+#[derive(Debug, Default)]
+pub(crate) struct Decider {
+    folded: Texts,
+    cased: Texts,
+    regexes: Vec<(Regex, PredicateId)>,
+    cidrs: Vec<(Cidr, PredicateId)>,
+    equal_ints: FxHashMap<i64, Vec<PredicateId>>,
+    numbers: Vec<(Comparison, Number, PredicateId)>,
+    times: Vec<(TimePart, Comparison, Number, PredicateId)>,
+}
+
+/// Literals and patterns over the same form of the value.
+#[derive(Debug, Default)]
+struct Texts {
+    whole: FxHashMap<Box<str>, Vec<PredicateId>>,
+    /// Finds every literal and the longest literal of every pattern.
+    literals: Option<AhoCorasick>,
+    /// For each literal, what finding it means.
+    targets: Vec<Vec<Target>>,
+    globs: Vec<(Glob, PredicateId)>,
+    /// Patterns without a literal.
+    unfiltered: Vec<usize>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Target {
+    At(Place, PredicateId),
+    /// The pattern with this index is worth trying.
+    Glob(usize),
+}
+
+/// Buffers for [`Decider::decide`].
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    folded: String,
+    globs: Vec<usize>,
+}
+
+impl Decider {
+    /// A decider of these predicates, which all look at one view.
+    pub fn new<'a>(predicates: impl Iterator<Item = (PredicateId, &'a Predicate)>) -> Self {
+        let mut decider = Self::default();
+        let (mut folded, mut cased) = (TextsBuilder::default(), TextsBuilder::default());
+        for (id, predicate) in predicates {
+            match &predicate.matcher {
+                Matcher::Text { place, literal, cased: own } => {
+                    if *own { &mut cased } else { &mut folded }.literal(*place, literal, id);
+                }
+                Matcher::Glob { glob, cased: own } => if *own { &mut cased } else { &mut folded }.glob(glob, id),
+                Matcher::Regex(_) => decider.regexes.extend(predicate.regex.clone().map(|regex| (regex, id))),
+                Matcher::Cidr(cidr) => decider.cidrs.push((*cidr, id)),
+                Matcher::Number { comparison: Comparison::Equal, number: Number::Int(number) } => {
+                    decider.equal_ints.entry(*number).or_default().push(id);
+                }
+                Matcher::Number { comparison, number } => decider.numbers.push((*comparison, *number, id)),
+                Matcher::Time { part, comparison, number } => {
+                    decider.times.push((*part, *comparison, *number, id));
+                }
+            }
+        }
+        decider.folded = folded.build();
+        decider.cased = cased.build();
+        decider
+    }
+
+    /// Leaves in `out` the predicates that `value` satisfies, ascending, each once.
+    pub fn decide(&self, value: &str, scratch: &mut Scratch, out: &mut Vec<PredicateId>) {
+        out.clear();
+        if !self.folded.is_empty() {
+            let mut buffer = std::mem::take(&mut scratch.folded);
+            fold_into(value, &mut buffer);
+            self.folded.decide(&buffer, &mut scratch.globs, out);
+            scratch.folded = buffer;
+        }
+        if !self.cased.is_empty() {
+            self.cased.decide(value, &mut scratch.globs, out);
+        }
+        out.extend(self.regexes.iter().filter(|(regex, _)| regex.is_match(value)).map(|(_, id)| *id));
+        if !self.cidrs.is_empty()
+            && let Ok(address) = value.trim().parse::<IpAddr>()
+        {
+            out.extend(self.cidrs.iter().filter(|(cidr, _)| cidr.contains(address)).map(|(_, id)| *id));
+        }
+        if !(self.numbers.is_empty() && self.equal_ints.is_empty())
+            && let Some(number) = Number::parse(value)
+        {
+            self.decide_number(number, out);
+        }
+        if !self.times.is_empty()
+            && let Some(time) = parse_time(value)
+        {
+            let holds = |(part, comparison, number, _): &&(TimePart, Comparison, Number, PredicateId)| {
+                comparison.holds(Number::Int(part.of(time)), *number)
+            };
+            out.extend(self.times.iter().filter(holds).map(|(.., id)| *id));
+        }
+        out.sort_unstable();
+        out.dedup();
+    }
+
+    fn decide_number(&self, number: Number, out: &mut Vec<PredicateId>) {
+        let int = match number {
+            Number::Int(int) => Some(int),
+            Number::Float(bits) => {
+                let float = f64::from_bits(bits);
+                // Exact below 2^53; a larger float is no integer that a rule could have meant.
+                (float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0).then_some(float as i64)
+            }
+        };
+        out.extend(int.and_then(|int| self.equal_ints.get(&int)).into_iter().flatten());
+        let holds = |(comparison, own, _): &&(Comparison, Number, PredicateId)| comparison.holds(number, *own);
+        out.extend(self.numbers.iter().filter(holds).map(|(.., id)| *id));
+    }
+}
+
+impl Texts {
+    fn is_empty(&self) -> bool {
+        self.whole.is_empty() && self.literals.is_none() && self.unfiltered.is_empty()
+    }
+
+    fn decide(&self, text: &str, globs: &mut Vec<usize>, out: &mut Vec<PredicateId>) {
+        out.extend(self.whole.get(text).into_iter().flatten());
+        globs.clear();
+        globs.extend(&self.unfiltered);
+        if let Some(literals) = &self.literals {
+            for found in literals.find_overlapping_iter(text) {
+                for target in self.targets.get(found.pattern().as_usize()).into_iter().flatten() {
+                    match target {
+                        Target::At(Place::Anywhere, id) => out.push(*id),
+                        Target::At(Place::Start, id) if found.start() == 0 => out.push(*id),
+                        Target::At(Place::End, id) if found.end() == text.len() => out.push(*id),
+                        Target::At(..) => {}
+                        Target::Glob(at) => globs.push(*at),
+                    }
+                }
+            }
+        }
+        globs.sort_unstable();
+        globs.dedup();
+        for (glob, id) in globs.iter().filter_map(|at| self.globs.get(*at)) {
+            if glob.matches(text) {
+                out.push(*id);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct TextsBuilder {
+    texts: Texts,
+    literals: Vec<Box<str>>,
+    numbers: FxHashMap<Box<str>, usize>,
+}
+
+impl TextsBuilder {
+    fn literal(&mut self, place: Place, literal: &str, id: PredicateId) {
+        if place == Place::Whole || literal.is_empty() {
+            self.texts.whole.entry(literal.into()).or_default().push(id);
+        } else {
+            self.target(literal, Target::At(place, id));
+        }
+    }
+
+    fn glob(&mut self, glob: &Glob, id: PredicateId) {
+        let at = self.texts.globs.len();
+        self.texts.globs.push((glob.clone(), id));
+        let literal = glob.longest_literal();
+        if literal.is_empty() {
+            self.texts.unfiltered.push(at);
+        } else {
+            self.target(&literal, Target::Glob(at));
+        }
+    }
+
+    fn target(&mut self, literal: &str, target: Target) {
+        let next = self.literals.len();
+        let number = *self.numbers.entry(literal.into()).or_insert(next);
+        if number == next {
+            self.literals.push(literal.into());
+            self.texts.targets.push(Vec::new());
+        }
+        if let Some(targets) = self.texts.targets.get_mut(number) {
+            targets.push(target);
+        }
+    }
+
+    fn build(mut self) -> Texts {
+        if !self.literals.is_empty() {
+            match AhoCorasick::new(self.literals.iter().map(|literal| literal.as_bytes())) {
+                Ok(literals) => self.texts.literals = Some(literals),
+                // Only beyond 2^31 states, which the bounds on rules keep far away: then every pattern is tried alone.
+                Err(error) => {
+                    tracing::error!(%error, "literals do not fit one automaton; matching them one by one");
+                    self.one_by_one();
+                }
+            }
+        }
+        self.texts
+    }
+
+    fn one_by_one(&mut self) {
+        use crate::compile::glob::Element;
+        for (literal, targets) in self.literals.iter().zip(&self.texts.targets) {
+            for target in targets {
+                match target {
+                    Target::Glob(at) => self.texts.unfiltered.push(*at),
+                    Target::At(place, id) => {
+                        self.texts.unfiltered.push(self.texts.globs.len());
+                        let glob = Glob {
+                            anchored_start: *place == Place::Start,
+                            anchored_end: *place == Place::End,
+                            segments: vec![literal.chars().map(Element::Char).collect()],
+                        };
+                        self.texts.globs.push((glob, *id));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The metrics of this crate: a closed set, per batch.
+
+/// (name, kind, help) of each.
+pub const NAMES: &[(&str, &str, &str)] = &[
+    (LOADED, "gauge", "Rules that are loaded"),
+    (PROBLEMS, "gauge", "Rules that could not be loaded"),
+    (PREDICATES, "gauge", "Distinct predicates of all loaded rules"),
+    (PARKED, "gauge", "Rules that were parked because they took too much time"),
+    (ROWS, "counter", "Events that rules looked at"),
+    (VALUES, "counter", "Field values that were looked up in the memo"),
+    (DECIDED, "counter", "Field values that were not in the memo and were decided"),
+    (CANDIDATES, "counter", "Rules whose witness was found, per batch"),
+    (REMEMBERED, "gauge", "Field values in the memo"),
+    (ALERTS, "counter", "Alerts raised"),
+    (FOLDED, "counter", "Matches counted in an earlier alert because a rule reached alerts_per_batch_max"),
+    (BATCH_SECONDS, "histogram", "Time to evaluate one batch"),
+    (COMPILE_SECONDS, "histogram", "Time to compile all rules after a change"),
+];
+
+/// Rules that are loaded.
+pub const LOADED: &str = "tidegate_rules_loaded";
+/// Rules that could not be loaded.
+pub const PROBLEMS: &str = "tidegate_rules_problems";
+/// Distinct predicates of all loaded rules.
+pub const PREDICATES: &str = "tidegate_rules_predicates";
+/// Rules that were parked.
+pub const PARKED: &str = "tidegate_rules_parked";
+/// Events that rules looked at.
+pub const ROWS: &str = "tidegate_rules_rows_total";
+/// Field values that were looked up.
+pub const VALUES: &str = "tidegate_rules_values_total";
+/// Field values that were decided.
+pub const DECIDED: &str = "tidegate_rules_decided_values_total";
+/// Rules whose witness was found.
+pub const CANDIDATES: &str = "tidegate_rules_candidates_total";
+/// Field values in the memo.
+pub const REMEMBERED: &str = "tidegate_rules_remembered_values";
+/// Alerts raised.
+pub const ALERTS: &str = "tidegate_rules_alerts_total";
+/// Matches folded into earlier alerts.
+pub const FOLDED: &str = "tidegate_rules_folded_matches_total";
+/// Time to evaluate one batch.
+pub const BATCH_SECONDS: &str = "tidegate_rules_batch_seconds";
+/// Time to compile all rules.
+pub const COMPILE_SECONDS: &str = "tidegate_rules_compile_seconds";

@@ -1,0 +1,215 @@
+//! The run loop's detection stage: rule changes in, alerts out.
+//!
+//! The rules themselves are state: rows of `changes` with kind `rule` create, update and delete rule files by name
+//! (`target_id`), with `{"text": "<yaml>"}` as body, and take effect for the rows after them. A change of the tenant
+//! [`DEFAULT_ORG`], to whom the program's own rule folder belongs, is for the events of every tenant; a change of any other
+//! tenant is for its own events only.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrow::array::{Array, AsArray, RecordBatch, StringArray};
+use tidegate_events::Dataset;
+use tidegate_pipeline::keys::DEFAULT_ORG;
+use tidegate_pipeline::{Emitter, LogBatch, Operator, PipelineError};
+
+use crate::compile::RuleSet;
+use crate::config::RulesConfig;
+use crate::error::RulesError;
+use crate::eval::{Counts, Evaluator, Parked};
+use crate::metrics;
+use crate::problem::{RuleFile, RuleProblem};
+use crate::raise::raise;
+
+/// The value of `kind` in rows of `changes` that concern rules.
+pub const CHANGE_KIND: &str = "rule";
+
+/// Evaluates the Sigma rules that the log says are in force.
+#[derive(Debug)]
+pub struct SigmaOperator {
+    config: RulesConfig,
+    /// By tenant (`None`: every tenant) and name.
+    files: BTreeMap<(Option<String>, String), String>,
+    /// Whether files changed since the evaluator was made.
+    stale: bool,
+    evaluator: Evaluator,
+    problems: Vec<RuleProblem>,
+    reported: Counts,
+}
+
+/// The saved state.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Saved {
+    version: u32,
+    files: Vec<SavedFile>,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct SavedFile {
+    org_id: Option<String>,
+    name: String,
+    text: String,
+}
+
+impl SigmaOperator {
+    /// An operator without rules.
+    ///
+    /// # Errors
+    /// [`RulesError::Table`] when a shipped log source table is broken, which is a bug.
+    pub fn new(config: RulesConfig) -> Result<Self, RulesError> {
+        let (rules, problems) = RuleSet::compile(&[], &config)?;
+        let evaluator = Evaluator::new(Arc::new(rules), &config);
+        Ok(Self { config, files: BTreeMap::new(), stale: false, evaluator, problems, reported: Counts::default() })
+    }
+
+    /// The rules in force. Compiles them first if they changed.
+    pub fn rules(&mut self) -> &Arc<RuleSet> {
+        self.refresh();
+        self.evaluator.rules()
+    }
+
+    /// Why rules in force were not loaded. Compiles them first if they changed.
+    pub fn problems(&mut self) -> &[RuleProblem] {
+        self.refresh();
+        &self.problems
+    }
+
+    /// Rules that were parked since rules last changed.
+    pub fn parked(&self) -> &[Parked] {
+        self.evaluator.parked()
+    }
+
+    /// The matches of a batch: see [`Evaluator::matches`].
+    pub fn matches(&mut self, batch: &LogBatch) -> Vec<(usize, usize)> {
+        self.refresh();
+        self.evaluator.matches(batch)
+    }
+
+    /// Compiles, if files changed. Lazily: a folder of thousands of rules arrives as many changes.
+    fn refresh(&mut self) {
+        if !std::mem::take(&mut self.stale) {
+            return;
+        }
+        let started = Instant::now();
+        let file = |((org_id, name), text): (&(Option<String>, String), &String)| RuleFile {
+            name: name.clone(),
+            text: text.clone(),
+            org_id: org_id.clone(),
+        };
+        let files: Vec<RuleFile> = self.files.iter().map(file).collect();
+        match RuleSet::compile(&files, &self.config) {
+            Ok((rules, problems)) => {
+                for problem in problems.iter().take(20) {
+                    tracing::warn!(file = problem.file, rule = problem.rule, "rule not loaded: {problem}");
+                }
+                tracing::info!(rules = rules.rules().len(), problems = problems.len(), "rules compiled");
+                ::metrics::gauge!(metrics::LOADED).set(rules.rules().len() as f64);
+                ::metrics::gauge!(metrics::PROBLEMS).set(problems.len() as f64);
+                ::metrics::gauge!(metrics::PREDICATES).set(rules.predicates() as f64);
+                ::metrics::gauge!(metrics::PARKED).set(0.0);
+                self.evaluator = Evaluator::new(Arc::new(rules), &self.config);
+                self.reported = Counts::default();
+                self.problems = problems;
+            }
+            Err(error) => tracing::error!(%error, "rules not compiled; the old ones stay in force"),
+        }
+        ::metrics::histogram!(metrics::COMPILE_SECONDS).record(started.elapsed().as_secs_f64());
+    }
+
+    fn take_changes(&mut self, rows: &RecordBatch) {
+        let text = |name: &str| rows.column_by_name(name).and_then(|array| array.as_string_opt::<i32>());
+        let (Some(kinds), Some(names), Some(actions)) = (text("kind"), text("target_id"), text("action")) else {
+            return;
+        };
+        let (bodies, orgs) = (text("body"), text(Dataset::ORG_ID));
+        let value = |column: Option<&StringArray>, row: usize| -> Option<String> {
+            column.filter(|column| column.is_valid(row)).map(|column| column.value(row).to_owned())
+        };
+        for row in 0..rows.num_rows() {
+            if value(Some(kinds), row).as_deref() != Some(CHANGE_KIND) {
+                continue;
+            }
+            let Some(name) = value(Some(names), row) else { continue };
+            let org_id = value(orgs, row).filter(|org_id| org_id != DEFAULT_ORG);
+            let action = value(Some(actions), row).unwrap_or_default();
+            let body = value(bodies, row);
+            self.take_change((org_id, name), &action, body.as_deref());
+        }
+    }
+
+    fn take_change(&mut self, key: (Option<String>, String), action: &str, body: Option<&str>) {
+        match action {
+            "delete" => self.stale |= self.files.remove(&key).is_some(),
+            "create" | "update" => {
+                let body = body.and_then(|body| serde_json::from_str::<serde_json::Value>(body).ok());
+                let Some(text) = body.as_ref().and_then(|body| body.get("text")?.as_str()) else {
+                    tracing::warn!(file = key.1, "rule change ignored: its body is not {{\"text\": \"…\"}}");
+                    return;
+                };
+                if self.files.get(&key).is_none_or(|known| known != text) {
+                    self.files.insert(key, text.to_owned());
+                    self.stale = true;
+                }
+            }
+            // Parking, feedback and whatever else is said of a rule: not about its text.
+            _ => {}
+        }
+    }
+
+    fn report(&mut self, seconds: f64) {
+        let (now, before) = (self.evaluator.counts(), self.reported);
+        ::metrics::counter!(metrics::ROWS).increment(now.rows - before.rows);
+        ::metrics::counter!(metrics::VALUES).increment(now.values - before.values);
+        ::metrics::counter!(metrics::DECIDED).increment(now.decided - before.decided);
+        ::metrics::counter!(metrics::CANDIDATES).increment(now.candidates - before.candidates);
+        ::metrics::gauge!(metrics::REMEMBERED).set(self.evaluator.remembered() as f64);
+        ::metrics::histogram!(metrics::BATCH_SECONDS).record(seconds);
+        self.reported = now;
+    }
+}
+
+impl Operator for SigmaOperator {
+    fn name(&self) -> &str {
+        "sigma"
+    }
+
+    fn process(&mut self, batch: &LogBatch, out: &mut Emitter) {
+        match batch.dataset {
+            Dataset::Changes => self.take_changes(&batch.rows),
+            Dataset::SecurityEvents | Dataset::CostEvents => {
+                self.refresh();
+                let started = Instant::now();
+                let matches = self.evaluator.matches(batch);
+                let raised = raise(self.evaluator.rules(), &batch.rows, &matches, &self.config);
+                ::metrics::counter!(metrics::ALERTS).increment(raised.alerts.len() as u64);
+                ::metrics::counter!(metrics::FOLDED).increment(raised.folded);
+                raised.alerts.into_iter().for_each(|alert| out.alert(alert));
+                self.report(started.elapsed().as_secs_f64());
+            }
+            Dataset::Alerts | Dataset::DeadLetters => {}
+        }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let file = |((org_id, name), text): (&(Option<String>, String), &String)| SavedFile {
+            org_id: org_id.clone(),
+            name: name.clone(),
+            text: text.clone(),
+        };
+        let saved = Saved { version: 1, files: self.files.iter().map(file).collect() };
+        // Strings always serialize.
+        serde_json::to_vec(&saved).unwrap_or_default()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), PipelineError> {
+        let invalid = |reason: String| PipelineError::Invalid(format!("the saved state of the rules: {reason}"));
+        let saved: Saved = serde_json::from_slice(state).map_err(|error| invalid(error.to_string()))?;
+        if saved.version != 1 {
+            return Err(invalid(format!("version {} is not known, only 1", saved.version)));
+        }
+        self.files = saved.files.into_iter().map(|file| ((file.org_id, file.name), file.text)).collect();
+        self.stale = true;
+        Ok(())
+    }
+}
