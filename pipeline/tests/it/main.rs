@@ -1,4 +1,8 @@
 //! The integration tests of the pipeline, in one binary.
 
+mod log_contract;
+mod log_rows;
 mod run_exactly_once;
+mod run_lifecycle;
+mod run_watermark;
 mod scripted;
