@@ -1,0 +1,133 @@
+//! The physical plan made stoppable: joins yield between batches, join conditions ask whether to go on, and constants that
+//! would be copied into every row of a batch are bounded.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, FieldRef, Schema};
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
+use datafusion::common::{DataFusionError, Result};
+use datafusion::logical_expr::ColumnarValue;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Literal;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::coop::CooperativeExec;
+use datafusion::physical_plan::joins::utils::JoinFilter;
+use datafusion::physical_plan::joins::{
+    CrossJoinExec, HashJoinExec, NestedLoopJoinExec, NestedLoopJoinExecBuilder, SortMergeJoinExec,
+};
+use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::physical_plan::unnest::UnnestExec;
+
+use super::functions::bytes;
+use crate::error::QueryError;
+use crate::meter::Meter;
+
+/// Makes `plan` stoppable. Call it last, after the optimizer.
+///
+/// # Errors
+/// [`QueryError::TooLarge`] for constants that would fill more than `bytes_max` in a batch of `batch_rows`.
+pub(crate) fn guard(
+    plan: Arc<dyn ExecutionPlan>,
+    meter: &Arc<Meter>,
+    batch_rows: usize,
+    bytes_max: usize,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let node = |plan: Arc<dyn ExecutionPlan>| {
+        if let Some(projection) = plan.downcast_ref::<ProjectionExec>() {
+            let constants = projection.expr().iter().filter_map(|column| column.expr.downcast_ref::<Literal>());
+            let sizes = constants.map(|constant| Ok(bytes(&constant.value().to_array()?)));
+            let sum = sizes.sum::<Result<u128>>()?;
+            if sum * batch_rows as u128 > bytes_max as u128 {
+                let refused = QueryError::TooLarge(format!("constants of {sum} bytes in every row"));
+                return Err(DataFusionError::External(Box::new(refused)));
+            }
+            return Ok(Transformed::no(plan));
+        }
+        let multiplies = plan.is::<CrossJoinExec>()
+            || plan.is::<NestedLoopJoinExec>()
+            || plan.is::<HashJoinExec>()
+            || plan.is::<SortMergeJoinExec>()
+            || plan.is::<UnnestExec>();
+        if !multiplies {
+            return Ok(Transformed::no(plan));
+        }
+        let plan = match plan.downcast_ref::<NestedLoopJoinExec>() {
+            Some(join) => watched_join(join, meter)?,
+            None => plan,
+        };
+        Ok(Transformed::yes(Arc::new(CooperativeExec::new(plan)) as _))
+    };
+    plan.transform_up(node).data()
+}
+
+fn watched_join(join: &NestedLoopJoinExec, meter: &Arc<Meter>) -> Result<Arc<dyn ExecutionPlan>> {
+    let filter = join.filter().map(|filter| {
+        let watched = Arc::new(Watched { inner: filter.expression().clone(), meter: meter.clone() });
+        JoinFilter::new(watched, filter.column_indices().to_vec(), filter.schema().clone())
+    });
+    let builder = NestedLoopJoinExecBuilder::new(join.left().clone(), join.right().clone(), *join.join_type());
+    let join = builder.with_filter(filter).with_projection_ref(join.projection().clone()).build()?;
+    Ok(Arc::new(join))
+}
+
+/// An expression that is an error once its query is stopped.
+#[derive(Debug)]
+struct Watched {
+    inner: Arc<dyn PhysicalExpr>,
+    meter: Arc<Meter>,
+}
+
+impl PartialEq for Watched {
+    fn eq(&self, other: &Self) -> bool {
+        self.inner.eq(&other.inner)
+    }
+}
+
+impl Eq for Watched {}
+
+impl Hash for Watched {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.inner.hash(state);
+    }
+}
+
+impl fmt::Display for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.inner, f)
+    }
+}
+
+impl PhysicalExpr for Watched {
+    fn data_type(&self, input_schema: &Schema) -> Result<DataType> {
+        self.inner.data_type(input_schema)
+    }
+
+    fn nullable(&self, input_schema: &Schema) -> Result<bool> {
+        self.inner.nullable(input_schema)
+    }
+
+    fn return_field(&self, input_schema: &Schema) -> Result<FieldRef> {
+        self.inner.return_field(input_schema)
+    }
+
+    fn evaluate(&self, batch: &RecordBatch) -> Result<ColumnarValue> {
+        self.meter.check()?;
+        self.inner.evaluate(batch)
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn PhysicalExpr>> {
+        vec![&self.inner]
+    }
+
+    fn with_new_children(self: Arc<Self>, mut children: Vec<Arc<dyn PhysicalExpr>>) -> Result<Arc<dyn PhysicalExpr>> {
+        let inner = children.pop().unwrap_or_else(|| self.inner.clone());
+        Ok(Arc::new(Self { inner, meter: self.meter.clone() }))
+    }
+
+    fn fmt_sql(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt_sql(f)
+    }
+}

@@ -1,0 +1,288 @@
+//! Exactly one statement, and only of the kinds that read. Everything else is refused on the syntax tree, before planning.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use datafusion::common::DataFusionError;
+use datafusion::sql::parser::{DFParserBuilder, Statement};
+use datafusion::sql::sqlparser::ast::{
+    Expr, GroupByExpr, ObjectName, Query, Select, SetExpr, Statement as SqlStatement, TableFactor, Visit, Visitor,
+};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+
+use crate::config::QueryConfig;
+use crate::error::{QueryError, from_datafusion};
+
+/// How deep the parser may recurse: a level of nesting takes a few calls. Its thread has the stack for it.
+const PARSER_DEPTH_MAX: usize = 400;
+/// Grouping sets that one statement may ask for, all of its `CUBE`, `ROLLUP` and `GROUPING SETS` multiplied.
+const GROUPING_SETS_MAX: u64 = 256;
+
+/// Parses `sql`, which has passed [`super::text::check`], and refuses what does not read.
+///
+/// # Errors
+/// Whose fault: always the client's.
+pub(crate) fn parse(sql: &str, config: &QueryConfig) -> Result<Statement, QueryError> {
+    let refuse = |error: DataFusionError| match from_datafusion(&error) {
+        QueryError::Internal => QueryError::Syntax("the statement cannot be parsed".into()),
+        told => told,
+    };
+    let mut statements = DFParserBuilder::new(sql)
+        .with_dialect(&GenericDialect {})
+        .with_recursion_limit(PARSER_DEPTH_MAX)
+        .build()
+        .map_err(refuse)?
+        .parse_statements()
+        .map_err(refuse)?;
+    let statement = statements.pop_front().ok_or_else(|| QueryError::Syntax("there is no statement".into()))?;
+    if !statements.is_empty() {
+        return Err(QueryError::not_allowed("one statement at a time"));
+    }
+    allowed(&statement, config)?;
+    Ok(statement)
+}
+
+fn allowed(statement: &Statement, config: &QueryConfig) -> Result<(), QueryError> {
+    match statement {
+        Statement::Statement(sql) => allowed_sql(sql, config),
+        Statement::Explain(explain) => match &*explain.statement {
+            Statement::Statement(sql) if matches!(**sql, SqlStatement::Query(_)) => allowed_sql(sql, config),
+            _ => Err(QueryError::not_allowed("EXPLAIN takes a SELECT")),
+        },
+        Statement::CreateExternalTable(_) => Err(QueryError::not_allowed("CREATE EXTERNAL TABLE is not allowed")),
+        Statement::CopyTo(_) => Err(QueryError::not_allowed("COPY is not allowed")),
+        Statement::Reset(_) => Err(QueryError::not_allowed("RESET is not allowed")),
+    }
+}
+
+fn allowed_sql(statement: &SqlStatement, config: &QueryConfig) -> Result<(), QueryError> {
+    match statement {
+        SqlStatement::Query(_)
+        | SqlStatement::ShowTables { .. }
+        | SqlStatement::ShowColumns { .. }
+        | SqlStatement::ExplainTable { .. } => {}
+        SqlStatement::Explain { statement, .. } if matches!(**statement, SqlStatement::Query(_)) => {}
+        other => {
+            let text = other.to_string();
+            let word: String = text.split_whitespace().next().unwrap_or_default().chars().take(32).collect();
+            return Err(QueryError::not_allowed(format!("{} statements are not allowed", word.to_uppercase())));
+        }
+    }
+    let mut look = Look { config, refused: None, tables: HashMap::new(), read: Vec::new(), grouping_sets: 1 };
+    if statement.visit(&mut look).is_break()
+        && let Some(refused) = look.refused
+    {
+        return Err(refused);
+    }
+    let mut seen = HashMap::new();
+    let tables: u64 = look.read.iter().fold(0, |sum: u64, name| sum.saturating_add(look.weight(name, &mut seen)));
+    if tables > config.sql_tables_max as u64 {
+        let message = format!("the statement reads more than {} tables", config.sql_tables_max);
+        return Err(QueryError::TooComplex { message });
+    }
+    Ok(())
+}
+
+/// What the walk over the syntax tree gathers.
+struct Look<'a> {
+    config: &'a QueryConfig,
+    refused: Option<QueryError>,
+    /// What each `WITH` query reads, by its name.
+    tables: HashMap<String, Vec<String>>,
+    /// Every table that is named anywhere.
+    read: Vec<String>,
+    grouping_sets: u64,
+}
+
+impl Look<'_> {
+    fn refuse(&mut self, error: QueryError) -> ControlFlow<()> {
+        self.refused = Some(error);
+        ControlFlow::Break(())
+    }
+
+    /// How many tables are read through `name`: a `WITH` query is planned anew at each use, so that a chain of them that
+    /// read each other twice doubles at each step.
+    fn weight(&self, name: &str, seen: &mut HashMap<String, u64>) -> u64 {
+        if let Some(known) = seen.get(name) {
+            return *known;
+        }
+        let Some(reads) = self.tables.get(name) else { return 1 };
+        seen.insert(name.to_owned(), 1);
+        let weight = reads.iter().fold(1u64, |sum, read| sum.saturating_add(self.weight(read, seen)));
+        seen.insert(name.to_owned(), weight);
+        weight
+    }
+
+    fn sets(&mut self, factor: u64) -> ControlFlow<()> {
+        self.grouping_sets = self.grouping_sets.saturating_mul(factor.max(1));
+        if self.grouping_sets > GROUPING_SETS_MAX {
+            let message = format!("the statement has more than {GROUPING_SETS_MAX} grouping sets");
+            return self.refuse(QueryError::TooComplex { message });
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// The name under which a `WITH` query or a table is found, as the planner normalises it.
+fn plain(name: &ObjectName) -> String {
+    name.to_string().to_lowercase()
+}
+
+/// The names of the tables in a part of the tree.
+struct Names(Vec<String>);
+
+impl Visitor for Names {
+    type Break = ();
+
+    fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<()> {
+        self.0.push(plain(relation));
+        ControlFlow::Continue(())
+    }
+}
+
+impl Visitor for Look<'_> {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        let extras = !query.locks.is_empty()
+            || query.for_clause.is_some()
+            || query.settings.is_some()
+            || query.format_clause.is_some()
+            || !query.pipe_operators.is_empty();
+        if extras {
+            return self.refuse(QueryError::not_allowed("FOR, SETTINGS, FORMAT and pipe operators are not allowed"));
+        }
+        let Some(with) = &query.with else { return ControlFlow::Continue(()) };
+        if with.recursive {
+            return self.refuse(QueryError::not_allowed("WITH RECURSIVE is not allowed"));
+        }
+        for cte in &with.cte_tables {
+            let mut names = Names(Vec::new());
+            let _ = cte.query.visit(&mut names);
+            if self.tables.insert(cte.alias.name.value.to_lowercase(), names.0).is_some() {
+                let message = format!("two WITH queries are named {}", cte.alias.name.value);
+                return self
+                    .refuse(QueryError::Invalid { message, hint: "give each WITH query a name of its own".into() });
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<()> {
+        if select.into.is_some() {
+            return self.refuse(QueryError::not_allowed("SELECT INTO is not allowed"));
+        }
+        if !select.connect_by.is_empty() || !select.lateral_views.is_empty() {
+            return self.refuse(QueryError::not_allowed("CONNECT BY and LATERAL VIEW are not allowed"));
+        }
+        if select.projection.len() > self.config.sql_columns_max {
+            let message = format!("a SELECT list has more than {} columns", self.config.sql_columns_max);
+            return self.refuse(QueryError::TooComplex { message });
+        }
+        let modifiers = match &select.group_by {
+            GroupByExpr::All(modifiers) | GroupByExpr::Expressions(_, modifiers) => modifiers,
+        };
+        if !modifiers.is_empty() {
+            return self.refuse(QueryError::not_allowed("GROUP BY … WITH is not allowed"));
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<()> {
+        self.read.push(plain(relation));
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+        match factor {
+            TableFactor::Table { .. }
+            | TableFactor::Derived { .. }
+            | TableFactor::NestedJoin { .. }
+            | TableFactor::UNNEST { .. }
+            | TableFactor::Function { .. } => ControlFlow::Continue(()),
+            _ => self.refuse(QueryError::not_allowed("this kind of table expression is not allowed")),
+        }
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        match expr {
+            Expr::Cube(sets) => self.sets(1u64.checked_shl(sets.len() as u32).unwrap_or(u64::MAX)),
+            Expr::Rollup(sets) => self.sets(sets.len() as u64 + 1),
+            Expr::GroupingSets(sets) => self.sets(sets.len() as u64),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+
+    fn pre_visit_statement(&mut self, statement: &SqlStatement) -> ControlFlow<()> {
+        let inner_write = match statement {
+            SqlStatement::Query(query) => {
+                matches!(*query.body, SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_))
+            }
+            SqlStatement::Explain { .. }
+            | SqlStatement::ExplainTable { .. }
+            | SqlStatement::ShowTables { .. }
+            | SqlStatement::ShowColumns { .. } => false,
+            _ => true,
+        };
+        if inner_write {
+            self.refuse(QueryError::not_allowed("statements that write are not allowed"))
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(sql: &str) -> &'static str {
+        match parse(sql, &QueryConfig::default()) {
+            Ok(_) => "ok",
+            Err(error) => error.code(),
+        }
+    }
+
+    #[test]
+    fn only_statements_that_read_pass() {
+        for (sql, wanted) in [
+            ("SELECT 1", "ok"),
+            ("select 1;", "ok"),
+            ("WITH a AS (SELECT 1) SELECT * FROM a", "ok"),
+            ("VALUES (1), (2)", "ok"),
+            ("EXPLAIN SELECT 1", "ok"),
+            ("EXPLAIN ANALYZE VERBOSE SELECT 1", "ok"),
+            ("SHOW TABLES", "ok"),
+            ("SHOW COLUMNS FROM alerts", "ok"),
+            ("DESCRIBE alerts", "ok"),
+            ("SELECT 1; SELECT 2", "statement_not_allowed"),
+            ("", "sql_syntax"),
+            ("SHOW ALL", "statement_not_allowed"),
+            ("SET a = 1", "statement_not_allowed"),
+            ("COPY alerts TO '/tmp/x.csv'", "statement_not_allowed"),
+            ("EXPLAIN COPY alerts TO '/tmp/x.csv'", "statement_not_allowed"),
+            ("EXPLAIN INSERT INTO alerts VALUES (1)", "statement_not_allowed"),
+            ("WITH RECURSIVE t AS (SELECT 1 UNION ALL SELECT * FROM t) SELECT * FROM t", "statement_not_allowed"),
+            ("SELECT * INTO x FROM alerts", "statement_not_allowed"),
+            ("SELECT 1 GROUP BY CUBE (1,2,3,4,5,6,7,8,9)", "query_too_complex"),
+            ("WITH a AS (INSERT INTO alerts VALUES (1)) SELECT 1", "statement_not_allowed"),
+        ] {
+            assert_eq!(verdict(sql), wanted, "{sql}");
+        }
+    }
+
+    #[test]
+    fn with_queries_that_double_are_counted_as_what_they_read() {
+        let chain = |steps: usize| {
+            let steps: Vec<_> =
+                (1..=steps).map(|at| format!("t{at} AS (SELECT 1 FROM t{0} x, t{0} y)", at - 1)).collect();
+            format!("WITH t0 AS (SELECT 1), {} SELECT * FROM t{}", steps.join(", "), steps.len())
+        };
+        assert_eq!(verdict(&chain(2)), "ok");
+        assert_eq!(verdict(&chain(40)), "query_too_complex");
+        assert_eq!(
+            verdict("WITH a AS (SELECT 1) SELECT * FROM (WITH a AS (SELECT * FROM a) SELECT * FROM a)"),
+            "query_invalid"
+        );
+    }
+}

@@ -1,0 +1,332 @@
+//! The Parquet side of a table: which files, how they are read, and the tenant filter that nothing can take away.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, TimestampMicrosecondArray, UInt64Array};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::SchemaRef;
+use datafusion::common::config::{ConfigOptions, TableParquetOptions};
+use datafusion::common::pruning::PruningStatistics;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{Column, DataFusionError, Result, internal_err};
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
+use datafusion::physical_plan::filter_pushdown::{
+    ChildPushdownResult, FilterPushdownPhase, FilterPushdownPropagation, PushedDown,
+};
+use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, Partitioning, PlanProperties,
+};
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::local::LocalFileSystem;
+use object_store::{ObjectMeta, ObjectStore};
+use tidegate_events::Dataset;
+use tidegate_pipeline::HistoryFile;
+
+use crate::config::QueryConfig;
+use crate::conform::ConformFactory;
+use crate::metrics;
+use crate::tail::own_rows;
+
+/// The only scheme that plans can read from. SQL has no way to write it down.
+const STORE: &str = "tidegate-history://files";
+
+/// The object store behind history, and the cache of footers.
+#[derive(Debug)]
+pub(crate) struct Store {
+    files: Arc<dyn ObjectStore>,
+    url: ObjectStoreUrl,
+    runtime: Arc<RuntimeEnv>,
+}
+
+impl Store {
+    /// A store with an empty cache.
+    pub(crate) fn new(config: &QueryConfig) -> Result<Self> {
+        let files: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new());
+        let url = ObjectStoreUrl::parse(STORE)?;
+        let runtime = RuntimeEnvBuilder::new()
+            .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
+            .with_metadata_cache_limit(config.metadata_cache_bytes_max)
+            .build_arc()?;
+        // The default registry knows the whole file system; here only the private scheme stays.
+        runtime.deregister_object_store(ObjectStoreUrl::local_filesystem().as_ref())?;
+        runtime.register_object_store(url.as_ref(), files.clone());
+        Ok(Self { files, url, runtime })
+    }
+
+    /// The environment of a query: this store and cache, no temporary files, and the query's own memory pool.
+    pub(crate) fn runtime(
+        &self,
+        pool: Arc<dyn datafusion::execution::memory_pool::MemoryPool>,
+    ) -> Result<Arc<RuntimeEnv>> {
+        RuntimeEnvBuilder::from_runtime_env(&self.runtime).with_memory_pool(pool).build_arc()
+    }
+}
+
+/// What a scan asks of history.
+pub(crate) struct HistoryScan<'a> {
+    pub(crate) dataset: Dataset,
+    pub(crate) files: Vec<Arc<HistoryFile>>,
+    pub(crate) orgs: Arc<[Arc<str>]>,
+    /// The whole table.
+    pub(crate) schema: SchemaRef,
+    pub(crate) projection: &'a [usize],
+    /// The query's filters and the tenant's, on the whole table.
+    pub(crate) predicate: Arc<dyn PhysicalExpr>,
+    pub(crate) limit: Option<usize>,
+    pub(crate) partitions: usize,
+}
+
+/// The files of `dataset` that can hold rows of `orgs` and match the predicate by their time range.
+pub(crate) fn prune(
+    files: &[Arc<HistoryFile>],
+    dataset: Dataset,
+    orgs: &[Arc<str>],
+    schema: &SchemaRef,
+    predicate: &Arc<dyn PhysicalExpr>,
+) -> Vec<Arc<HistoryFile>> {
+    let all: Vec<_> = files.iter().filter(|file| file.dataset == dataset).cloned().collect();
+    let holds = |file: &Arc<HistoryFile>| orgs.iter().any(|org| *file.org_min <= **org && **org <= *file.org_max);
+    let mut kept: Vec<_> = all.iter().filter(|file| file.rows > 0 && holds(file)).cloned().collect();
+    if let Some(pruning) = PruningPredicateBuilder::new().with_file_schema(schema.clone()).build(predicate.clone())
+        && let Ok(keep) = pruning.prune(&FileTimes(&kept))
+        && keep.len() == kept.len()
+    {
+        let mut keep = keep.into_iter();
+        kept.retain(|_| keep.next().unwrap_or(true));
+    }
+    metrics::counter(metrics::FILES, kept.len() as u64);
+    metrics::counter(metrics::FILES_PRUNED, (all.len() - kept.len()) as u64);
+    kept
+}
+
+/// The time range of each file, for pruning.
+struct FileTimes<'a>(&'a [Arc<HistoryFile>]);
+
+impl FileTimes<'_> {
+    fn times(&self, column: &Column, of: fn(&HistoryFile) -> i64) -> Option<ArrayRef> {
+        let times = TimestampMicrosecondArray::from_iter_values(self.0.iter().map(|file| of(file)));
+        (column.name == Dataset::TIME).then(|| Arc::new(times.with_timezone("UTC")) as ArrayRef)
+    }
+}
+
+impl PruningStatistics for FileTimes<'_> {
+    fn min_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.times(column, |file| file.time_min)
+    }
+
+    fn max_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.times(column, |file| file.time_max)
+    }
+
+    fn num_containers(&self) -> usize {
+        self.0.len()
+    }
+
+    fn null_counts(&self, _column: &Column) -> Option<ArrayRef> {
+        None
+    }
+
+    fn row_counts(&self) -> Option<ArrayRef> {
+        Some(Arc::new(UInt64Array::from_iter_values(self.0.iter().map(|file| file.rows))))
+    }
+
+    fn contained(
+        &self,
+        _column: &Column,
+        _values: &std::collections::HashSet<datafusion::common::ScalarValue>,
+    ) -> Option<BooleanArray> {
+        None
+    }
+}
+
+/// Reads Parquet files and lets only the rows of some tenants out. It is a leaf: no optimizer rule sees the scan below, so
+/// none can drop the tenant filter, and no EXPLAIN shows paths or counts of rows that are not the tenant's.
+#[derive(Debug, Clone)]
+pub(crate) struct HistoryExec {
+    dataset: Dataset,
+    /// Reads the asked columns and, last, `org_id`.
+    inner: Arc<dyn ExecutionPlan>,
+    orgs: Arc<[Arc<str>]>,
+    schema: SchemaRef,
+    limit: Option<usize>,
+    properties: Arc<PlanProperties>,
+    metrics: ExecutionPlanMetricsSet,
+}
+
+impl HistoryExec {
+    /// A plan for `scan`.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8, or DataFusion refuses the projection.
+    pub(crate) fn new(store: &Store, scan: HistoryScan<'_>, config: &ConfigOptions) -> Result<Self> {
+        let schema = Arc::new(scan.schema.project(scan.projection)?);
+        let mut columns = scan.projection.to_vec();
+        columns.push(scan.schema.index_of(Dataset::ORG_ID)?);
+        let mut options = TableParquetOptions::default();
+        options.global = config.execution.parquet.clone();
+        let cache = store.runtime.cache_manager.get_file_metadata_cache();
+        let source = ParquetSource::new(scan.schema.clone())
+            .with_table_parquet_options(options)
+            .with_pushdown_filters(true)
+            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store.files.clone(), cache)))
+            .with_predicate(scan.predicate);
+        let files = scan.files.iter().map(|file| partitioned(file)).collect::<Result<Vec<_>>>()?;
+        let groups = FileGroup::new(files).split_files(scan.partitions.max(1));
+        let config_of_scan = FileScanConfigBuilder::new(store.url.clone(), Arc::new(source))
+            .with_file_groups(groups)
+            .with_projection_indices(Some(columns))?
+            .with_expr_adapter(Some(Arc::new(ConformFactory)))
+            .build();
+        let inner: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(config_of_scan);
+        let inner = inner.repartitioned(scan.partitions, config)?.unwrap_or(inner);
+        Ok(Self::over(scan.dataset, inner, scan.orgs, schema, scan.limit))
+    }
+
+    fn over(
+        dataset: Dataset,
+        inner: Arc<dyn ExecutionPlan>,
+        orgs: Arc<[Arc<str>]>,
+        schema: SchemaRef,
+        limit: Option<usize>,
+    ) -> Self {
+        let partitions = inner.output_partitioning().partition_count();
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(schema.clone()),
+            Partitioning::UnknownPartitioning(partitions),
+            inner.pipeline_behavior(),
+            inner.boundedness(),
+        );
+        Self {
+            dataset,
+            inner,
+            orgs,
+            schema,
+            limit,
+            properties: Arc::new(properties),
+            metrics: ExecutionPlanMetricsSet::new(),
+        }
+    }
+}
+
+fn partitioned(file: &HistoryFile) -> Result<PartitionedFile> {
+    let location = object_store::path::Path::from_absolute_path(&file.path)
+        .map_err(|error| DataFusionError::External(Box::new(error)))?;
+    // Files never change once they are in a snapshot: the name and the size are identity enough for the cache.
+    let last_modified = chrono::DateTime::UNIX_EPOCH;
+    Ok(PartitionedFile::new_from_meta(ObjectMeta {
+        location,
+        last_modified,
+        size: file.bytes,
+        e_tag: None,
+        version: None,
+    }))
+}
+
+impl DisplayAs for HistoryExec {
+    fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns: Vec<_> = self.schema.fields().iter().map(|field| field.name().as_str()).collect();
+        write!(f, "HistoryExec: table={}, columns=[{}]", self.dataset.table_name(), columns.join(", "))
+    }
+}
+
+impl ExecutionPlan for HistoryExec {
+    fn name(&self) -> &str {
+        "HistoryExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        if children.is_empty() { Ok(self) } else { internal_err!("HistoryExec has no children") }
+    }
+
+    fn reset_state(self: Arc<Self>) -> Result<Arc<dyn ExecutionPlan>> {
+        let inner = self.inner.clone().reset_state()?;
+        Ok(Arc::new(Self::over(self.dataset, inner, self.orgs.clone(), self.schema.clone(), self.limit)))
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let measured = BaselineMetrics::new(&self.metrics, partition);
+        let (orgs, schema) = (self.orgs.clone(), self.schema.clone());
+        let asked: Vec<usize> = (0..schema.fields().len()).collect();
+        let limit = self.limit.unwrap_or(usize::MAX);
+        let rows = self.inner.execute(partition, context)?.map(move |batch| own(&batch?, &orgs, &asked));
+        let rows = rows.try_filter(|batch| std::future::ready(batch.num_rows() > 0));
+        let limited = stream::try_unfold((Box::pin(rows), 0usize), move |(mut rows, seen)| {
+            let measured = measured.clone();
+            async move {
+                if seen >= limit {
+                    return Ok(None);
+                }
+                let Some(batch) = rows.try_next().await? else { return Ok(None) };
+                measured.record_output(batch.num_rows());
+                let seen = seen + batch.num_rows();
+                Ok(Some((batch, (rows, seen))))
+            }
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, limited)))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.clone_inner())
+    }
+
+    fn handle_child_pushdown_result(
+        &self,
+        phase: FilterPushdownPhase,
+        result: ChildPushdownResult,
+        config: &ConfigOptions,
+    ) -> Result<FilterPushdownPropagation<Arc<dyn ExecutionPlan>>> {
+        // What the query says came with the scan. What comes later are bounds that joins and LIMIT learn while they run.
+        let unsupported = vec![PushedDown::No; result.parent_filters.len()];
+        if phase == FilterPushdownPhase::Pre {
+            return Ok(FilterPushdownPropagation::with_parent_pushdown_result(unsupported));
+        }
+        let inner = self.inner.handle_child_pushdown_result(phase, result, config)?;
+        let propagation = FilterPushdownPropagation::with_parent_pushdown_result(unsupported);
+        Ok(match inner.updated_node {
+            None => propagation,
+            Some(inner) => {
+                let node = Self::over(self.dataset, inner, self.orgs.clone(), self.schema.clone(), self.limit);
+                propagation.with_updated_node(Arc::new(node))
+            }
+        })
+    }
+}
+
+/// The tenant's rows of a batch, without the column that said so.
+fn own(batch: &RecordBatch, orgs: &[Arc<str>], asked: &[usize]) -> Result<RecordBatch> {
+    let last = batch.num_columns().saturating_sub(1);
+    let org_id = batch.project(&[last])?;
+    let mine = own_rows(&org_id, orgs)?.unwrap_or_else(|| BooleanArray::from(vec![false; batch.num_rows()]));
+    let asked = batch.project(asked)?;
+    if mine.true_count() == batch.num_rows() {
+        return Ok(asked);
+    }
+    Ok(filter_record_batch(&asked, &mine)?)
+}

@@ -1,0 +1,141 @@
+//! `GET /v2/alerts`, `GET /v2/alerts/{id}`, and stored alerts for the feed.
+
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
+use datafusion::functions_nested::expr_fn::array_has;
+use datafusion::logical_expr::{Expr, lit};
+use hyper::Response;
+use tidegate_events::{Dataset, Level};
+use tidegate_pipeline::keys::Principal;
+
+use super::events::{Filters, column, time_range, write_list};
+use super::params::{Params, cursor_parts, cursor_text};
+use super::{Body, answered};
+use crate::error::{QueryError, internal};
+use crate::json::{Nulls, RowWriter, write_text};
+use crate::table::TableReader;
+use crate::{Query, Scope, metrics};
+
+/// The position of an alert in the output log, which is the order of the feed.
+const SEQ: &str = "seq";
+
+impl Query {
+    /// `GET /v2/alerts?from=&to=&level=&rule=&tag=&entity=&limit=&cursor=`: stored alerts, newest first, as
+    /// `{"alerts":[…],"cursor":…}`. `level` is the least one; `rule` an id or title; `entity` an actor, asset, resource or
+    /// group key.
+    pub async fn handle_alerts(&self, query: Option<&str>, principal: &Principal, request_id: &str) -> Response<Body> {
+        answered(self.alerts(query, &Scope::of(principal)).await, request_id)
+    }
+
+    /// `GET /v2/alerts/{id}`: one alert as `{"alert":{…}}`.
+    pub async fn handle_alert(
+        &self,
+        id: &str,
+        query: Option<&str>,
+        principal: &Principal,
+        request_id: &str,
+    ) -> Response<Body> {
+        answered(self.alert(id, query, &Scope::of(principal)).await, request_id)
+    }
+
+    /// Up to `limit` stored alerts of a tenant with `after_seq < seq < upto`, in order, each as (seq, JSON object): what the
+    /// feed sends to a subscriber that resumes.
+    ///
+    /// # Errors
+    /// As any query.
+    pub async fn alerts_after(
+        &self,
+        org_id: &str,
+        after_seq: u64,
+        upto: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, String)>, QueryError> {
+        metrics::query("feed");
+        let number = |seq: u64| lit(i64::try_from(seq).unwrap_or(i64::MAX));
+        let wanted = column(SEQ).gt(number(after_seq)).and(column(SEQ).lt(number(upto)));
+        let plan = move |table: TableReader| {
+            let rows = table.read(Dataset::Alerts)?.filter(wanted)?;
+            rows.sort(vec![column(SEQ).sort(true, false)])?.limit(0, Some(limit))
+        };
+        let rows = self.rows(&self.view(&Scope::tenant(org_id)), plan).await?;
+        let Some(seqs) = rows.column_by_name(SEQ) else { return Ok(Vec::new()) };
+        let seqs = seqs.as_primitive::<Int64Type>().clone();
+        let mut texts = Vec::with_capacity(rows.num_rows());
+        let mut out = Vec::new();
+        let writer = RowWriter::new(rows.schema_ref(), Nulls::Omit);
+        let take = |out: &mut Vec<u8>| texts.push(String::from_utf8_lossy(&std::mem::take(out)).into_owned());
+        writer.write(&rows, &mut out, take).map_err(|error| internal(&error))?;
+        Ok(seqs.values().iter().map(|seq| u64::try_from(*seq).unwrap_or(0)).zip(texts).collect())
+    }
+
+    async fn alerts(&self, query: Option<&str>, scope: &Scope) -> Result<Vec<u8>, QueryError> {
+        metrics::query("alerts");
+        let params = Params::parse(query, &["from", "to", "level", "rule", "tag", "entity", "limit", "cursor"])?;
+        let mut filters = alert_filters(&params)?;
+        let limit = params.limit()?;
+        if let Some(cursor) = params.get("cursor") {
+            let parts = cursor_parts(cursor)?;
+            let seq: Option<i64> = parts.first().filter(|_| parts.len() == 1).and_then(|part| part.parse().ok());
+            let seq =
+                seq.ok_or_else(|| QueryError::bad("cursor_invalid", "the cursor is not one that this endpoint gave"))?;
+            filters.push(column(SEQ).lt(lit(seq)));
+        }
+        let page = move |table: TableReader| {
+            let mut rows = table.read(Dataset::Alerts)?;
+            for filter in filters {
+                rows = rows.filter(filter)?;
+            }
+            rows.sort(vec![column(SEQ).sort(false, false)])?.limit(0, Some(limit + 1))
+        };
+        let rows = self.rows(&self.view(scope), page).await?;
+        let more = rows.num_rows() > limit;
+        let rows = rows.slice(0, limit.min(rows.num_rows()));
+        let mut out = b"{\"alerts\":[".to_vec();
+        write_list(&rows, &mut out)?;
+        out.extend_from_slice(b"],\"cursor\":");
+        let seqs = rows.column_by_name(SEQ).and_then(|seqs| seqs.as_primitive_opt::<Int64Type>().cloned());
+        match seqs.filter(|seqs| more && !seqs.is_empty()) {
+            Some(seqs) => write_text(&cursor_text(&[&seqs.value(seqs.len() - 1).to_string()]), &mut out),
+            None => out.extend_from_slice(b"null"),
+        }
+        out.push(b'}');
+        Ok(out)
+    }
+
+    async fn alert(&self, id: &str, query: Option<&str>, scope: &Scope) -> Result<Vec<u8>, QueryError> {
+        metrics::query("alert");
+        Params::parse(query, &[])?;
+        let id = id.to_owned();
+        let plan = move |table: TableReader| {
+            let rows = table.read(Dataset::Alerts)?.filter(column("alert_id").eq(lit(id)))?;
+            rows.limit(0, Some(1))
+        };
+        let rows = self.rows(&self.view(scope), plan).await?;
+        if rows.num_rows() == 0 {
+            return Err(QueryError::NotFound("there is no alert with this id".into()));
+        }
+        let mut out = b"{\"alert\":".to_vec();
+        write_list(&rows, &mut out)?;
+        out.push(b'}');
+        Ok(out)
+    }
+}
+
+fn alert_filters(params: &Params) -> Result<Filters, QueryError> {
+    let mut filters = time_range(params)?;
+    if let Some(level) = params.read::<Level>("level", "informational, low, medium, high or critical")? {
+        filters.push(column("severity").gt_eq(lit(level as i32)));
+    }
+    if let Some(rule) = params.get("rule") {
+        filters.push(column("rule_id").eq(lit(rule)).or(column("title").eq(lit(rule))));
+    }
+    if let Some(tag) = params.get("tag") {
+        filters.push(array_has(column("tags"), lit(tag)));
+    }
+    if let Some(entity) = params.get("entity") {
+        let is = |name: &str| column(name).eq(lit(entity));
+        let any: Expr = is("actor").or(is("asset")).or(is("resource")).or(is("group_key"));
+        filters.push(any);
+    }
+    Ok(filters)
+}

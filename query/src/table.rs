@@ -1,0 +1,213 @@
+//! The tables of a tenant as DataFusion sees them.
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, Session, TableProvider};
+use datafusion::common::{DFSchema, Result, TableReference};
+use datafusion::dataframe::DataFrame;
+use datafusion::execution::context::SessionContext;
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType, col, lit};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
+use datafusion::physical_plan::union::UnionExec;
+use tidegate_events::Dataset;
+
+use crate::history::{HistoryExec, HistoryScan, Store, prune};
+use crate::tail::TailPart;
+use crate::view::View;
+
+/// The name of the only catalog.
+pub(crate) const CATALOG: &str = "tidegate";
+/// The name of the only schema beside `information_schema`.
+pub(crate) const SCHEMA: &str = "public";
+/// How many rows of the tail one partition should have to be worth a thread.
+const TAIL_PART_ROWS: u64 = 250_000;
+
+/// One dataset of one tenant, for one query.
+#[derive(Debug)]
+pub(crate) struct EventTable {
+    dataset: Dataset,
+    schema: SchemaRef,
+    view: Arc<View>,
+    store: Arc<Store>,
+    chunk_bytes_max: usize,
+}
+
+impl EventTable {
+    fn new(dataset: Dataset, view: &Arc<View>, store: &Arc<Store>, chunk_bytes_max: usize) -> Self {
+        Self { dataset, schema: view.schema(dataset), view: view.clone(), store: store.clone(), chunk_bytes_max }
+    }
+
+    fn tail(&self, orgs: &Arc<[Arc<str>]>, projected: &SchemaRef, partitions: usize) -> Vec<Arc<dyn PartitionStream>> {
+        let mut parts: Vec<Arc<dyn PartitionStream>> = Vec::new();
+        for tail in self.view.tails(self.dataset) {
+            let rows = tail.rows.end - tail.rows.start;
+            let pieces = (rows / TAIL_PART_ROWS).clamp(1, partitions.max(1) as u64);
+            for piece in 0..pieces {
+                let at = |piece: u64| tail.rows.start + rows * piece / pieces;
+                let range = at(piece)..at(piece + 1);
+                if !range.is_empty() {
+                    parts.push(Arc::new(TailPart {
+                        log: tail.log.clone(),
+                        rows: range,
+                        dataset: self.dataset,
+                        orgs: orgs.clone(),
+                        schema: projected.clone(),
+                        chunk_bytes_max: self.chunk_bytes_max,
+                    }));
+                }
+            }
+        }
+        parts
+    }
+}
+
+#[async_trait]
+impl TableProvider for EventTable {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        // Inexact: history skips what it can, the tail does not look, and the filter above decides.
+        let usable = |filter: &&Expr| match filter.is_volatile() {
+            true => TableProviderFilterPushDown::Unsupported,
+            false => TableProviderFilterPushDown::Inexact,
+        };
+        Ok(filters.iter().map(usable).collect())
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let all: Vec<usize>;
+        let projection = match projection {
+            Some(projection) => projection.as_slice(),
+            None => {
+                all = (0..self.schema.fields().len()).collect();
+                &all
+            }
+        };
+        let projected: SchemaRef = Arc::new(self.schema.project(projection)?);
+        let partitions = state.config().target_partitions();
+        let orgs: Arc<[Arc<str>]> = self.view.scope.orgs(self.dataset).into();
+        let mut plans: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
+
+        let tenant = col(Dataset::ORG_ID).in_list(orgs.iter().map(|org| lit(&**org)).collect(), false);
+        let wanted = conjunction(filters.iter().cloned().chain([tenant])).unwrap_or_else(|| lit(true));
+        let named = DFSchema::try_from(self.schema.clone())?;
+        let predicate = state.create_physical_expr(wanted, &named)?;
+        let files = prune(&self.view.snapshot.files, self.dataset, &orgs, &self.schema, &predicate);
+        if !files.is_empty() {
+            let scan = HistoryScan {
+                dataset: self.dataset,
+                files,
+                orgs: orgs.clone(),
+                schema: self.schema.clone(),
+                projection,
+                predicate,
+                limit,
+                partitions,
+            };
+            plans.push(Arc::new(HistoryExec::new(&self.store, scan, state.config_options())?));
+        }
+        let tail = self.tail(&orgs, &projected, partitions);
+        if !tail.is_empty() {
+            plans.push(Arc::new(StreamingTableExec::try_new(projected.clone(), tail, None, [], false, limit)?));
+        }
+        match plans.len() {
+            0 => Ok(Arc::new(EmptyExec::new(projected))),
+            1 => Ok(plans.swap_remove(0)),
+            _ => UnionExec::try_new(plans),
+        }
+    }
+}
+
+/// All tables of one view: catalog list, catalog and schema at once. Nothing can be registered.
+#[derive(Debug)]
+pub(crate) struct Tables(Vec<(Dataset, Arc<EventTable>)>);
+
+impl Tables {
+    /// The tables of `view`.
+    pub(crate) fn new(view: &Arc<View>, store: &Arc<Store>, chunk_bytes_max: usize) -> Self {
+        let table = |dataset| (dataset, Arc::new(EventTable::new(dataset, view, store, chunk_bytes_max)));
+        Self(Dataset::ALL.into_iter().map(table).collect())
+    }
+
+    fn find(&self, name: &str) -> Option<&Arc<EventTable>> {
+        self.0.iter().find(|(dataset, _)| dataset.table_name() == name).map(|(_, table)| table)
+    }
+}
+
+/// The list of the one catalog.
+#[derive(Debug)]
+pub(crate) struct TenantCatalogs(pub(crate) Arc<Tables>);
+
+impl CatalogProviderList for TenantCatalogs {
+    fn register_catalog(&self, _name: String, _catalog: Arc<dyn CatalogProvider>) -> Option<Arc<dyn CatalogProvider>> {
+        None
+    }
+
+    fn catalog_names(&self) -> Vec<String> {
+        vec![CATALOG.to_owned()]
+    }
+
+    fn catalog(&self, name: &str) -> Option<Arc<dyn CatalogProvider>> {
+        (name == CATALOG).then(|| Arc::new(TenantCatalog(self.0.clone())) as _)
+    }
+}
+
+#[derive(Debug)]
+struct TenantCatalog(Arc<Tables>);
+
+impl CatalogProvider for TenantCatalog {
+    fn schema_names(&self) -> Vec<String> {
+        vec![SCHEMA.to_owned()]
+    }
+
+    fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
+        (name == SCHEMA).then(|| self.0.clone() as _)
+    }
+}
+
+#[async_trait]
+impl SchemaProvider for Tables {
+    fn table_names(&self) -> Vec<String> {
+        self.0.iter().map(|(dataset, _)| dataset.table_name().to_owned()).collect()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        Ok(self.find(name).map(|table| table.clone() as _))
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+}
+
+/// Reads the tables of a session by dataset, for plans that this crate builds itself.
+pub(crate) struct TableReader(SessionContext);
+
+impl TableReader {
+    pub(crate) fn new(context: &SessionContext) -> Self {
+        Self(context.clone())
+    }
+
+    /// All rows of a dataset.
+    pub(crate) fn read(&self, dataset: Dataset) -> Result<DataFrame> {
+        let name = TableReference::full(CATALOG, SCHEMA, dataset.table_name());
+        futures::executor::block_on(self.0.table(name))
+    }
+}
