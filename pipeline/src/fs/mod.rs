@@ -6,6 +6,12 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod real;
+mod sim;
+
+pub use real::RealFs;
+pub use sim::{Fault, SimFs, SimOp};
+
 /// How to open a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Open {
@@ -15,6 +21,9 @@ pub enum Open {
     Write,
     /// For reading and writing; it must not exist. Durable only after [`Fs::sync_dir`] of its folder.
     Create,
+    /// For holding, not for its content: makes the file when there is none and locks it for this process until the handle is
+    /// dropped. [`io::ErrorKind::WouldBlock`] says that another one holds it.
+    Lock,
 }
 
 /// One change of a folder. Durable only after [`Fs::sync_dir`] of the folders it touches.
@@ -92,4 +101,73 @@ pub trait FsFile: Debug + Send + Sync {
     /// # Errors
     /// What the operating system says.
     fn size(&self) -> io::Result<u64>;
+}
+
+/// Makes `dir` and its parents, and makes them durable: every folder that did not exist is synced into its parent.
+///
+/// # Errors
+/// What the operating system says.
+pub fn make_dir_durable(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
+    let mut missing = Vec::new();
+    for ancestor in dir.ancestors().filter(|path| !path.as_os_str().is_empty()) {
+        match fs.list(ancestor) {
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
+            Err(error) => return Err(error),
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    fs.change(DirChange::MakeDir(dir))?;
+    for made in missing.into_iter().rev() {
+        fs.sync_dir(parent_of(made))?;
+    }
+    fs.sync_dir(dir)
+}
+
+/// The folder that holds `path`; `.` for a bare name.
+pub fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => path,
+    }
+}
+
+/// Writes a small file so that a reader sees all of it or the former one: a temporary file, synced, renamed, folder synced.
+///
+/// # Errors
+/// What the operating system says. The former file is then still there; the temporary one may be left (`<path>.tmp`).
+pub fn replace_file(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    let temporary = PathBuf::from(name);
+    let file = match fs.open(&temporary, Open::Create) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs.change(DirChange::Remove(&temporary))?;
+            fs.open(&temporary, Open::Create)?
+        }
+        other => other?,
+    };
+    file.write_all_at(&[IoSlice::new(bytes)], 0)?;
+    file.sync_data()?;
+    fs.change(DirChange::Rename(&temporary, path))?;
+    fs.sync_dir(parent_of(path))
+}
+
+/// All of a file.
+///
+/// # Errors
+/// What the operating system says, or `InvalidData` when the file is larger than `bytes_max`.
+pub fn read_file(fs: &dyn Fs, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let file = fs.open(path, Open::Read)?;
+    let size = file.size()?;
+    if size > bytes_max {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{size} bytes, more than {bytes_max}")));
+    }
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
+    let read = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(read);
+    Ok(bytes)
 }

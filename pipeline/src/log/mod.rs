@@ -9,6 +9,28 @@ use tokio::sync::{oneshot, watch};
 
 use crate::error::{AppendError, PipelineError};
 
+mod config;
+mod decode;
+mod dedup;
+mod encode;
+pub mod format;
+mod group;
+mod memory;
+mod recover;
+mod scan;
+mod segment;
+mod segment_log;
+mod shared;
+pub mod summary;
+mod writer;
+
+pub use config::LogConfig;
+pub use memory::MemoryLog;
+pub use recover::OpenReport;
+pub use scan::Damage;
+pub use segment::memory_bytes;
+pub use segment_log::SegmentLog;
+
 /// The position of a row in a log: the first row ever has offset 0, each row adds one.
 pub type Offset = u64;
 
@@ -63,7 +85,10 @@ pub struct Appended {
 }
 
 /// The pending answer to an append. Dropping it does not undo the append.
-pub type AppendReply = oneshot::Receiver<Result<Appended, AppendError>>;
+pub type AppendReply = oneshot::Receiver<AppendResult>;
+
+/// The answer to an append.
+pub type AppendResult = Result<Appended, AppendError>;
 
 /// A batch as it stands in the log.
 #[derive(Debug, Clone)]
@@ -101,6 +126,10 @@ pub trait StreamLog: Send + Sync + 'static {
     /// Batches from the one that holds `from` (batches are not split: its first rows may lie below `from`) up to the
     /// visible end, at least one if there is any, stopping once `bytes_max` of memory is reached.
     ///
+    /// Offsets may have gaps (burnt by a failed group commit, or lost to damage): the first batch may start after `from`. No
+    /// batch at all, although `from` lies below the end, means that nothing up to the end as it is now can be read: wait for
+    /// the bounds to change.
+    ///
     /// # Errors
     /// [`PipelineError::Forgotten`] below the first offset; damaged frames are skipped and counted, not an error.
     fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError>;
@@ -118,4 +147,16 @@ pub trait StreamLog: Send + Sync + 'static {
     fn bounds(&self) -> LogBounds {
         *self.watch().borrow()
     }
+}
+
+/// Whether a batch is one that a log takes.
+fn check_batch(batch: &EventBatch) -> Result<(), AppendError> {
+    let (rows, keys) = (batch.rows.num_rows(), batch.keys.len());
+    if keys != 0 && keys != rows {
+        return Err(AppendError::Failed(format!("{keys} keys for {rows} rows")));
+    }
+    if u32::try_from(rows).is_err() {
+        return Err(AppendError::Failed(format!("{rows} rows in one batch, at most {} fit", u32::MAX)));
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod log_contract;
 mod log_rows;
+mod delivery_sinks;
 mod run_exactly_once;
 mod run_lifecycle;
 mod run_watermark;

@@ -1,0 +1,471 @@
+//! Opening: what the folder of a log holds, whatever happened to it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::encode::Encoder;
+use super::format::{FRAMES_START, FrameKind, SegmentHeader};
+use super::group::{Commit, Frames, Ready};
+use super::scan::{Damage, Found, Frame, Scanner};
+use super::segment::{Schemas, Segment, report, time_range, unusable};
+use super::summary::{Index, Summary};
+use super::{EventBatch, Offset, decode};
+use crate::clock::now_us;
+use crate::error::PipelineError;
+use crate::fields::FieldCatalog;
+use crate::fs::{DirChange, Fs, FsFile, Open};
+
+/// The last group is only written again when it is not larger than this (a group commit never is, by default).
+const REWRITE_BYTES_MAX: u64 = 256 << 20;
+
+/// What an opening found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// Segment files.
+    pub segments: usize,
+    /// The first offset there is.
+    pub first: Offset,
+    /// The offset of the next row.
+    pub next: Offset,
+    /// Keys in the de-duplication window.
+    pub keys: usize,
+    /// Segments that had no whole summary and were scanned.
+    pub scanned: usize,
+    /// Rows of the last group commit that were written again because nothing said that they were durable.
+    pub rewritten_rows: u64,
+    /// Bytes after the last whole frame of the last segment: a torn tail. No acknowledged row was in it, unless `damage`
+    /// says so.
+    pub torn_bytes: u64,
+    /// What does not hold what it should: the file and the place.
+    pub damage: Vec<(PathBuf, Damage)>,
+}
+
+/// A log as it was found.
+pub(crate) struct Recovered {
+    pub segments: Vec<Arc<Segment>>,
+    /// The offset of the next row.
+    pub next: Offset,
+    /// The offset after the last row there is.
+    pub durable_end: Offset,
+    pub fields: FieldCatalog,
+    /// Keys of the window, oldest first.
+    pub keys: Vec<Vec<u128>>,
+    /// Segments whose summary is still to be written.
+    pub unsummarised: Vec<(Arc<Segment>, Summary)>,
+    /// Summaries whose segment is gone: first offset and count of keys.
+    pub orphans: BTreeMap<Offset, u64>,
+    pub report: OpenReport,
+}
+
+/// The path of a segment file.
+pub(crate) fn segment_path(dir: &Path, first: Offset) -> PathBuf {
+    dir.join(format!("{first:020}.log"))
+}
+
+/// The path of a summary file.
+pub(crate) fn summary_path(dir: &Path, first: Offset) -> PathBuf {
+    dir.join(format!("{first:020}.sum"))
+}
+
+/// The files of a log's folder, by first offset.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    pub logs: BTreeMap<Offset, PathBuf>,
+    pub sums: BTreeMap<Offset, PathBuf>,
+    pub temporary: Vec<PathBuf>,
+}
+
+pub(crate) fn list(fs: &dyn Fs, dir: &Path) -> Result<Listing, PipelineError> {
+    let mut listing = Listing::default();
+    let paths = fs.list(dir).map_err(|source| PipelineError::Io { op: "list", path: dir.to_owned(), source })?;
+    for path in paths {
+        let Some((stem, extension)) =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('.'))
+        else {
+            continue;
+        };
+        let first = Some(stem).filter(|stem| stem.len() == 20).and_then(|stem| stem.parse().ok());
+        match (first, extension) {
+            (Some(first), "log") => _ = listing.logs.insert(first, path),
+            (Some(first), "sum") => _ = listing.sums.insert(first, path),
+            (Some(_), "sum.tmp" | "log.tmp") => listing.temporary.push(path),
+            _ => {}
+        }
+    }
+    Ok(listing)
+}
+
+/// The header of a segment file; `None` when neither copy is whole or it is another segment's.
+pub(crate) fn read_header(file: &dyn FsFile, first: Offset) -> io::Result<Option<SegmentHeader>> {
+    let mut start = [0; FRAMES_START as usize];
+    file.read_at(&mut start, 0)?;
+    Ok(SegmentHeader::decode(&start).filter(|header| header.first == first))
+}
+
+/// The offset from which the rows of each segment are void: the smallest *sealed at* of the segments after it.
+pub(crate) fn void_offsets(headers: &[(Offset, Option<SegmentHeader>)]) -> Vec<Offset> {
+    let mut void_at = Offset::MAX;
+    let mut voids: Vec<_> = headers
+        .iter()
+        .rev()
+        .map(|(first, header)| {
+            let here = void_at;
+            void_at = void_at.min(header.map_or(*first, |header| header.sealed_at));
+            here
+        })
+        .collect();
+    voids.reverse();
+    voids
+}
+
+/// What a scan of a whole segment gives.
+pub(crate) struct Scanned {
+    pub summary: Summary,
+    pub damage: Vec<Damage>,
+    /// Bytes after the last whole frame.
+    pub residue: u64,
+    /// The batches of the last group commit, which are not in `summary` yet.
+    pub last_group: Vec<(Frame, EventBatch)>,
+}
+
+/// Scans a segment. The frames of its last group are kept apart.
+pub(crate) fn scan(
+    file: &dyn FsFile,
+    first: Offset,
+    header: Option<SegmentHeader>,
+    void_at: Offset,
+    schemas: &Schemas,
+) -> io::Result<Scanned> {
+    let index =
+        Index::new(first, header.map_or(first, |header| header.sealed_at), header.map_or(0, |header| header.salt));
+    let summary = Summary { index, fields: FieldCatalog::default(), keys: Vec::new() };
+    let mut scanned = Scanned { summary, damage: Vec::new(), residue: 0, last_group: Vec::new() };
+    if header.is_none() {
+        let reason = "the segment's header is not whole".to_owned();
+        let bytes = file.size()?.min(FRAMES_START);
+        scanned.damage.push(Damage { at: 0, bytes, rows: first..first, reason });
+    }
+    let mut scanner = Scanner::new(file, 0, header.map(|header| header.salt), first..void_at)?;
+    loop {
+        match scanner.next()? {
+            Found::End { residue, .. } => {
+                scanned.residue = residue;
+                scanned.summary.index.salt = scanner.salt().unwrap_or_default();
+                return Ok(scanned);
+            }
+            Found::Damage(damage) => scanned.damage.push(damage),
+            Found::Frame(frame) => scanned.take(frame, schemas),
+        }
+    }
+}
+
+impl Scanned {
+    fn take(&mut self, frame: Frame, schemas: &Schemas) {
+        if frame.header.starts_group {
+            self.settle();
+        }
+        if frame.header.kind == FrameKind::Schema {
+            match decode::schema(&frame.payload) {
+                Ok(schema) => _ = schemas.learn(frame.header.schema_id, schema),
+                Err(error) => self.damage.push(unusable(&frame, &error)),
+            }
+            self.summary.index.note(frame.at, &frame.header);
+            return;
+        }
+        let rows = match schemas.get(frame.header.schema_id) {
+            Some(schema) => decode::rows(&frame.header, &frame.payload, schema).map_err(|error| error.to_string()),
+            None => Err("its schema is in no readable frame before it".to_owned()),
+        };
+        match rows {
+            Ok(rows) => {
+                let keys = decode::keys(&frame.header, &frame.payload);
+                let events = EventBatch { dataset: frame.header.dataset, rows, keys };
+                self.last_group.push((frame, events));
+            }
+            Err(reason) => {
+                // Its place in the order of rows stays: a later reader may find the second copy of the schema.
+                self.damage.push(unusable(&frame, &reason));
+                self.settle();
+                self.summary.index.note(frame.at, &frame.header);
+            }
+        }
+    }
+
+    /// Takes the last group into the summary.
+    pub fn settle(&mut self) {
+        for (frame, events) in std::mem::take(&mut self.last_group) {
+            self.summary.index.note(frame.at, &frame.header);
+            self.summary.index.note_times(time_range(&events.rows));
+            self.summary.fields.observe(events.dataset, &events.rows);
+            self.summary.keys.extend(events.keys.iter().filter(|key| **key != 0));
+        }
+    }
+}
+
+/// A segment file as it was found.
+struct Part {
+    first: Offset,
+    path: PathBuf,
+    size: u64,
+    scanned: bool,
+    keys_count: u64,
+    found: Scanned,
+}
+
+impl Part {
+    fn has_rows(&self) -> bool {
+        self.found.summary.index.end > self.first || !self.found.last_group.is_empty()
+    }
+}
+
+/// Opens the folder.
+pub(crate) fn recover(
+    fs: &dyn Fs,
+    dir: &Path,
+    keys_max: usize,
+    parts: (&Schemas, &Encoder),
+) -> Result<Recovered, PipelineError> {
+    let listing = list(fs, dir)?;
+    for path in &listing.temporary {
+        // Left by a crash between write and rename; of no value, and harmless if it cannot be removed.
+        _ = fs.change(DirChange::Remove(path));
+    }
+    let mut found = load_all(fs, &listing, parts.0)?;
+    let mut report = OpenReport { segments: found.len(), ..OpenReport::default() };
+    report.scanned = found.iter().filter(|part| part.scanned).count();
+    report.torn_bytes = found.last().filter(|part| part.scanned).map_or(0, |part| part.found.residue);
+    if let Some(at) = found.iter().rposition(Part::has_rows) {
+        let rewritten = secure_last_group(fs, dir, &mut found[at], parts.1)?;
+        if let Some(part) = rewritten {
+            report.rewritten_rows = part.found.summary.index.end - part.first;
+            if found[at].first == part.first {
+                found[at] = part;
+            } else {
+                found.insert(at + 1, part);
+            }
+        }
+    }
+    let mut end = None;
+    for part in &mut found {
+        part.found.settle();
+        if part.scanned {
+            part.keys_count = part.found.summary.keys.len() as u64;
+        }
+        let index = &part.found.summary.index;
+        if let Some(end) = end.filter(|end| *end < index.sealed_at) {
+            let reason = "rows are missing before this segment".to_owned();
+            part.found.damage.push(Damage { at: 0, bytes: 0, rows: end..index.sealed_at, reason });
+        }
+        end = Some(index.end.max(end.unwrap_or(0)));
+        for damage in &part.found.damage {
+            self::report(&part.path, damage);
+            report.damage.push((part.path.clone(), damage.clone()));
+        }
+    }
+    let keys = load_keys(fs, &listing, &found, keys_max);
+    Ok(assemble(fs, &listing, found, keys, report))
+}
+
+fn assemble(
+    fs: &dyn Fs,
+    listing: &Listing,
+    found: Vec<Part>,
+    keys: Vec<Vec<u128>>,
+    mut report: OpenReport,
+) -> Recovered {
+    let durable_end = found.iter().map(|part| part.found.summary.index.end).max().unwrap_or(0);
+    let mut next = found.iter().map(|part| part.first).max().unwrap_or(0).max(durable_end);
+    if found.last().is_some_and(|part| part.first == next) {
+        // An empty segment has the name that the next one would get. Its offset is burnt rather than its bytes, whatever
+        // they are, overwritten.
+        next += 1;
+    }
+    let mut fields = FieldCatalog::default();
+    let (mut segments, mut unsummarised) = (Vec::new(), Vec::new());
+    let mut orphans = BTreeMap::new();
+    for (first, path) in listing.sums.iter().filter(|(first, _)| found.iter().all(|part| part.first != **first)) {
+        let count = Summary::read(fs, path, false).ok().flatten().map_or(0, |(_, count)| count);
+        orphans.insert(*first, count);
+    }
+    for part in found {
+        let summary = part.found.summary;
+        fields.merge(&summary.fields);
+        let segment = Segment::new(part.path, summary.index.clone(), part.size, part.keys_count, None);
+        let segment = Arc::new(segment);
+        if part.scanned {
+            unsummarised.push((segment.clone(), summary));
+        }
+        segments.push(segment);
+    }
+    report.first = segments.first().map_or(next, |segment| segment.range().0);
+    report.next = next;
+    Recovered { segments, next, durable_end, fields, keys, unsummarised, orphans, report }
+}
+
+fn load_all(fs: &dyn Fs, listing: &Listing, schemas: &Schemas) -> Result<Vec<Part>, PipelineError> {
+    let mut headers = Vec::with_capacity(listing.logs.len());
+    for (first, path) in &listing.logs {
+        let header = fs.open(path, Open::Read).and_then(|file| Ok((read_header(&*file, *first)?, file.size()?)));
+        headers.push((*first, header));
+    }
+    let known: Vec<_> =
+        headers.iter().map(|(first, header)| (*first, header.as_ref().ok().and_then(|header| header.0))).collect();
+    let voids = void_offsets(&known);
+    let mut parts = Vec::with_capacity(headers.len());
+    let last = headers.len().saturating_sub(1);
+    for (nth, (((first, header), path), void_at)) in
+        headers.into_iter().zip(listing.logs.values()).zip(voids).enumerate()
+    {
+        let part = header.and_then(|(header, size)| {
+            let summary = listing.sums.get(&first).and_then(|path| usable_summary(fs, path, header, size, void_at));
+            let (scanned, keys_count, found) = match summary {
+                Some((summary, count)) => {
+                    let last_group = Vec::new();
+                    (false, count, Scanned { summary, damage: Vec::new(), residue: 0, last_group })
+                }
+                None => (true, 0, scan(&*fs.open(path, Open::Read)?, first, header, void_at, schemas)?),
+            };
+            Ok(Part { first, path: path.clone(), size, scanned, keys_count, found })
+        });
+        match part {
+            Ok(part) => parts.push(part),
+            // Without the last segment nothing tells where the log ends.
+            Err(source) if nth == last => return Err(PipelineError::Io { op: "read", path: path.clone(), source }),
+            Err(error) => {
+                let index = Index::new(first, first, 0);
+                let summary = Summary { index, fields: FieldCatalog::default(), keys: Vec::new() };
+                let reason = format!("the segment cannot be read: {error}");
+                let damage = vec![Damage { at: 0, bytes: 0, rows: first..first, reason }];
+                let found = Scanned { summary, damage, residue: 0, last_group: Vec::new() };
+                parts.push(Part { first, path: path.clone(), size: 0, scanned: false, keys_count: 0, found });
+            }
+        }
+    }
+    Ok(parts)
+}
+
+/// The summary of a segment, if it is whole and speaks of this file.
+fn usable_summary(
+    fs: &dyn Fs,
+    path: &Path,
+    header: Option<SegmentHeader>,
+    size: u64,
+    void_at: Offset,
+) -> Option<(Summary, u64)> {
+    let (summary, keys_count) = Summary::read(fs, path, false).ok().flatten()?;
+    let index = &summary.index;
+    let same = header.is_none_or(|header| header.salt == index.salt && header.first == index.first);
+    (same && index.end_at <= size && index.end <= void_at).then_some((summary, keys_count))
+}
+
+/// Makes the rows of the last group durable: nothing tells whether they are (a killed process leaves them in the page cache,
+/// and after a failed fsync another one succeeds without writing them). They are written again into a segment of their own.
+fn secure_last_group(
+    fs: &dyn Fs,
+    dir: &Path,
+    part: &mut Part,
+    encoder: &Encoder,
+) -> Result<Option<Part>, PipelineError> {
+    let bytes: u64 = part.found.last_group.iter().map(|(frame, _)| frame.header.frame_len()).sum();
+    if part.found.last_group.is_empty() {
+        return Ok(None);
+    }
+    let failed = |op, path: &Path, source| PipelineError::Io { op, path: path.to_owned(), source };
+    if bytes <= REWRITE_BYTES_MAX {
+        let group = std::mem::take(&mut part.found.last_group);
+        match rewrite(fs, dir, part, &group, encoder) {
+            Ok(rewritten) => return Ok(Some(rewritten)),
+            Err(error) if is_full(&error) => {
+                tracing::warn!(%error, "no space to write the last group commit again; it is synced where it is");
+                part.found.last_group = group;
+            }
+            Err(error) => return Err(failed("write", dir, error)),
+        }
+    }
+    let file = fs.open(&part.path, Open::Write).map_err(|error| failed("open", &part.path, error))?;
+    file.sync_data().map_err(|error| failed("sync", &part.path, error))?;
+    Ok(None)
+}
+
+/// Whether there is no space.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
+}
+
+fn rewrite(fs: &dyn Fs, dir: &Path, part: &Part, group: &[(Frame, EventBatch)], encoder: &Encoder) -> io::Result<Part> {
+    let arrow = |error: arrow::error::ArrowError| io::Error::other(error.to_string());
+    let base = group.first().map_or(part.first, |(frame, _)| frame.header.base);
+    let next = group.last().map_or(base, |(frame, _)| frame.header.next());
+    // When the group is all that the segment holds, the new file replaces it and must void what it voided.
+    let sealed_at = if base == part.first { part.found.summary.index.sealed_at } else { base };
+    let header = SegmentHeader { first: base, sealed_at, salt: random_salt()?, made_us: now_us() };
+    let commit = Commit { at: FRAMES_START, salt: header.salt, now_us: header.made_us };
+    let mut frames = Frames::new(commit);
+    let mut index = Index::new(base, sealed_at, header.salt);
+    let (mut fields, mut keys) = (FieldCatalog::default(), Vec::new());
+    for (frame, events) in group {
+        let schema = encoder.schema(&events.rows.schema()).map_err(arrow)?;
+        let payload = schema.encode(&events.rows, &events.keys).map_err(arrow)?;
+        let times = time_range(&events.rows);
+        index.note_times(times);
+        fields.observe(events.dataset, &events.rows);
+        keys.extend(events.keys.iter().filter(|key| **key != 0));
+        let (dataset, rows) = (events.dataset, events.rows.clone());
+        let ready = Ready { dataset, rows, keys: Vec::new(), schema, payload, times, seen: Vec::new() };
+        frames.batch(&ready, frame.header.base, &Default::default());
+    }
+    frames.finish(next);
+    for (at, header) in &frames.notes {
+        index.note(*at, header);
+    }
+    let path = segment_path(dir, base);
+    let temporary = path.with_extension("log.tmp");
+    let file = fs.open(&temporary, Open::Create)?;
+    frames.write(&*file, &header.encode())?;
+    file.sync_data()?;
+    fs.change(DirChange::Rename(&temporary, &path))?;
+    fs.sync_dir(dir)?;
+    let size = file.size()?;
+    let found =
+        Scanned { summary: Summary { index, fields, keys }, damage: Vec::new(), residue: 0, last_group: Vec::new() };
+    Ok(Part { first: base, path, size, scanned: true, keys_count: 0, found })
+}
+
+/// A salt for a new segment.
+pub(crate) fn random_salt() -> io::Result<u64> {
+    let mut salt = [0; 8];
+    getrandom::fill(&mut salt).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(u64::from_le_bytes(salt))
+}
+
+/// The keys of the newest rows, oldest segment first, up to the window's bound.
+fn load_keys(fs: &dyn Fs, listing: &Listing, found: &[Part], keys_max: usize) -> Vec<Vec<u128>> {
+    let scanned =
+        found.iter().filter(|part| part.scanned).map(|part| (part.first, Some(part.found.summary.keys.clone())));
+    let mut sources: BTreeMap<Offset, Option<Vec<u128>>> = listing.sums.keys().map(|first| (*first, None)).collect();
+    sources.extend(scanned);
+    let (mut keys, mut count) = (Vec::new(), 0);
+    for (first, known) in sources.into_iter().rev() {
+        if count >= keys_max {
+            break;
+        }
+        let loaded = match (known, listing.sums.get(&first)) {
+            (Some(known), _) => known,
+            (None, Some(path)) => match Summary::read(fs, path, true) {
+                Ok(Some((summary, _))) => summary.keys,
+                Ok(None) => Vec::new(),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "the keys of a summary cannot be read");
+                    Vec::new()
+                }
+            },
+            (None, None) => Vec::new(),
+        };
+        count += loaded.len();
+        keys.push(loaded);
+    }
+    keys.reverse();
+    keys
+}

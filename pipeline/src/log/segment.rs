@@ -1,0 +1,271 @@
+//! One segment file as readers see it: where its frames are, and reading them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::{max, min};
+use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
+use metrics::counter;
+use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxBuildHasher;
+use tidegate_events::Dataset;
+
+use super::format::{FrameHeader, FrameKind};
+use super::scan::{Damage, Found, Frame, Scanner, frame_at};
+use super::summary::Index;
+use super::{LogBatch, Offset, decode};
+use crate::error::PipelineError;
+use crate::fs::{Fs, FsFile, Open};
+use crate::metrics as names;
+
+/// Schemas that a log remembers; past it all are read again.
+const SCHEMAS_MAX: usize = 4096;
+/// Damaged places of a segment that are remembered so as to count each once.
+const REPORTED_MAX: usize = 1024;
+
+/// Schemas by their id in schema frames.
+#[derive(Debug, Default)]
+pub(crate) struct Schemas(Mutex<HashMap<u64, SchemaRef, FxBuildHasher>>);
+
+impl Schemas {
+    pub fn get(&self, id: u64) -> Option<SchemaRef> {
+        self.0.lock().get(&id).cloned()
+    }
+
+    /// Remembers a schema, and gives the one already known under the id if there is one.
+    pub fn learn(&self, id: u64, schema: SchemaRef) -> SchemaRef {
+        let mut schemas = self.0.lock();
+        if schemas.len() >= SCHEMAS_MAX {
+            schemas.clear();
+        }
+        schemas.entry(id).or_insert(schema).clone()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub path: PathBuf,
+    /// Grows while the segment is written.
+    pub index: RwLock<Index>,
+    /// Bytes of the file.
+    pub bytes: AtomicU64,
+    /// Keys of its rows.
+    pub keys: AtomicU64,
+    file: Mutex<Option<Arc<dyn FsFile>>>,
+    reported: Mutex<BTreeSet<u64>>,
+}
+
+/// What a read asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub from: Offset,
+    /// Rows at or above it are not visible.
+    pub until: Offset,
+    pub bytes_max: usize,
+}
+
+impl Segment {
+    pub fn new(path: PathBuf, index: Index, bytes: u64, keys: u64, file: Option<Arc<dyn FsFile>>) -> Self {
+        Self {
+            path,
+            index: RwLock::new(index),
+            bytes: AtomicU64::new(bytes),
+            keys: AtomicU64::new(keys),
+            file: Mutex::new(file),
+            reported: Mutex::default(),
+        }
+    }
+
+    /// The range of rows, now.
+    pub fn range(&self) -> (Offset, Offset) {
+        let index = self.index.read();
+        (index.first, index.end)
+    }
+
+    /// Bytes of the file.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The handle, opened when it is first needed. It stays good when the file is removed.
+    pub fn file(&self, fs: &dyn Fs) -> std::io::Result<Arc<dyn FsFile>> {
+        let mut file = self.file.lock();
+        if let Some(file) = &*file {
+            return Ok(file.clone());
+        }
+        let opened = fs.open(&self.path, Open::Read)?;
+        Ok(file.insert(opened).clone())
+    }
+
+    /// Reads batches into `out`; returns the bytes of them.
+    pub fn read(
+        &self,
+        fs: &dyn Fs,
+        schemas: &Schemas,
+        wanted: Wanted,
+        out: &mut Vec<Arc<LogBatch>>,
+    ) -> Result<usize, PipelineError> {
+        let failed = |source| PipelineError::Io { op: "read", path: self.path.clone(), source };
+        let file = self.file(fs).map_err(failed)?;
+        let (start, end, end_at, salt) = {
+            let index = self.index.read();
+            (index.position(wanted.from), index.end.min(wanted.until), index.end_at, index.salt)
+        };
+        let scanner = Scanner::new(&*file, start.1, Some(salt), start.0..end).map_err(failed)?;
+        let mut scanner = scanner.ending_at(end_at);
+        let mut bytes = 0;
+        loop {
+            match scanner.next().map_err(failed)? {
+                Found::End { .. } => return Ok(bytes),
+                Found::Damage(damage) => self.report(&damage),
+                Found::Frame(frame) if frame.header.kind == FrameKind::Schema => {
+                    _ = self.learn(&frame, schemas);
+                }
+                Found::Frame(frame) if frame.header.next() <= wanted.from => {}
+                Found::Frame(frame) => {
+                    if let Some(batch) = self.decode(fs, &frame, schemas) {
+                        out.push(Arc::new(batch));
+                        bytes += frame.payload.len();
+                    }
+                    if bytes >= wanted.bytes_max {
+                        return Ok(bytes);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the batches of `changes` that end after `from` and begin before `until` into `out`.
+    pub fn read_changes(
+        &self,
+        fs: &dyn Fs,
+        schemas: &Schemas,
+        wanted: Wanted,
+        out: &mut Vec<Arc<LogBatch>>,
+    ) -> Result<(), PipelineError> {
+        let (marks, salt) = {
+            let index = self.index.read();
+            (index.changes.clone(), index.salt)
+        };
+        if marks.is_empty() {
+            return Ok(());
+        }
+        let failed = |source| PipelineError::Io { op: "read", path: self.path.clone(), source };
+        let file = self.file(fs).map_err(failed)?;
+        for (offset, at) in marks.into_iter().filter(|(offset, _)| *offset < wanted.until) {
+            match frame_at(&*file, at, salt).map_err(failed)? {
+                Some(frame) if frame.header.next() > wanted.from => {
+                    out.extend(self.decode(fs, &frame, schemas).map(Arc::new));
+                }
+                Some(_) => {}
+                None => {
+                    let reason = "a batch of changes is not whole".to_owned();
+                    self.report(&Damage { at, bytes: 0, rows: offset..offset, reason });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn learn(&self, frame: &Frame, schemas: &Schemas) -> Option<SchemaRef> {
+        let known = schemas.get(frame.header.schema_id);
+        let schema = match known {
+            Some(known) => Ok(known),
+            None => decode::schema(&frame.payload).map(|schema| schemas.learn(frame.header.schema_id, schema)),
+        };
+        schema.inspect_err(|error| self.report(&unusable(frame, error))).ok()
+    }
+
+    fn decode(&self, fs: &dyn Fs, frame: &Frame, schemas: &Schemas) -> Option<LogBatch> {
+        let header = &frame.header;
+        let Some(schema) = self.schema(fs, header, schemas) else {
+            self.report(&unusable(frame, &"its schema is in no readable frame"));
+            return None;
+        };
+        match decode::rows(header, &frame.payload, schema) {
+            Ok(rows) => Some(LogBatch { offset: header.base, dataset: header.dataset, rows }),
+            Err(error) => {
+                self.report(&unusable(frame, &error));
+                None
+            }
+        }
+    }
+
+    /// The schema of a batch frame: known, or in one of the two frames that the index tells.
+    fn schema(&self, fs: &dyn Fs, header: &FrameHeader, schemas: &Schemas) -> Option<SchemaRef> {
+        if let Some(known) = schemas.get(header.schema_id) {
+            return Some(known);
+        }
+        let (marks, salt) = {
+            let index = self.index.read();
+            (index.schemas.clone(), index.salt)
+        };
+        let file = self.file(fs).ok()?;
+        marks.iter().filter(|(id, _)| *id == header.schema_id).find_map(|(_, at)| {
+            let frame = frame_at(&*file, *at, salt).ok().flatten()?;
+            self.learn(&frame, schemas)
+        })
+    }
+
+    /// Counts and logs a damaged place, once.
+    pub fn report(&self, damage: &Damage) {
+        let mut reported = self.reported.lock();
+        if reported.len() < REPORTED_MAX && reported.insert(damage.at) {
+            report(&self.path, damage);
+        }
+    }
+}
+
+/// Counts and logs a damaged place.
+pub(crate) fn report(path: &Path, damage: &Damage) {
+    let lost = damage.rows.end.saturating_sub(damage.rows.start);
+    counter!(names::LOG_DAMAGE).increment(1);
+    counter!(names::LOG_LOST_ROWS).increment(lost);
+    tracing::error!(
+        path = %path.display(), at = damage.at, bytes = damage.bytes, rows = ?damage.rows, reason = damage.reason,
+        "the log is damaged here; the rows are lost, everything around them is read on"
+    );
+}
+
+pub(crate) fn unusable(frame: &Frame, reason: &dyn std::fmt::Display) -> Damage {
+    let header = &frame.header;
+    let reason = format!("the frame is whole but of no use: {reason}");
+    Damage { at: frame.at, bytes: header.frame_len(), rows: header.base..header.next(), reason }
+}
+
+/// Smallest and largest `time` of the rows, µs.
+pub(crate) fn time_range(rows: &RecordBatch) -> Option<(i64, i64)> {
+    let times = rows.column_by_name(Dataset::TIME)?.as_primitive_opt::<TimestampMicrosecondType>()?;
+    Some((min(times)?, max(times)?))
+}
+
+/// Bytes of memory that a batch keeps alive, each allocation counted once however many columns point into it.
+///
+/// Arrow's `get_array_memory_size` counts an allocation once a column, which for a batch read from the log (whose columns
+/// point into one allocation) is wrong by the number of its columns.
+pub fn memory_bytes(rows: &RecordBatch) -> usize {
+    fn visit(array: &arrow::array::ArrayData, seen: &mut Vec<(usize, usize)>) {
+        let validity = array.nulls().map(|nulls| nulls.buffer());
+        seen.extend(
+            array
+                .buffers()
+                .iter()
+                .chain(validity)
+                .map(|buffer| (buffer.data_ptr().as_ptr() as usize, buffer.capacity())),
+        );
+        for child in array.child_data() {
+            visit(child, seen);
+        }
+    }
+    let mut seen = Vec::with_capacity(rows.num_columns() * 3);
+    for column in rows.columns() {
+        visit(&column.to_data(), &mut seen);
+    }
+    seen.sort_unstable();
+    seen.dedup_by_key(|(address, _)| *address);
+    seen.iter().map(|(_, bytes)| bytes).sum::<usize>() + std::mem::size_of::<RecordBatch>()
+}

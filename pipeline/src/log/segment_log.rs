@@ -1,0 +1,333 @@
+//! The stream log on segment files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use metrics::counter;
+use parking_lot::{Condvar, Mutex, RwLock};
+use tokio::sync::{oneshot, watch};
+
+use super::config::LogConfig;
+use super::dedup::Window;
+use super::encode::Encoder;
+use super::recover::{OpenReport, recover, summary_path};
+use super::segment::{Schemas, Segment, Wanted};
+use super::shared::{Queue, Shared, Tail};
+use super::writer::{Closed, Pending, Writer};
+use super::{Append, AppendReply, EventBatch, LogBatch, LogBounds, Offset, StreamLog};
+use crate::error::{AppendError, PipelineError};
+use crate::fields::{FieldCatalog, FieldObserver};
+use crate::fs::{DirChange, Fs, FsFile, Open, make_dir_durable};
+use crate::health::Stage;
+use crate::metrics as names;
+
+/// Closed segments that may wait for their summary; one more goes without, which costs a scan at the next start.
+const CLOSED_MAX: usize = 64;
+
+/// A log in a folder of segment files, written by one thread of its own. See [`super::format`] for what is on the disk.
+///
+/// Dropping it closes it.
+#[derive(Debug)]
+pub struct SegmentLog {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Summaries that outlive their segments for their keys: first offset and count. Also serialises forgetting.
+    orphans: Mutex<BTreeMap<Offset, u64>>,
+    /// Held for its lock.
+    _lock: Arc<dyn FsFile>,
+}
+
+impl SegmentLog {
+    /// Opens or makes the log in `dir`. What crashes leave (a torn tail, a zero-byte or half-headed file, a missing segment,
+    /// flipped bits) is no error: the report says what was found.
+    ///
+    /// # Errors
+    /// [`PipelineError::Locked`] when another process has it open; [`PipelineError::Io`] when the folder cannot be listed,
+    /// its last segment not be read, or the last group commit not be made durable; [`PipelineError::Invalid`] for a
+    /// configuration that cannot work.
+    pub fn open(fs: Arc<dyn Fs>, dir: &Path, config: LogConfig) -> Result<(Self, OpenReport), PipelineError> {
+        check(&config)?;
+        let failed = |op, source| PipelineError::Io { op, path: dir.to_owned(), source };
+        make_dir_durable(&*fs, dir).map_err(|error| failed("make", error))?;
+        let lock = fs.open(&dir.join("lock"), Open::Lock).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock => PipelineError::Locked(dir.to_owned()),
+            _ => failed("lock", error),
+        })?;
+        let (schemas, encoder) = (Schemas::default(), Encoder::new().map_err(|error| failed("make", error))?);
+        let recovered = recover(&*fs, dir, config.dedup_keys_max, (&schemas, &encoder))?;
+        let mut report = recovered.report;
+        let mut window = Window::new(config.dedup_keys_max);
+        for key in recovered.keys.into_iter().flatten() {
+            window.insert(key);
+        }
+        report.keys = window.len();
+        let used: u64 = recovered.segments.iter().map(|segment| segment.bytes()).sum();
+        let (bounds, _) = watch::channel(LogBounds { first: report.first, next: recovered.next });
+        let shared = Arc::new(Shared {
+            fs,
+            dir: dir.to_owned(),
+            config,
+            encoder,
+            schemas,
+            fields: FieldObserver::new(recovered.fields),
+            segments: RwLock::new(recovered.segments),
+            tail: RwLock::new(Tail::new(recovered.next)),
+            bounds,
+            used_bytes: AtomicU64::new(used),
+            stage: OnceLock::new(),
+            queue: Mutex::new(Queue::default()),
+            wake: Condvar::new(),
+            ailing: AtomicBool::new(false),
+        });
+        let threads = start(&shared, window, (recovered.next, recovered.durable_end), recovered.unsummarised)
+            .map_err(|error| failed("start", error))?;
+        let log = Self { shared, threads: Mutex::new(threads), orphans: Mutex::new(recovered.orphans), _lock: lock };
+        Ok((log, report))
+    }
+
+    /// Makes the log report its waiting work and its progress as `stage`. Only the first call counts.
+    pub fn report_health(&self, stage: Arc<Stage>) {
+        _ = self.shared.stage.set(stage);
+    }
+
+    /// The own fields of all rows appended or found in the log, by tenant.
+    pub fn fields(&self) -> Arc<FieldCatalog> {
+        self.shared.fields.catalog()
+    }
+
+    /// The batches of [`Changes`](tidegate_events::Dataset::Changes) from the one that holds `from` on. Reads only those
+    /// frames.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] when a segment cannot be read. Damaged frames are skipped and counted.
+    pub fn changes_from(&self, from: Offset) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        let until = self.bounds().next;
+        let segments = self.shared.segments.read().clone();
+        let wanted = Wanted { from, until, bytes_max: usize::MAX };
+        let mut batches = Vec::new();
+        for segment in segments.iter().filter(|segment| segment.range().1 > from) {
+            let read = segment.read_changes(&*self.shared.fs, &self.shared.schemas, wanted, &mut batches);
+            self.unless_forgotten(segment, read)?;
+        }
+        Ok(batches)
+    }
+
+    /// Bytes of all segment files.
+    pub fn bytes_used(&self) -> u64 {
+        self.shared.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Refuses further appends, makes durable and answers those that wait, and ends the writer. Reading goes on. Waits for the
+    /// disk.
+    pub fn close(&self) {
+        self.shared.close();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the log has panicked");
+            }
+        }
+    }
+
+    fn try_append(&self, append: Append, reply: oneshot::Sender<super::AppendResult>) {
+        let prepared = self.shared.admits().and_then(|()| self.prepare(append.batches));
+        let refused = match prepared {
+            Ok(batches) => {
+                let bytes = batches.iter().map(|batch| batch.payload.len as usize).sum();
+                let pending = Pending { batches, ack: append.ack, reply, bytes };
+                self.shared.enqueue(pending).map_err(|(pending, error)| (pending.reply, error))
+            }
+            Err(error) => Err((reply, error)),
+        };
+        if let Err((reply, error)) = refused {
+            _ = reply.send(Err(error));
+        }
+    }
+
+    fn prepare(&self, batches: Vec<EventBatch>) -> Result<Vec<super::group::Ready>, AppendError> {
+        let prepare = |batch: EventBatch| {
+            super::check_batch(&batch)?;
+            self.shared.prepare(batch).map_err(|error| AppendError::Failed(error.to_string()))
+        };
+        batches.into_iter().map(prepare).collect()
+    }
+
+    /// A segment that was forgotten while it was about to be read is not an error of the read.
+    fn unless_forgotten<T: Default>(
+        &self,
+        segment: &Segment,
+        read: Result<T, PipelineError>,
+    ) -> Result<T, PipelineError> {
+        match read {
+            Err(_) if segment.range().0 < self.bounds().first => Ok(T::default()),
+            read => read,
+        }
+    }
+
+    /// Removes summaries whose keys the window does not reach any more.
+    fn prune(&self, orphans: &mut BTreeMap<Offset, u64>) {
+        let living: u64 = self.shared.segments.read().iter().map(|segment| segment.keys.load(Ordering::Relaxed)).sum();
+        let mut newer = living;
+        let mut pruned = Vec::new();
+        for (first, count) in orphans.iter().rev() {
+            if newer >= self.shared.config.dedup_keys_max as u64 {
+                pruned.push(*first);
+            }
+            newer = newer.saturating_add(*count);
+        }
+        for first in pruned {
+            let path = summary_path(&self.shared.dir, first);
+            match self.shared.fs.change(DirChange::Remove(&path)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "an outlived summary could not be removed");
+                }
+                _ => _ = orphans.remove(&first),
+            }
+        }
+    }
+
+    /// The oldest segment, if it may go: all of it lies below `below`, no retention bound keeps it, and a later one has rows
+    /// (so that the log never forgets how far it has counted).
+    fn forgettable(&self, below: Offset) -> Option<(Arc<Segment>, Offset)> {
+        let segments = self.shared.segments.read();
+        let (oldest, later) = segments.split_first()?;
+        let later_bytes: u64 = later.iter().map(|segment| segment.bytes()).sum();
+        let counted = later.iter().any(|segment| segment.range().0 < segment.range().1);
+        let first = later.first()?.range().0;
+        let goes = oldest.range().1 <= below && counted && later_bytes >= self.shared.config.retain_bytes_min;
+        goes.then(|| (oldest.clone(), first))
+    }
+}
+
+impl StreamLog for SegmentLog {
+    fn append(&self, append: Append) -> AppendReply {
+        let (reply, receiver) = oneshot::channel();
+        self.try_append(append, reply);
+        receiver
+    }
+
+    fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        let bounds = self.bounds();
+        if from < bounds.first {
+            return Err(PipelineError::Forgotten { asked: from, first: bounds.first });
+        }
+        if from >= bounds.next {
+            return Ok(Vec::new());
+        }
+        if let Some(batches) = self.shared.tail.read().read(from, bytes_max) {
+            return Ok(batches);
+        }
+        let segments = self.shared.segments.read().clone();
+        let mut batches = Vec::new();
+        let mut left = bytes_max;
+        for segment in segments.iter().filter(|segment| segment.range().1 > from) {
+            let wanted = Wanted { from, until: bounds.next, bytes_max: left };
+            let read = segment.read(&*self.shared.fs, &self.shared.schemas, wanted, &mut batches);
+            left = left.saturating_sub(self.unless_forgotten(segment, read)?);
+            if left == 0 {
+                break;
+            }
+        }
+        match self.bounds().first {
+            first if from < first && batches.is_empty() => Err(PipelineError::Forgotten { asked: from, first }),
+            _ => Ok(batches),
+        }
+    }
+
+    fn forget(&self, below: Offset) -> Result<(), PipelineError> {
+        let mut orphans = self.orphans.lock();
+        let mut removed = false;
+        while let Some((segment, first)) = self.forgettable(below) {
+            self.shared.bounds.send_modify(|bounds| bounds.first = bounds.first.max(first));
+            match self.shared.fs.change(DirChange::Remove(&segment.path)) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(PipelineError::Io { op: "remove", path: segment.path.clone(), source });
+                }
+                _ => {}
+            }
+            self.shared.segments.write().retain(|kept| !Arc::ptr_eq(kept, &segment));
+            self.shared.used_bytes.fetch_sub(segment.bytes(), Ordering::Relaxed);
+            self.shared.tail.write().forget(first);
+            orphans.insert(segment.range().0, segment.keys.load(Ordering::Relaxed));
+            removed = true;
+        }
+        if removed {
+            self.prune(&mut orphans);
+            let dir: PathBuf = self.shared.dir.clone();
+            self.shared.fs.sync_dir(&dir).map_err(|source| PipelineError::Io { op: "sync", path: dir, source })?;
+        }
+        Ok(())
+    }
+
+    fn watch(&self) -> watch::Receiver<LogBounds> {
+        self.shared.bounds.subscribe()
+    }
+
+    fn bounds(&self) -> LogBounds {
+        *self.shared.bounds.borrow()
+    }
+}
+
+impl Drop for SegmentLog {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn check(config: &LogConfig) -> Result<(), PipelineError> {
+    let bounds = [
+        ("segment_bytes_max", config.segment_bytes_max, 4096),
+        ("log_bytes_max", config.log_bytes_max, 4 << 20),
+        ("queue_bytes_max", config.queue_bytes_max as u64, 1),
+        ("group_bytes_max", config.group_bytes_max as u64, 1),
+    ];
+    match bounds.into_iter().find(|(_, value, min)| value < min) {
+        Some((name, value, min)) => {
+            Err(PipelineError::Invalid(format!("{name} is {value}, it must be at least {min}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Starts the writer and the thread that writes summaries.
+fn start(
+    shared: &Arc<Shared>,
+    window: Window,
+    ends: (Offset, Offset),
+    unsummarised: Vec<Closed>,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
+    let (closed, to_summarise) = sync_channel(CLOSED_MAX);
+    let writer = Writer::new(shared.clone(), window, ends, closed);
+    let writer = std::thread::Builder::new().name("log-writer".to_owned()).spawn({
+        let shared = shared.clone();
+        move || {
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| writer.run())).is_err() {
+                tracing::error!("the log's writer has panicked; the log takes nothing more until a restart");
+                shared.degraded("the log's writer has panicked".to_owned());
+            }
+            shared.fail_all();
+        }
+    })?;
+    let summaries = std::thread::Builder::new().name("log-summaries".to_owned()).spawn({
+        let shared = shared.clone();
+        move || write_summaries(&shared, unsummarised, &to_summarise)
+    });
+    if summaries.is_err() {
+        shared.close();
+    }
+    Ok(vec![writer, summaries?])
+}
+
+fn write_summaries(shared: &Shared, first: Vec<Closed>, closed: &Receiver<Closed>) {
+    for (segment, summary) in first.into_iter().chain(closed.iter()) {
+        let path = summary_path(&shared.dir, summary.index.first);
+        segment.keys.store(summary.keys.len() as u64, Ordering::Relaxed);
+        if let Err(error) = summary.write(&*shared.fs, &path) {
+            counter!(names::LOG_SUMMARY_FAILURES).increment(1);
+            tracing::warn!(path = %path.display(), %error, "a summary could not be written; the next start scans the segment");
+        }
+    }
+}

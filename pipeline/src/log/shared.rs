@@ -1,0 +1,289 @@
+//! What the appending threads, the readers and the writer of a segment log share.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use arrow::error::ArrowError;
+use metrics::{counter, gauge};
+use parking_lot::{Condvar, Mutex, RwLock};
+use tokio::sync::watch;
+
+use super::config::LogConfig;
+use super::encode::Encoder;
+use super::group::Ready;
+use super::segment::{Schemas, Segment, memory_bytes, time_range};
+use super::writer::Pending;
+use super::{EventBatch, LogBatch, LogBounds, Offset};
+use crate::clock::now_us;
+use crate::error::AppendError;
+use crate::fields::FieldObserver;
+use crate::fs::Fs;
+use crate::health::Stage;
+use crate::metrics as names;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub fs: Arc<dyn Fs>,
+    pub dir: PathBuf,
+    pub config: LogConfig,
+    pub encoder: Encoder,
+    pub schemas: Schemas,
+    pub fields: FieldObserver,
+    /// In offset order; the last one may be the one that is written.
+    pub segments: RwLock<Vec<Arc<Segment>>>,
+    pub tail: RwLock<Tail>,
+    pub bounds: watch::Sender<LogBounds>,
+    /// Bytes of all segment files.
+    pub used_bytes: AtomicU64,
+    pub stage: OnceLock<Arc<Stage>>,
+    pub queue: Mutex<Queue>,
+    pub wake: Condvar,
+    pub ailing: AtomicBool,
+}
+
+/// Appends that wait.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    waiting: VecDeque<Pending>,
+    /// Of those that wait and of the group that is being committed.
+    bytes: usize,
+    committing_bytes: usize,
+    closed: bool,
+}
+
+impl Shared {
+    /// Encodes a batch and takes in its fields. For CPU threads.
+    pub fn prepare(&self, batch: EventBatch) -> Result<Ready, ArrowError> {
+        let EventBatch { dataset, rows, keys } = batch;
+        let schema = self.encoder.schema(&rows.schema())?;
+        let payload = schema.encode(&rows, &keys)?;
+        let times = time_range(&rows);
+        let seen = self.fields.observe(dataset, schema.id, &rows);
+        Ok(Ready { dataset, rows, keys, schema, payload, times, seen })
+    }
+
+    /// Whether an append may come now: a cheap look before it is encoded.
+    pub fn admits(&self) -> Result<(), AppendError> {
+        let (closed, bytes) = {
+            let queue = self.queue.lock();
+            (queue.closed, queue.bytes)
+        };
+        if closed {
+            return Err(AppendError::Closed);
+        }
+        if bytes >= self.config.queue_bytes_max {
+            return Err(self.queue_is_full(bytes));
+        }
+        Ok(())
+    }
+
+    /// Puts an append into the queue, or gives it back with the reason why not.
+    pub fn enqueue(&self, pending: Pending) -> Result<(), (Pending, AppendError)> {
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            return Err((pending, AppendError::Closed));
+        }
+        let bytes = queue.bytes + pending.bytes;
+        if bytes > self.config.queue_bytes_max && queue.bytes > 0 {
+            return Err((pending, self.queue_is_full(bytes)));
+        }
+        queue.bytes = bytes;
+        queue.waiting.push_back(pending);
+        self.waiting(bytes);
+        drop(queue);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    fn queue_is_full(&self, bytes: usize) -> AppendError {
+        counter!(names::LOG_REFUSED, "bound" => "queue").increment(1);
+        let max = self.config.queue_bytes_max;
+        AppendError::Full(format!("{bytes} bytes wait to be written, at most {max} may (queue_bytes_max)"))
+    }
+
+    /// The next appends to commit together; `None` once the log is closed and none is left. Waits.
+    pub fn next_group(&self) -> Option<Vec<Pending>> {
+        let mut queue = self.queue.lock();
+        while queue.waiting.is_empty() {
+            if queue.closed {
+                return None;
+            }
+            self.wake.wait(&mut queue);
+        }
+        let mut group = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = queue.waiting.front() {
+            if !group.is_empty() && bytes + next.bytes > self.config.group_bytes_max {
+                break;
+            }
+            bytes += next.bytes;
+            group.extend(queue.waiting.pop_front());
+        }
+        queue.committing_bytes = bytes;
+        Some(group)
+    }
+
+    /// Says that the group of [`next_group`](Self::next_group) was answered.
+    pub fn group_done(&self) {
+        let mut queue = self.queue.lock();
+        queue.bytes -= std::mem::take(&mut queue.committing_bytes);
+        self.waiting(queue.bytes);
+        if let Some(stage) = self.stage.get() {
+            stage.progressed(now_us());
+        }
+    }
+
+    fn waiting(&self, bytes: usize) {
+        gauge!(names::LOG_QUEUE_BYTES).set(bytes as f64);
+        if let Some(stage) = self.stage.get() {
+            stage.waiting(bytes as u64, now_us());
+        }
+    }
+
+    /// Refuses all further appends; what waits is still committed.
+    pub fn close(&self) {
+        self.queue.lock().closed = true;
+        self.wake.notify_all();
+    }
+
+    /// Closes, and answers what waits: for a writer that is gone.
+    pub fn fail_all(&self) {
+        let waiting = {
+            let mut queue = self.queue.lock();
+            queue.closed = true;
+            queue.bytes = 0;
+            std::mem::take(&mut queue.waiting)
+        };
+        for pending in waiting {
+            _ = pending.reply.send(Err(AppendError::Closed));
+        }
+    }
+
+    /// Whether the disk bounds let a group of `bytes` be written.
+    pub fn room(&self, bytes: u64) -> Result<(), AppendError> {
+        let used = self.used_bytes.load(Ordering::Relaxed);
+        let max = self.config.log_bytes_max;
+        if used.saturating_add(bytes) > max {
+            counter!(names::LOG_REFUSED, "bound" => "log").increment(1);
+            return Err(self.full(format!("the log has {used} bytes, at most {max} may be (log_bytes_max)")));
+        }
+        // A file system that cannot say is not a reason to refuse; the write will tell.
+        let free = self.fs.free_bytes(&self.dir).unwrap_or(u64::MAX);
+        let min = self.config.free_bytes_min;
+        if free < min.saturating_add(bytes) {
+            counter!(names::LOG_REFUSED, "bound" => "disk").increment(1);
+            return Err(self.full(format!("the disk has {free} bytes free, {min} are kept (free_bytes_min)")));
+        }
+        Ok(())
+    }
+
+    fn full(&self, reason: String) -> AppendError {
+        self.degraded(reason.clone());
+        AppendError::Full(reason)
+    }
+
+    /// Says in the health report that the log does not take appends.
+    pub fn degraded(&self, detail: String) {
+        self.ailing.store(true, Ordering::Relaxed);
+        if let Some(stage) = self.stage.get() {
+            stage.set_detail(Some(detail));
+        }
+    }
+
+    /// Says that it takes them again.
+    pub fn healthy(&self) {
+        if self.ailing.swap(false, Ordering::Relaxed)
+            && let Some(stage) = self.stage.get()
+        {
+            stage.set_detail(None);
+        }
+    }
+
+    /// Lets readers see durable batches.
+    pub fn publish(&self, batches: Vec<LogBatch>, next: Offset) {
+        // Measured outside the lock.
+        let batches: Vec<_> = batches
+            .into_iter()
+            .map(|batch| {
+                let bytes = memory_bytes(&batch.rows);
+                (Arc::new(batch), bytes)
+            })
+            .collect();
+        let mut tail = self.tail.write();
+        for (batch, bytes) in batches {
+            tail.push(batch, bytes, self.config.tail_bytes_max);
+        }
+        gauge!(names::LOG_TAIL_BYTES).set(tail.bytes as f64);
+        drop(tail);
+        self.bounds.send_modify(|bounds| bounds.next = next);
+        gauge!(names::LOG_BYTES).set(self.used_bytes.load(Ordering::Relaxed) as f64);
+        gauge!(names::LOG_SEGMENTS).set(self.segments.read().len() as f64);
+    }
+}
+
+/// The newest batches, in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Tail {
+    batches: VecDeque<(Arc<LogBatch>, usize)>,
+    bytes: usize,
+    /// Every row from here on is in the tail.
+    start: Offset,
+}
+
+impl Tail {
+    /// An empty tail before the row `start`.
+    pub fn new(start: Offset) -> Self {
+        Self { start, ..Self::default() }
+    }
+
+    /// Adds a batch at the end and drops the oldest ones past `bytes_max`, but never the new one.
+    pub fn push(&mut self, batch: Arc<LogBatch>, bytes: usize, bytes_max: usize) {
+        self.batches.push_back((batch, bytes));
+        self.bytes += bytes;
+        while self.bytes > bytes_max && self.batches.len() > 1 {
+            if let Some((dropped, bytes)) = self.batches.pop_front() {
+                self.bytes -= bytes;
+                self.start = dropped.next_offset();
+            }
+        }
+    }
+
+    /// Batches from `from` on, up to `bytes_max` but at least one; `None` when the tail does not reach back that far.
+    pub fn read(&self, from: Offset, bytes_max: usize) -> Option<Vec<Arc<LogBatch>>> {
+        if from < self.start {
+            return None;
+        }
+        let at = self.batches.partition_point(|(batch, _)| batch.next_offset() <= from);
+        let mut left = Some(bytes_max);
+        let within = |(batch, bytes): &(Arc<LogBatch>, usize)| {
+            let room = left?;
+            left = room.checked_sub(*bytes).filter(|left| *left > 0);
+            Some(batch.clone())
+        };
+        Some(self.batches.range(at..).map_while(within).collect())
+    }
+
+    /// Bytes of all batches.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The first row from which on the tail is complete.
+    pub fn start(&self) -> Offset {
+        self.start
+    }
+
+    /// Drops what lies below `below`.
+    pub fn forget(&mut self, below: Offset) {
+        while let Some((batch, bytes)) = self.batches.front()
+            && batch.next_offset() <= below
+        {
+            self.bytes -= bytes;
+            self.start = batch.next_offset();
+            self.batches.pop_front();
+        }
+    }
+}
