@@ -1,0 +1,356 @@
+//! From the tape of an event to a row of a family.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use simd_json::Node as TapeNode;
+use tidegate_events::{Dataset, IdGenerator, REST_COLUMN, dedup_key};
+use tidegate_pipeline::EventBatch;
+
+use super::config::DecodeConfig;
+use super::family::{EVENT_ID, Family, ORG_ID, RECEIVED_TIME, SOURCE, TIME};
+use super::layout::{Layouts, Plan, Slot, is_reserved};
+use super::plan::{CoreKind, Row, Scratch};
+use super::rest::write_rest;
+use super::walk::{CellValue, Rest, WalkBounds, Walked, Walker};
+use super::{Counts, IngestError, RowRef};
+use crate::column::Atom;
+use crate::mapping::{Mappings, decimal};
+
+/// What the rows of one body have in common.
+#[derive(Debug, Clone)]
+pub(super) struct Origin {
+    pub(super) org_id: Arc<str>,
+    pub(super) dataset: Dataset,
+    pub(super) source: Option<Arc<str>>,
+    pub(super) received_us: i64,
+    pub(super) idempotency_key: Option<Arc<str>>,
+    pub(super) request_id: Arc<str>,
+    /// The body's number since the last flush.
+    pub(super) body: u32,
+    /// The mapping that `source` names.
+    pub(super) mapping: Option<usize>,
+    /// The number of the tenant and dataset.
+    pub(super) scope: usize,
+}
+
+/// The own fields of one tenant in one dataset.
+#[derive(Debug, Default)]
+struct Scope {
+    fields: HashSet<Arc<str>>,
+    keys_learnt: usize,
+}
+
+/// A tenant may teach this many keys of objects for each own field that it may have: the keys between the root and a field.
+const KEYS_PER_FIELD: usize = 4;
+/// Names are forgotten at a flush once there are this many of all tenants.
+const NAMES_MAX: usize = 1 << 18;
+/// Tenants whose fields are remembered.
+const SCOPES_MAX: usize = 1 << 14;
+/// Verdicts on (layout, tenant) that are remembered.
+const VERDICTS_MAX: usize = 1 << 16;
+/// The columns of all families that are kept for the next batch.
+const COLUMNS_MAX: usize = 1 << 14;
+/// Families are sorted anew after so many flushes, so that columns which went out of use do not shape them for ever.
+const FLUSHES_MAX: u32 = 1 << 12;
+
+/// Builds rows.
+#[derive(Debug)]
+pub(super) struct Rows {
+    pub(super) walker: Walker,
+    pub(super) layouts: Layouts,
+    config: DecodeConfig,
+    scopes: Vec<Scope>,
+    scope_of: HashMap<(Arc<str>, Dataset), usize>,
+    /// Which cells of a layout its tenant may not have as own fields.
+    verdicts: HashMap<(usize, usize), Box<[usize]>>,
+    generation: u64,
+    pub(super) ids: IdGenerator,
+    pub(super) counts: Counts,
+    spare: Option<Walked<'static>>,
+    scratch: Scratch,
+    text: String,
+    taken: Vec<usize>,
+    rows: usize,
+    flushes: u32,
+    seed: u64,
+}
+
+impl Rows {
+    pub(super) fn new(mappings: Arc<Mappings>, config: DecodeConfig, seed: u64) -> Self {
+        Self {
+            walker: Walker::new(seed),
+            layouts: Layouts::new(mappings, config.layouts_max, config.layout_families_max),
+            config,
+            scopes: Vec::new(),
+            scope_of: HashMap::new(),
+            verdicts: HashMap::new(),
+            generation: 0,
+            ids: IdGenerator::new(seed),
+            counts: Counts::default(),
+            spare: None,
+            scratch: Scratch::default(),
+            text: String::new(),
+            taken: Vec::new(),
+            rows: 0,
+            flushes: 0,
+            seed,
+        }
+    }
+
+    /// Rows since the last flush.
+    pub(super) fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// The number of this tenant and dataset.
+    pub(super) fn scope(&mut self, org_id: &Arc<str>, dataset: Dataset) -> usize {
+        if let Some(scope) = self.scope_of.get(&(org_id.clone(), dataset)) {
+            return *scope;
+        }
+        if self.scopes.len() >= SCOPES_MAX {
+            self.scopes.clear();
+            self.scope_of.clear();
+            self.verdicts.clear();
+        }
+        self.scopes.push(Scope::default());
+        self.scope_of.insert((org_id.clone(), dataset), self.scopes.len() - 1);
+        self.scopes.len() - 1
+    }
+
+    /// Appends the event whose object starts the tape. `number_texts` holds the text of each number by place on the tape, or
+    /// is empty.
+    pub(super) fn event(&mut self, origin: &Origin, item: u32, tape: &[TapeNode<'_>], number_texts: &[&str]) {
+        let mut walked = self.spare.take().unwrap_or_default().recycle();
+        let learnt = self.scopes.get(origin.scope).map_or(0, |scope| scope.keys_learnt);
+        let bounds = WalkBounds {
+            fields_max: self.config.event_fields_max,
+            name_bytes_max: self.config.field_name_bytes_max,
+            new_keys_max: (self.config.fields_max.saturating_mul(KEYS_PER_FIELD)).saturating_sub(learnt),
+        };
+        let new_keys = self.walker.walk(tape, bounds, &mut walked);
+        if new_keys > 0
+            && let Some(scope) = self.scopes.get_mut(origin.scope)
+        {
+            scope.keys_learnt += new_keys;
+        }
+        self.counts.duplicate_keys += walked.duplicate_keys as u64;
+        let mut layout = self.layouts.layout_of(origin.dataset, &walked.cells, &self.walker.names);
+        if self.refuse_fields(layout, origin.scope, &mut walked) {
+            layout = self.layouts.layout_of(origin.dataset, &walked.cells, &self.walker.names);
+        }
+        let row = Row { cells: &walked.cells, items: &walked.items, number_texts };
+        let plan = self.layouts.plan_of(layout, origin.mapping, &row, &mut self.walker.names);
+        self.append(origin, item, plan, &row, (&mut walked.rest, tape));
+        self.spare = Some(walked.recycle());
+    }
+
+    /// Moves the cells of fields that the tenant may not have (any more) to the rest; true when there were any.
+    #[inline]
+    fn refuse_fields(&mut self, layout: usize, scope: usize, walked: &mut Walked<'_>) -> bool {
+        if self.generation != self.layouts.generation || self.verdicts.len() > VERDICTS_MAX {
+            self.generation = self.layouts.generation;
+            self.verdicts.clear();
+        }
+        let refused = match self.verdicts.get(&(layout, scope)) {
+            Some(refused) => refused,
+            None => {
+                let refused = self.judge(scope, walked);
+                self.verdicts.entry((layout, scope)).or_insert(refused)
+            }
+        };
+        if refused.is_empty() {
+            return false;
+        }
+        self.counts.fields_refused += refused.len() as u64;
+        let names = &self.walker.names;
+        for at in refused {
+            if let Some(cell) = walked.cells.get(*at) {
+                walked.rest.push(Rest {
+                    name: names.name(cell.field).to_string(),
+                    at: cell.at as usize,
+                    element: None,
+                });
+            }
+        }
+        let mut at = 0;
+        walked.cells.retain(|_| {
+            at += 1;
+            refused.binary_search(&(at - 1)).is_err()
+        });
+        true
+    }
+
+    #[cold]
+    fn judge(&mut self, scope: usize, walked: &Walked<'_>) -> Box<[usize]> {
+        let Some(scope) = self.scopes.get_mut(scope) else { return Box::default() };
+        let mut refused = Vec::new();
+        for (at, cell) in walked.cells.iter().enumerate() {
+            let name = self.walker.names.name(cell.field);
+            if is_reserved(name) {
+                refused.push(at);
+            } else if !scope.fields.contains(name) {
+                if scope.fields.len() < self.config.fields_max {
+                    scope.fields.insert(name.clone());
+                } else {
+                    refused.push(at);
+                }
+            }
+        }
+        refused.into()
+    }
+
+    /// Appends a row to the family of its plan.
+    fn append(
+        &mut self,
+        origin: &Origin,
+        item: u32,
+        plan: usize,
+        row: &Row<'_, '_>,
+        rest: (&mut [Rest], &[TapeNode<'_>]),
+    ) {
+        let rest_field = if rest.0.is_empty() { None } else { Some(self.walker.names.field(REST_COLUMN)) };
+        let Self { layouts, scratch, taken, counts, text, ids, .. } = self;
+        let Some((plan, family)) = layouts.plan(plan) else { return };
+        family.core_number(RECEIVED_TIME, i128::from(origin.received_us));
+        family.core_text(ORG_ID, &origin.org_id);
+        family.core_text(SOURCE, origin.source.as_deref().unwrap_or(&plan.name));
+        taken.clear();
+        fill_core(plan, family, row, scratch, taken);
+        if family.core.get(TIME).is_some_and(|column| column.len() == family.len()) {
+            let tried = plan.columns.iter().any(|column| column.core == TIME);
+            counts.times_unparsable += u64::from(tried);
+            family.core_number(TIME, i128::from(origin.received_us));
+        }
+        let key = match own_id(plan, row, scratch) {
+            Some(id) => {
+                family.core_text(EVENT_ID, id);
+                dedup_key(&origin.org_id, origin.dataset as u8, id)
+            }
+            None => match &origin.idempotency_key {
+                Some(idempotency_key) => {
+                    text.clear();
+                    // Writing to a string cannot fail.
+                    let _ = write!(text, "{idempotency_key}:{item}");
+                    family.core_text(EVENT_ID, text);
+                    dedup_key(&origin.org_id, origin.dataset as u8, text)
+                }
+                None => {
+                    let id = ids.next(origin.received_us);
+                    family.core_text(EVENT_ID, std::str::from_utf8(&id).unwrap_or_default());
+                    0
+                }
+            },
+        };
+        fill_own(plan, family, row, taken, text);
+        if let Some(field) = rest_field {
+            text.clear();
+            write_rest(rest.0, rest.1, text);
+            let column = family.column_of(field);
+            family.own_atom(column, Atom::Text(text));
+        }
+        family.end_row(RowRef { body: origin.body, item }, key);
+        self.rows += 1;
+    }
+
+    /// All rows as batches, and the builders empty again.
+    pub(super) fn flush(&mut self) -> Result<Vec<(EventBatch, Vec<RowRef>)>, IngestError> {
+        let mut batches = Vec::new();
+        let mut failed = None;
+        for family in &mut self.layouts.families {
+            match family.flush(&self.walker.names) {
+                Ok(batch) => batches.extend(batch),
+                Err(error) => failed = Some(error),
+            }
+        }
+        self.rows = 0;
+        self.flushes += 1;
+        let columns: usize = self.layouts.families.iter().map(Family::width).sum();
+        if self.walker.names.len() > NAMES_MAX || columns > COLUMNS_MAX || self.flushes >= FLUSHES_MAX {
+            self.layouts.forget();
+            self.verdicts.clear();
+            self.walker = Walker::new(self.seed);
+            self.scopes.iter_mut().for_each(|scope| scope.keys_learnt = 0);
+            self.flushes = 0;
+        }
+        failed.map_or(Ok(batches), Err)
+    }
+}
+
+/// Fills the core columns that the mapping gives; `taken` gets the cells that are kept exactly by one.
+fn fill_core(plan: &Plan, family: &mut Family, row: &Row<'_, '_>, scratch: &mut Scratch, taken: &mut Vec<usize>) {
+    for column in &plan.columns {
+        for rule in &column.rules {
+            let exact = match column.kind {
+                CoreKind::Text => rule.text(row, scratch).map(|text| {
+                    family.core_text(column.core, text);
+                    true
+                }),
+                CoreKind::Int => rule.int(row, scratch).map(|number| {
+                    family.core_number(column.core, i128::from(number));
+                    true
+                }),
+                CoreKind::Time => rule.time(row, scratch).map(|us| {
+                    family.core_number(column.core, i128::from(us));
+                    column.core != TIME
+                }),
+                CoreKind::Decimal => rule.text(row, scratch).and_then(decimal::parse).map(|decimal| {
+                    family.core_number(column.core, decimal.unscaled);
+                    decimal.exact
+                }),
+            };
+            let Some(exact) = exact else { continue };
+            taken.extend(rule.plain_cell().filter(|_| exact));
+            break;
+        }
+    }
+}
+
+/// The id that the event itself brings.
+fn own_id<'s>(plan: &'s Plan, row: &Row<'_, 's>, scratch: &'s mut Scratch) -> Option<&'s str> {
+    for rule in &plan.ids {
+        // The borrow of the found text must not outlive a rule that found none.
+        if rule.text(row, scratch).is_some() {
+            return rule.text(row, scratch);
+        }
+    }
+    None
+}
+
+/// Fills the columns of own fields.
+fn fill_own(plan: &Plan, family: &mut Family, row: &Row<'_, '_>, taken: &[usize], text: &mut String) {
+    for (at, (slot, cell)) in plan.slots.iter().zip(row.cells).enumerate() {
+        let column = match *slot {
+            Slot::Own(column) => column,
+            Slot::Shadow(core, _) if is_in_core(family, core, cell.value, text) => continue,
+            Slot::Consumed(_) if taken.contains(&at) => continue,
+            Slot::Shadow(_, raw) | Slot::Consumed(raw) => family.column_of(raw),
+        };
+        match cell.value {
+            CellValue::Atom(atom) => match row.exact_text(at, atom) {
+                Some(text) if !matches!(slot, Slot::Own(_)) => family.own_atom(column, Atom::Text(text)),
+                _ => family.own_atom(column, atom),
+            },
+            CellValue::List { start, len } => {
+                let items = row.items.get(start as usize..(start + len) as usize).unwrap_or_default();
+                family.own_list(column, items);
+            }
+        }
+    }
+}
+
+/// Whether a core column says just what the event's field of its name says.
+fn is_in_core(family: &Family, core: usize, value: CellValue<'_>, text: &mut String) -> bool {
+    let (Some(column), CellValue::Atom(atom)) = (family.core.get(core), value) else { return false };
+    match (column.last_text(family.len()), atom) {
+        (Some(held), Atom::Text(own)) => held == own,
+        (Some(held), other) => {
+            text.clear();
+            other.write_text(text);
+            held == text
+        }
+        (None, Atom::Int(own)) => column.last_int(family.len()).is_some_and(|held| i64::from(held) == own),
+        (None, _) => false,
+    }
+}

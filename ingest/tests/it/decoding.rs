@@ -1,0 +1,155 @@
+//! What the tests of decoding share: bodies in, cells out as text.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, RecordBatch};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use tidegate_events::Dataset;
+use tidegate_ingest::decode::{Body, BodyFormat, BodyResult, DecodeConfig, Decoded, Decoder};
+use tidegate_ingest::mapping::Mappings;
+
+/// A body to decode, for the tenant `acme` unless said otherwise.
+pub struct Case {
+    pub body: Body,
+}
+
+impl Case {
+    pub fn new(format: BodyFormat, bytes: impl Into<Vec<u8>>) -> Self {
+        Self {
+            body: Body {
+                org_id: "acme".into(),
+                dataset: Dataset::SecurityEvents,
+                source: None,
+                format,
+                bytes: bytes.into(),
+                received_us: 1_700_000_000_000_000,
+                idempotency_key: None,
+                request_id: "req".into(),
+            },
+        }
+    }
+
+    pub fn json(bytes: impl Into<Vec<u8>>) -> Self {
+        Self::new(BodyFormat::Json, bytes)
+    }
+
+    pub fn cost(mut self) -> Self {
+        self.body.dataset = Dataset::CostEvents;
+        self
+    }
+
+    pub fn org(mut self, org_id: &str) -> Self {
+        self.body.org_id = org_id.into();
+        self
+    }
+
+    pub fn source(mut self, source: &str) -> Self {
+        self.body.source = Some(source.into());
+        self
+    }
+
+    pub fn key(mut self, key: &str) -> Self {
+        self.body.idempotency_key = Some(key.into());
+        self
+    }
+}
+
+/// What came of some bodies that were flushed together.
+pub struct Outcome {
+    pub results: Vec<BodyResult>,
+    pub decoded: Decoded,
+}
+
+pub fn decoder(config: DecodeConfig) -> Decoder {
+    Decoder::new(Arc::new(Mappings::builtin().expect("the shipped mappings")), config, 42)
+}
+
+pub fn decode(cases: &[Case]) -> Outcome {
+    decode_with(&mut decoder(DecodeConfig::default()), cases)
+}
+
+pub fn decode_with(decoder: &mut Decoder, cases: &[Case]) -> Outcome {
+    let copy = |body: &Body| Body {
+        org_id: body.org_id.clone(),
+        dataset: body.dataset,
+        source: body.source.clone(),
+        format: body.format,
+        bytes: body.bytes.clone(),
+        received_us: body.received_us,
+        idempotency_key: body.idempotency_key.clone(),
+        request_id: body.request_id.clone(),
+    };
+    let results: Vec<BodyResult> = cases.iter().map(|case| decoder.push(copy(&case.body))).collect();
+    let decoded = decoder.flush().expect("batches");
+    assert_eq!(decoder.buffered_rows(), 0);
+    let outcome = Outcome { results, decoded };
+    outcome.check_shape();
+    outcome
+}
+
+impl Outcome {
+    /// What holds of every flush: every item is one row, in its own table or in `dead_letters`; columns are in core order.
+    fn check_shape(&self) {
+        let items: u32 = self.results.iter().map(|result| result.items).sum();
+        let rows: usize = self.decoded.batches.iter().map(|batch| batch.rows.num_rows()).sum();
+        assert_eq!(items as usize, rows, "every item is one row");
+        assert_eq!(self.decoded.batches.len(), self.decoded.rows.len());
+        for (batch, rows) in self.decoded.batches.iter().zip(&self.decoded.rows) {
+            assert_eq!(batch.rows.num_rows(), rows.len());
+            assert!(batch.keys.is_empty() || batch.keys.len() == rows.len());
+            let core = batch.dataset.core_schema();
+            let places: Vec<usize> =
+                batch.rows.schema().fields().iter().filter_map(|field| core.index_of(field.name()).ok()).collect();
+            assert!(places.is_sorted(), "core columns in core order, then own fields");
+            assert!(places.starts_with(&[0, 1, 2, 3, 4]), "the columns of every dataset are there");
+            for (field, column) in batch.rows.schema().fields().iter().zip(batch.rows.columns()) {
+                assert!(column.null_count() < rows.len(), "{} has a value", field.name());
+                match core.index_of(field.name()) {
+                    Ok(at) => assert_eq!(field.data_type(), core.field(at).data_type()),
+                    Err(_) => assert!(tidegate_events::FieldType::from_data_type(field.data_type()).is_some()),
+                }
+            }
+        }
+    }
+
+    /// The values of a column over all batches of a table as text, in the order of body and item; nulls are left out.
+    pub fn column(&self, table: &str, name: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for (batch, rows) in self.decoded.batches.iter().zip(&self.decoded.rows) {
+            if batch.dataset.table_name() != table {
+                continue;
+            }
+            let Some(column) = batch.rows.column_by_name(name) else { continue };
+            let format = FormatOptions::new().with_null("null");
+            let formatter = ArrayFormatter::try_new(column, &format).expect("a formatter");
+            for (at, row) in rows.iter().enumerate().filter(|(at, _)| column.is_valid(*at)) {
+                found.push(((row.body, row.item), formatter.value(at).to_string()));
+            }
+        }
+        found.sort();
+        found.into_iter().map(|(_, text)| text).collect()
+    }
+
+    /// The value of a column of one row, as text; empty when null or missing.
+    pub fn cell(&self, body: u32, item: u32, name: &str) -> String {
+        for (batch, rows) in self.decoded.batches.iter().zip(&self.decoded.rows) {
+            let at = rows.iter().position(|row| (row.body, row.item) == (body, item));
+            if let (Some(at), Some(column)) = (at, batch.rows.column_by_name(name)) {
+                let format = FormatOptions::new();
+                return ArrayFormatter::try_new(column, &format).expect("a formatter").value(at).to_string();
+            }
+        }
+        String::new()
+    }
+
+    /// The codes of the rejected events of a body, by index.
+    pub fn rejected(&self, body: usize) -> Vec<(u32, &'static str)> {
+        self.results[body].rejected.iter().map(|rejected| (rejected.index, rejected.code)).collect()
+    }
+
+    /// The batches of a table.
+    pub fn batches(&self, table: &str) -> Vec<&RecordBatch> {
+        let of_table = |batch: &&tidegate_pipeline::EventBatch| batch.dataset.table_name() == table;
+        self.decoded.batches.iter().filter(of_table).map(|batch| &batch.rows).collect()
+    }
+}

@@ -1,0 +1,6 @@
+//! Tests of ingest from outside.
+
+mod decode_bodies;
+mod decoding;
+mod http_listener;
+mod http_wire;
