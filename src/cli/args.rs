@@ -220,8 +220,8 @@ pub struct TailArgs {
     /// The server.
     #[command(flatten)]
     pub client: ClientArgs,
-    /// Start after this sequence number instead of now; 0 is the first alert ever
-    #[arg(long = "after", id = "tail.after", value_name = "SEQ")]
+    /// Start after this sequence number instead of now; -1 for all alerts there are
+    #[arg(long = "after", id = "tail.after", value_name = "SEQ", allow_negative_numbers = true)]
     pub after: Option<String>,
     /// Only this level and above: informational, low, medium, high, critical
     #[arg(long = "level", id = "tail.level", value_name = "LEVEL")]

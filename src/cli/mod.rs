@@ -1,9 +1,13 @@
 //! The command line: reads the arguments and the configuration, runs one command, and says with the exit code how it went.
 
 pub mod args;
+pub mod demo;
+pub mod feed;
 pub mod http;
 pub mod send;
 pub mod sql;
+pub mod style;
+pub mod tail;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -13,6 +17,7 @@ use anyhow::Context;
 
 use crate::config::{self, Config, ConfigErrors};
 use args::{Command, DocsPage, Invocation};
+use style::Style;
 
 /// The parts of the program that a command may start.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +54,7 @@ pub fn main(args: impl IntoIterator<Item = std::ffi::OsString>, parts: Parts) ->
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE));
         }
     };
-    ExitCode::from(exit_code(run(invocation, parts, &mut std::io::stdout().lock())))
+    ExitCode::from(exit_code(run(invocation, parts, &mut std::io::stdout())))
 }
 
 fn exit_code(result: anyhow::Result<Ending>) -> u8 {
@@ -79,7 +84,7 @@ impl std::fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
-fn run(invocation: Invocation, parts: Parts, out: &mut dyn Write) -> anyhow::Result<Ending> {
+fn run(invocation: Invocation, parts: Parts, out: &mut (dyn Write + Send)) -> anyhow::Result<Ending> {
     match invocation.command {
         Command::Completions { shell } => return print(&completions(shell), out),
         Command::Docs { page: DocsPage::Configuration } => return print(config::reference().as_bytes(), out),
@@ -97,6 +102,7 @@ fn run(invocation: Invocation, parts: Parts, out: &mut dyn Write) -> anyhow::Res
             Ok(if summary.outcome.rejected == 0 { Ending::Good } else { Ending::Bad })
         }
         Command::Sql(args) => block_on(sql::run(&config, args.query.as_deref(), out)).map(|()| Ending::Good),
+        Command::Tail(_) => block_on(tail::run(&config, Style::of_stdout(), out)).map(|()| Ending::Good),
         Command::Completions { .. } | Command::Docs { .. } => Ok(Ending::Good),
         _ => Err(anyhow::anyhow!("not yet")),
     }

@@ -129,8 +129,8 @@ fn key(path: String, doc: String, schema: &Map<String, Value>, default: Value) -
 /// The schema of `T` in that of `Option<T>`.
 fn without_null(schema: &Map<String, Value>) -> &Map<String, Value> {
     let options = schema.get("anyOf").and_then(Value::as_array);
-    let some = options.into_iter().flatten().filter_map(Value::as_object);
-    some.filter(|option| option.get("type").and_then(Value::as_str) != Some("null")).next().unwrap_or(schema)
+    let mut some = options.into_iter().flatten().filter_map(Value::as_object);
+    some.find(|option| option.get("type").and_then(Value::as_str) != Some("null")).unwrap_or(schema)
 }
 
 fn choices(schema: &Map<String, Value>) -> Vec<String> {

@@ -37,6 +37,32 @@ pub struct Config {
     pub log: LogOutputConfig,
     /// How the server stops.
     pub shutdown: ShutdownConfig,
+    /// The HTTP listener.
+    pub http: tidegate_ingest::http::HttpConfig,
+    /// Bodies of events on their way in.
+    pub ingest: tidegate_ingest::http::IngestConfig,
+    /// The threads that inflate and decode bodies.
+    pub batcher: tidegate_ingest::batcher::BatcherConfig,
+    /// What is taken of an event.
+    pub decode: tidegate_ingest::decode::DecodeConfig,
+    /// The ingest log and the output log, each.
+    pub log_store: tidegate_pipeline::log::LogConfig,
+    /// What people edit: keys and rules.
+    pub registry: tidegate_pipeline::registry::RegistryConfig,
+    /// The run loop.
+    pub run: tidegate_pipeline::run::RunConfig,
+    /// The delivery to each sink.
+    pub delivery: tidegate_pipeline::delivery::DeliveryConfig,
+    /// Sigma rules.
+    pub sigma: tidegate_rules::RulesConfig,
+    /// The Parquet store.
+    pub parquet: tidegate_sinks::parquet::ParquetConfig,
+    /// How long the Parquet store keeps rows.
+    pub retention: tidegate_sinks::parquet::RetentionConfig,
+    /// Queries.
+    pub query: tidegate_query::QueryConfig,
+    /// The alert feed.
+    pub feed: tidegate_sinks::feed::FeedConfig,
     /// How the commands that talk to a server reach it.
     pub client: ClientConfig,
     /// The command `send`.
@@ -63,6 +89,19 @@ impl Default for Config {
             rules: None,
             log: LogOutputConfig::default(),
             shutdown: ShutdownConfig::default(),
+            http: Default::default(),
+            ingest: Default::default(),
+            batcher: Default::default(),
+            decode: Default::default(),
+            log_store: Default::default(),
+            registry: Default::default(),
+            run: Default::default(),
+            delivery: Default::default(),
+            sigma: Default::default(),
+            parquet: Default::default(),
+            retention: Default::default(),
+            query: Default::default(),
+            feed: Default::default(),
             client: ClientConfig::default(),
             send: SendConfig::default(),
             sql: SqlConfig::default(),
@@ -224,8 +263,9 @@ impl Default for SqlConfig {
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TailConfig {
-    /// Start after this sequence number instead of now; 0 is the first alert ever.
-    pub after: Option<u64>,
+    /// Start after this sequence number instead of now; -1 is before the first alert ever.
+    #[schemars(range(min = -1))]
+    pub after: Option<i64>,
     /// Only alerts of this level and above: informational, low, medium, high, critical.
     pub level: Option<String>,
     /// Print each alert as one line of JSON.
@@ -254,7 +294,7 @@ impl Default for DemoConfig {
 }
 
 /// The command `key`.
-#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeyConfig {
     /// The tenant that a new key belongs to.
@@ -263,12 +303,6 @@ pub struct KeyConfig {
     pub role: Option<String>,
     /// A word on what a new key is for.
     pub label: String,
-}
-
-impl Default for KeyConfig {
-    fn default() -> Self {
-        Self { org: None, role: None, label: String::new() }
-    }
 }
 
 /// The command `log`.

@@ -55,11 +55,14 @@ pub async fn send(config: &Config, file: &Path, show: impl FnOnce(Option<u64>) -
     let input = input::open(file)?;
     let progress = Arc::new(show(input.identity.as_ref().map(|identity| identity.bytes)));
     let plan = Plan::new(config, &url, &input)?;
-    let (batches, route, start) = plan.open(config, input)?;
-    let result = run(config, batches, route, &plan, start, &progress).await;
+    let (batches, route) = plan.open(config, input)?;
+    let result = run(config, batches, route, &plan, &progress).await;
     progress.finish();
     result
 }
+
+/// Batches of any input.
+type InputBatches = Batches<Box<dyn Read + Send>>;
 
 /// What is known before the first batch.
 struct Plan {
@@ -87,14 +90,14 @@ impl Plan {
         Ok(Self { journal, noted, identity })
     }
 
-    fn open(&self, config: &Config, input: Input) -> anyhow::Result<(Batches<Box<dyn Read + Send>>, Route, u64)> {
+    fn open(&self, config: &Config, input: Input) -> anyhow::Result<(InputBatches, Route)> {
         let records = Records::new(input.reader, config.send.event_bytes_max)?;
         let route = route(config, records.format());
         let mut batches = Batches::new(records, self.noted.bounds(), self.identity.clone(), input.raw_read);
         if self.noted.position > 0 {
             batches.resume(self.noted.position, self.noted.records)?;
         }
-        Ok((batches, route, self.noted.position))
+        Ok((batches, route))
     }
 }
 
@@ -135,10 +138,9 @@ type Cut = anyhow::Result<(Batch, OwnedSemaphorePermit)>;
 
 async fn run(
     config: &Config,
-    batches: Batches<Box<dyn Read + Send>>,
+    batches: InputBatches,
     route: Route,
     plan: &Plan,
-    start: u64,
     progress: &Arc<Progress>,
 ) -> anyhow::Result<Summary> {
     let connections = config.send.connections;
@@ -153,7 +155,7 @@ async fn run(
         tasks.spawn(connection(client, route.clone(), cut_out.clone(), done_in.clone(), progress.clone()));
     }
     drop((done_in, cut_out));
-    let mut books = Books::new(plan, start);
+    let mut books = Books::new(plan);
     let result = tokio::select! {
         result = books.keep(done_out, progress) => result,
         signal = tokio::signal::ctrl_c() => signal.context("wait for Ctrl-C").and_then(|()| Err(anyhow::anyhow!("interrupted"))),
@@ -181,7 +183,7 @@ impl Plan {
 }
 
 /// Cuts batches on a thread of its own: reading and decompressing block.
-fn cut(mut batches: Batches<Box<dyn Read + Send>>, window: &Arc<Semaphore>, out: &mpsc::Sender<Cut>) {
+fn cut(mut batches: InputBatches, window: &Arc<Semaphore>, out: &mpsc::Sender<Cut>) {
     let runtime = tokio::runtime::Handle::current();
     loop {
         // An error here means that nobody is left to take a batch.
@@ -239,7 +241,7 @@ struct Books<'a> {
 const NOTE_PERIOD: Duration = Duration::from_millis(200);
 
 impl<'a> Books<'a> {
-    fn new(plan: &'a Plan, start: u64) -> Self {
+    fn new(plan: &'a Plan) -> Self {
         let noted = plan.noted.clone();
         let outcome = Outcome {
             accepted: noted.accepted,
@@ -247,7 +249,7 @@ impl<'a> Books<'a> {
             rejected: noted.rejected,
             reasons: Vec::new(),
         };
-        let summary = Summary { outcome, resumed_at: start, ..Summary::default() };
+        let summary = Summary { outcome, resumed_at: plan.noted.position, ..Summary::default() };
         let now = Instant::now();
         Self { journal: &plan.journal, noted, next: 0, ahead: BTreeMap::new(), summary, begun: now, written: now }
     }

@@ -91,9 +91,9 @@ pub(super) async fn run(config: &Config, mut client: Client, out: &mut dyn Write
 }
 
 /// An error ends a statement, not the session.
-fn show(result: anyhow::Result<()>, out: &mut dyn Write) -> std::io::Result<()> {
+fn show(result: anyhow::Result<usize>, out: &mut dyn Write) -> std::io::Result<()> {
     match result {
-        Ok(()) => Ok(()),
+        Ok(_) => Ok(()),
         Err(error) => writeln!(out, "{error:#}"),
     }
 }

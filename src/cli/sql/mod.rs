@@ -23,7 +23,7 @@ use crate::config::{Config, RowFormat};
 pub async fn run(config: &Config, query: Option<&str>, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut client = Client::new(&config.client)?;
     if let Some(query) = query {
-        return ask(&mut client, query, config.sql.format, out).await;
+        return ask(&mut client, query, config.sql.format, out).await.map(drop);
     }
     if std::io::stdin().is_terminal() {
         return interactive::run(config, client, out).await;
@@ -42,11 +42,11 @@ pub async fn run(config: &Config, query: Option<&str>, out: &mut dyn Write) -> a
 /// The most bytes of statements that are read from standard input.
 const STDIN_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Asks one statement and prints its rows.
+/// Asks one statement and prints its rows. Says how many there were when it prints a table, 0 otherwise.
 ///
 /// # Errors
 /// When the server cannot be asked or refuses, or the rows cannot be written.
-pub async fn ask(client: &mut Client, query: &str, format: RowFormat, out: &mut dyn Write) -> anyhow::Result<()> {
+pub async fn ask(client: &mut Client, query: &str, format: RowFormat, out: &mut dyn Write) -> anyhow::Result<usize> {
     let begun = Instant::now();
     let accept = match format {
         RowFormat::Table => "application/vnd.apache.arrow.stream",
@@ -59,20 +59,18 @@ pub async fn ask(client: &mut Client, query: &str, format: RowFormat, out: &mut 
     match format {
         RowFormat::Table => {
             let rows = rows::print_table(&reply.body, out)?;
-            writeln!(
-                out,
-                "{rows} row{} in {:.1} ms",
-                if rows == 1 { "" } else { "s" },
-                begun.elapsed().as_secs_f64() * 1e3
-            )?;
+            let s = if rows == 1 { "" } else { "s" };
+            writeln!(out, "{rows} row{s} in {:.1} ms", begun.elapsed().as_secs_f64() * 1e3)?;
+            out.flush()?;
+            Ok(rows)
         }
         RowFormat::Json | RowFormat::Csv => {
             out.write_all(&reply.body)?;
             if !reply.body.ends_with(b"\n") {
                 out.write_all(b"\n")?;
             }
+            out.flush()?;
+            Ok(0)
         }
     }
-    out.flush()?;
-    Ok(())
 }

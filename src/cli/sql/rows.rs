@@ -8,6 +8,8 @@ use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use arrow::util::display::{ArrayFormatter, DurationFormat, FormatOptions};
 
+use crate::cli::style::cut;
+
 /// Cells are cut to so many characters: a table is for looking, JSON and CSV are for the whole value.
 pub const CELL_CHARS_MAX: usize = 60;
 /// Widths are found from so many rows at a time, so that a large answer prints at once.
@@ -51,18 +53,8 @@ fn column_texts(column: &ArrayRef) -> Result<StringArray, ArrowError> {
         .with_duration_format(DurationFormat::Pretty);
     let formatter = ArrayFormatter::try_new(column, &options)?;
     (0..column.len())
-        .map(|row| Ok(Some(cell(&formatter.value(row).try_to_string()?))))
+        .map(|row| Ok(Some(cut(&formatter.value(row).try_to_string()?, CELL_CHARS_MAX))))
         .collect::<Result<_, ArrowError>>()
-}
-
-/// One line of at most [`CELL_CHARS_MAX`] characters, without control characters: what an attacker wrote into an event must
-/// not drive the terminal.
-fn cell(text: &str) -> String {
-    let clean = |letter: char| if letter.is_control() { '␣' } else { letter };
-    if text.chars().count() <= CELL_CHARS_MAX {
-        return text.chars().map(clean).collect();
-    }
-    text.chars().take(CELL_CHARS_MAX - 1).map(clean).chain(['…']).collect()
 }
 
 /// Rows that are printed with the same column widths.
