@@ -172,6 +172,12 @@ impl RunHandle {
         self.status.read().clone()
     }
 
+    /// The same for whoever does not hold the handle; what it says last stays after the end.
+    pub fn status_reader(&self) -> impl Fn() -> RunStatus + Send + Sync + use<> {
+        let status = self.status.clone();
+        move || status.read().clone()
+    }
+
     /// A receiver of the offset up to which everything is processed and durable.
     pub fn offset(&self) -> watch::Receiver<Offset> {
         self.offset.clone()
