@@ -39,11 +39,11 @@ fn layer(held: &mut Held, encoding: Encoding, sent: &[u8], bytes_max: usize) -> 
                 held.shrink(given.saturating_sub(bytes.len()));
                 return Ok(bytes);
             }
-            Err(InflateError::TooLarge { .. }) if given < wanted => {
+            Err(InflateError::TooLarge) if given < wanted => {
                 held.shrink(given);
                 return Err(busy());
             }
-            Err(InflateError::TooLarge { .. }) => held.shrink(given),
+            Err(InflateError::TooLarge) => held.shrink(given),
             Err(error) => {
                 held.shrink(given);
                 return Err(Problem::new(400, "invalid_encoding", error.to_string())

@@ -52,8 +52,8 @@ pub(crate) struct Waiting {
     /// Items that were decoded, rejected ones included.
     pub(crate) items: usize,
     pub(crate) rejected: Vec<Rejected>,
-    /// The whole body failed after `items` items.
-    pub(crate) broken: Option<Rejected>,
+    /// Why nothing of the body could be read.
+    pub(crate) broken: Option<Problem>,
 }
 
 /// The requests of one append, and where their rows are in it.
@@ -99,9 +99,13 @@ impl Group {
         let (mut accepted_total, mut duplicates_total, mut rejected_total) = (0, 0, 0);
         for (at, waiting) in self.waiting.into_iter().enumerate() {
             let duplicates = duplicates.get(at).copied().unwrap_or(0);
+            if let Some(problem) = waiting.broken {
+                // The client may have gone; then nobody is told.
+                let _ = waiting.reply.send(Err(problem));
+                continue;
+            }
             let mut rejected = waiting.rejected;
             let accepted = waiting.items.saturating_sub(rejected.len() + duplicates);
-            rejected.extend(waiting.broken);
             rejected.sort_by_key(|item| item.index);
             let mut stored = stored.get_mut(at).map(std::mem::take).unwrap_or_default();
             stored.sort_by_key(|item| item.index);

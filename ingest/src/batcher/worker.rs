@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use super::inflating::inflated;
 use super::settle::{Group, Waiting};
 use super::{BatcherConfig, Job, Queue};
-use crate::decode::{Body, BodyResult, Decoded, Decoder, Rejected};
+use crate::decode::{Body, BodyResult, Decoded, Decoder};
 use crate::metrics as names;
 
 pub(super) struct Worker {
@@ -192,7 +192,9 @@ enum Push {
 /// What the request waits for. The bytes of the body are given back here.
 fn waiting(job: Job, result: BodyResult) -> Waiting {
     let items = result.items as usize;
-    let broken = result.error.map(|error| Rejected { index: result.items, code: error.code, reason: error.reason });
+    let broken = result.error.map(|error| {
+        Problem::new(400, error.code, error.reason).hint("nothing of this body was stored")
+    });
     Waiting { reply: job.reply, detail: job.detail, items, rejected: result.rejected, broken }
 }
 
