@@ -239,7 +239,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_refused_with_a_hint() {
         let long = "x".repeat(300);
-        let cases: &[(&str, &[(&str, &str)], u16)] = &[
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], u16);
+        let cases: &[Case<'_>] = &[
             ("/v2/events/bulk?dataset=alerts", &[], 400),
             ("/v2/costs/bulk?dataset=security_events", &[], 400),
             ("/v2/events/bulk?source=a%2Fb", &[], 400),

@@ -2,5 +2,7 @@
 
 mod decode_bodies;
 mod decoding;
+mod http_events;
 mod http_listener;
+mod http_log;
 mod http_wire;
