@@ -3,8 +3,10 @@
 //!
 //! - [`parquet`]: the default store of history: Parquet files on the local disk, made visible by a manifest, compacted in
 //!   the background, kept per tenant for as long as the retention says.
+//! - [`feed`]: alerts to WebSocket and server-sent events.
 
 pub mod error;
+pub mod feed;
 pub mod metrics;
 pub mod parquet;
 

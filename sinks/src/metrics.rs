@@ -27,6 +27,19 @@ pub const PARQUET_QUARANTINED_FILES: &str = "tidegate_sinks_parquet_quarantined_
 /// Files no longer visible that wait for readers or for the next edit before they are removed from disk.
 pub const PARQUET_CONDEMNED_FILES: &str = "tidegate_sinks_parquet_condemned_files";
 
+/// Subscribers of the alert feed now.
+pub const FEED_SUBSCRIBERS: &str = "tidegate_sinks_feed_subscribers";
+/// Frames sent to subscribers.
+pub const FEED_FRAMES: &str = "tidegate_sinks_feed_frames_total";
+/// Subscribers told of a gap.
+pub const FEED_GAPS: &str = "tidegate_sinks_feed_gaps_total";
+/// Alerts that subscribers missed in gaps.
+pub const FEED_MISSED_ALERTS: &str = "tidegate_sinks_feed_missed_alerts_total";
+/// Requests for the feed that were refused, by `code`.
+pub const FEED_REFUSED: &str = "tidegate_sinks_feed_refused_total";
+/// WebSocket streams that ended, by `why`.
+pub const FEED_ENDED: &str = "tidegate_sinks_feed_ended_total";
+
 /// All names with their kind and help text.
 pub const NAMES: &[(&str, &str, &str)] = &[
     (PARQUET_COMMITS, "counter", "Commits of the Parquet store by source and outcome"),
@@ -42,4 +55,10 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (PARQUET_EXPIRED_ROWS, "counter", "Rows that retention removed"),
     (PARQUET_QUARANTINED_FILES, "counter", "Files set aside because they are damaged"),
     (PARQUET_CONDEMNED_FILES, "gauge", "Files no longer visible that wait to be removed from disk"),
+    (FEED_SUBSCRIBERS, "gauge", "Subscribers of the alert feed now"),
+    (FEED_FRAMES, "counter", "Frames sent to subscribers of the alert feed"),
+    (FEED_GAPS, "counter", "Subscribers told that they missed alerts, bounded by lag_rows_max"),
+    (FEED_MISSED_ALERTS, "counter", "Alerts that subscribers missed in gaps"),
+    (FEED_REFUSED, "counter", "Requests for the alert feed that were refused by code"),
+    (FEED_ENDED, "counter", "WebSocket streams that ended by why"),
 ];

@@ -1,0 +1,306 @@
+//! The alert feed: `GET /v2/alerts/stream` as WebSocket, or as server-sent events.
+//!
+//! ```text
+//! output log ──watch()──► Tail (read once, rendered once per tenant) ──► Subscription (cursor, filter) ──► socket
+//!                                       history ──Backfill──────────────────┘ (below the log's first offset)
+//! ```
+//!
+//! A subscriber sees the alerts of its tenant only, in order of `seq`, each once: as `{"seq":n,"alert":{…}}`. It resumes
+//! with `?after=SEQ` (`-1` for all), and filters by `level`, `rule`, `tag` and `entity`. A WebSocket client may change its
+//! filter with `{"type":"filter","level":"high"}`, which is answered with `{"type":"filter","filter":{…}}` or with
+//! `{"type":"error","code":"…","message":"…"}`; the new filter holds for alerts sent after the answer.
+//!
+//! A subscriber that was up to date and fell more than `lag_rows_max` rows of the log behind is told
+//! `{"type":"gap","missed":n,"resume_after":seq}` and goes on with the newest alerts: it may fetch what it missed with
+//! `GET /v2/alerts`, or reconnect with that `seq`.
+
+mod filter;
+mod handshake;
+mod render;
+mod sse;
+mod subscription;
+mod tail;
+mod websocket;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION};
+use hyper::{Request, Response, StatusCode};
+use parking_lot::Mutex;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tidegate_pipeline::keys::Principal;
+use tidegate_pipeline::{Problem, StreamLog};
+use tokio::sync::watch;
+
+pub use filter::Filter;
+pub use handshake::{PROTOCOL, bearer_from_protocol};
+pub use render::render_alerts;
+
+use crate::metrics as names;
+use handshake::{Form, Wanted};
+use subscription::Subscription;
+use tail::Tail;
+
+/// The body of every answer.
+pub type FeedBody = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Bounds of the alert feed.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FeedConfig {
+    /// Subscribers at once. More are refused with 503.
+    pub subscribers_max: usize,
+    /// Subscribers of one tenant at once. More are refused with 503.
+    pub tenant_subscribers_max: usize,
+    /// Rows of the output log that a subscriber which was up to date may fall behind before it is told of a gap.
+    pub lag_rows_max: u64,
+    /// Rows of the newest alerts that are kept rendered for all subscribers.
+    pub cache_rows_max: usize,
+    /// Stored alerts that are fetched at a time for a subscriber that resumes below the log.
+    pub backfill_rows_max: usize,
+    /// Without the peer taking what is sent.
+    pub write_ms_max: u64,
+    /// Between two pings. A peer that answers none of two is given up.
+    pub ping_ms: u64,
+    /// Bytes of a message from a client.
+    pub message_bytes_max: usize,
+    /// Messages that a client may send in ten seconds.
+    pub messages_per_10s_max: u32,
+    /// Origins (`https://soc.example:8443`) whose pages may follow alerts, beside those of the server's own host.
+    pub origins: Vec<String>,
+}
+
+impl Default for FeedConfig {
+    fn default() -> Self {
+        Self {
+            subscribers_max: 1_000,
+            tenant_subscribers_max: 200,
+            lag_rows_max: 50_000,
+            cache_rows_max: 10_000,
+            backfill_rows_max: 500,
+            write_ms_max: 10_000,
+            ping_ms: 30_000,
+            message_bytes_max: 64 * 1024,
+            messages_per_10s_max: 20,
+            origins: Vec::new(),
+        }
+    }
+}
+
+/// A stretch of stored alerts of one tenant: those with `after_seq < seq < before_seq`, ascending, at most `rows_max`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stretch {
+    /// The tenant.
+    pub org_id: Arc<str>,
+    /// Exclusive; -1 for all.
+    pub after_seq: i64,
+    /// Exclusive: the first offset that the output log still holds.
+    pub before_seq: i64,
+    /// Fewer rows than this mean that the stretch is exhausted.
+    pub rows_max: usize,
+}
+
+/// Reads stored alerts as (`seq`, JSON), for which [`render_alerts`] is made. Asked only for what the output log no longer
+/// holds. The error is for the log of the server.
+pub type Backfill = Arc<dyn Fn(Stretch) -> BoxFuture<'static, Result<Vec<(u64, String)>, String>> + Send + Sync>;
+
+/// Says whether a principal may still read: asked again and again while its stream lives.
+pub type Recheck = Arc<dyn Fn(&Principal) -> bool + Send + Sync>;
+
+/// The feed. See the module.
+pub struct Feed {
+    shared: Arc<Shared>,
+}
+
+/// What all subscribers share.
+struct Shared {
+    tail: Arc<Tail>,
+    config: FeedConfig,
+    backfill: Backfill,
+    recheck: Option<Recheck>,
+    closing: watch::Sender<bool>,
+    open: Mutex<HashMap<Arc<str>, usize>>,
+}
+
+impl Feed {
+    /// A feed of the alerts in `output`.
+    pub fn new(output: Arc<dyn StreamLog>, config: FeedConfig, backfill: Backfill) -> Self {
+        Self::build(output, config, backfill, None)
+    }
+
+    /// The same, where `recheck` ends the streams of principals that may no longer read (revoked keys).
+    pub fn with_recheck(
+        output: Arc<dyn StreamLog>,
+        config: FeedConfig,
+        backfill: Backfill,
+        recheck: Recheck,
+    ) -> Self {
+        Self::build(output, config, backfill, Some(recheck))
+    }
+
+    fn build(
+        output: Arc<dyn StreamLog>,
+        config: FeedConfig,
+        backfill: Backfill,
+        recheck: Option<Recheck>,
+    ) -> Self {
+        let tail = Arc::new(Tail::new(output, config.cache_rows_max));
+        let closing = watch::Sender::new(false);
+        Self { shared: Arc::new(Shared { tail, config, backfill, recheck, closing, open: Mutex::default() }) }
+    }
+
+    /// Answers a request of a principal that may read. The stream lives on after the answer.
+    pub async fn handle(
+        &self,
+        request: Request<Incoming>,
+        principal: &Principal,
+        request_id: &str,
+    ) -> Response<FeedBody> {
+        match self.open(request, principal) {
+            Ok(response) => response,
+            Err(problem) => {
+                metrics::counter!(names::FEED_REFUSED, "code" => problem.code).increment(1);
+                refusal(&problem, request_id)
+            }
+        }
+    }
+
+    fn open(&self, request: Request<Incoming>, principal: &Principal) -> Result<Response<FeedBody>, Problem> {
+        let shared = &self.shared;
+        if *shared.closing.borrow() {
+            return Err(full("the server is stopping"));
+        }
+        let (parts, body) = request.into_parts();
+        let wanted = Wanted::read(&parts, &shared.config.origins, shared.tail.log().bounds())?;
+        let seat = Seat::take(shared, principal)?;
+        let subscription = Subscription::new(
+            shared.tail.clone(),
+            shared.backfill.clone(),
+            principal.org_id.clone(),
+            wanted.filter,
+            wanted.start,
+            (shared.config.lag_rows_max, shared.config.backfill_rows_max),
+        );
+        match wanted.form {
+            Form::Events => Ok(sse::answer(subscription, seat)),
+            Form::WebSocket { key, protocol } => {
+                let upgrade = hyper::upgrade::on(Request::from_parts(parts, body));
+                tokio::spawn(websocket::serve(upgrade, subscription, seat));
+                websocket::answer(&key, protocol)
+            }
+        }
+    }
+
+    /// Ends all streams (WebSocket with 1001, "going away") and takes no more.
+    pub fn close(&self) {
+        self.shared.closing.send_replace(true);
+    }
+
+    /// Streams open now.
+    pub fn subscribers(&self) -> usize {
+        self.shared.open.lock().values().sum()
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl std::fmt::Debug for Feed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Feed").field("subscribers", &self.subscribers()).finish_non_exhaustive()
+    }
+}
+
+/// A subscriber's place in the bounds, and what it has to watch for while it lives.
+struct Seat {
+    shared: Arc<Shared>,
+    principal: Principal,
+    closing: watch::Receiver<bool>,
+}
+
+impl Seat {
+    fn take(shared: &Arc<Shared>, principal: &Principal) -> Result<Self, Problem> {
+        let mut open = shared.open.lock();
+        if open.values().sum::<usize>() >= shared.config.subscribers_max {
+            return Err(full("there are as many subscribers as there may be"));
+        }
+        let of_tenant = open.entry(principal.org_id.clone()).or_default();
+        if *of_tenant >= shared.config.tenant_subscribers_max {
+            return Err(full("the tenant has as many subscribers as it may have"));
+        }
+        *of_tenant += 1;
+        drop(open);
+        metrics::gauge!(names::FEED_SUBSCRIBERS).increment(1);
+        Ok(Self { shared: shared.clone(), principal: principal.clone(), closing: shared.closing.subscribe() })
+    }
+
+    fn config(&self) -> &FeedConfig {
+        &self.shared.config
+    }
+
+    fn write_max(&self) -> Duration {
+        Duration::from_millis(self.config().write_ms_max)
+    }
+
+    /// Whether the principal may still read.
+    fn is_valid(&self) -> bool {
+        self.shared.recheck.as_ref().is_none_or(|recheck| recheck(&self.principal))
+    }
+
+    /// Waits until the feed closes.
+    async fn closing(&mut self) {
+        // An error means that the feed is gone, which is the same.
+        let _ = self.closing.wait_for(|closing| *closing).await;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut open = self.shared.open.lock();
+        if let Some(of_tenant) = open.get_mut(&self.principal.org_id) {
+            *of_tenant -= 1;
+            if *of_tenant == 0 {
+                open.remove(&self.principal.org_id);
+            }
+        }
+        metrics::gauge!(names::FEED_SUBSCRIBERS).decrement(1);
+    }
+}
+
+fn full(message: &str) -> Problem {
+    Problem::new(503, "feed_unavailable", message).hint("connect again after Retry-After seconds")
+}
+
+fn refusal(problem: &Problem, request_id: &str) -> Response<FeedBody> {
+    let body = Full::new(Bytes::from(problem.to_json(request_id)));
+    let mut response = Response::new(body.map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        headers.insert(HeaderName::from_static("x-request-id"), id);
+    }
+    match problem.status {
+        405 => drop(headers.insert(ALLOW, HeaderValue::from_static("GET"))),
+        426 => {
+            headers.insert(hyper::header::UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(hyper::header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        }
+        503 => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("5"))),
+        _ => {}
+    }
+    response
+}

@@ -1,0 +1,154 @@
+//! The newest alerts, read from the log once and rendered once for all subscribers of a tenant.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use arrow::array::AsArray;
+use parking_lot::Mutex;
+use tidegate_events::Dataset;
+use tidegate_pipeline::tailing::read_on;
+use tidegate_pipeline::{LogBatch, Offset, PipelineError, StreamLog};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use super::filter::Facts;
+use super::render;
+
+/// Memory of one read of the log.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+/// An alert on its way to subscribers.
+#[derive(Debug)]
+pub(super) struct Rendered {
+    pub(super) seq: u64,
+    /// `{"seq":n,"alert":{…}}`
+    pub(super) frame: Utf8Bytes,
+    pub(super) facts: Facts,
+}
+
+impl Rendered {
+    pub(super) fn new(seq: u64, alert: &str, facts: Facts) -> Self {
+        Self { seq, frame: format!(r#"{{"seq":{seq},"alert":{alert}}}"#).into(), facts }
+    }
+}
+
+/// A batch of the output log by tenant.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) offset: Offset,
+    pub(super) next: Offset,
+    batch: Arc<LogBatch>,
+    by_org: HashMap<Box<str>, Vec<usize>>,
+    rendered: Mutex<HashMap<Box<str>, Arc<[Rendered]>>>,
+}
+
+impl Page {
+    fn new(batch: Arc<LogBatch>) -> Self {
+        let mut by_org: HashMap<Box<str>, Vec<usize>> = HashMap::new();
+        let orgs = batch.rows.column_by_name(Dataset::ORG_ID).and_then(|column| column.as_string_opt::<i32>());
+        if let Some(orgs) = orgs.filter(|_| batch.dataset == Dataset::Alerts) {
+            for (row, org) in orgs.iter().enumerate() {
+                let Some(org) = org else { continue };
+                match by_org.get_mut(org) {
+                    Some(rows) => rows.push(row),
+                    None => drop(by_org.insert(org.into(), vec![row])),
+                }
+            }
+        }
+        Self { offset: batch.offset, next: batch.next_offset(), batch, by_org, rendered: Mutex::default() }
+    }
+
+    /// The alerts of a tenant, in order.
+    pub(super) fn alerts(&self, org_id: &str) -> Arc<[Rendered]> {
+        let Some(rows) = self.by_org.get(org_id) else { return Arc::new([]) };
+        let mut rendered = self.rendered.lock();
+        if let Some(alerts) = rendered.get(org_id) {
+            return alerts.clone();
+        }
+        let batch = &self.batch.rows;
+        let alert = |row: &usize| {
+            // The offset is the seq; the column says the same.
+            let seq = self.offset + *row as u64;
+            Rendered::new(seq, &render::render(batch, *row), Facts::of_row(batch, *row))
+        };
+        let alerts: Arc<[Rendered]> = rows.iter().map(alert).collect();
+        rendered.insert(org_id.into(), alerts.clone());
+        alerts
+    }
+}
+
+/// What a read found.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// Pages from the offset on (the first may begin before it), and where to read on.
+    Pages(Vec<Arc<Page>>, Offset),
+    /// The log has forgotten the offset.
+    Forgotten,
+}
+
+/// The newest pages of a log.
+pub(super) struct Tail {
+    log: Arc<dyn StreamLog>,
+    rows_max: u64,
+    pages: tokio::sync::Mutex<VecDeque<Arc<Page>>>,
+}
+
+impl Tail {
+    pub(super) fn new(log: Arc<dyn StreamLog>, rows_max: usize) -> Self {
+        Self { log, rows_max: rows_max as u64, pages: tokio::sync::Mutex::default() }
+    }
+
+    pub(super) fn log(&self) -> &Arc<dyn StreamLog> {
+        &self.log
+    }
+
+    /// Reads from an offset below the visible end.
+    ///
+    /// # Errors
+    /// What the log says.
+    pub(super) async fn read(&self, from: Offset) -> Result<Found, PipelineError> {
+        // Subscribers that wait for the same new batch queue here; the first reads it, the others find it.
+        let mut pages = self.pages.lock().await;
+        let cached: Vec<Arc<Page>> = pages.iter().filter(|page| page.next > from).take(16).cloned().collect();
+        if let (Some(first), Some(last)) = (cached.first(), cached.last())
+            && first.offset <= from
+        {
+            let next = last.next;
+            return Ok(Found::Pages(cached, next));
+        }
+        match pages.back().map(|page| page.next) {
+            // Someone who catches up reads for himself, beside the others.
+            Some(end) if from < end => {
+                drop(pages);
+                return self.read_log(from).await;
+            }
+            Some(end) if from > end => pages.clear(),
+            _ => {}
+        }
+        let found = self.read_log(from).await?;
+        if let Found::Pages(fresh, next) = &found {
+            // A hole in the log would break the chain of offsets that look-ups rely on.
+            let whole = fresh.first().is_none_or(|page| page.offset == from)
+                && fresh.windows(2).all(|pair| matches!(pair, [left, right] if left.next == right.offset))
+                && fresh.last().is_none_or(|page| page.next == *next);
+            if whole {
+                pages.extend(fresh.iter().cloned());
+            } else {
+                pages.clear();
+            }
+            while pages.front().is_some_and(|page| next - page.offset > self.rows_max) {
+                pages.pop_front();
+            }
+        }
+        Ok(found)
+    }
+
+    async fn read_log(&self, from: Offset) -> Result<Found, PipelineError> {
+        let log = self.log.clone();
+        let reading = tokio::task::spawn_blocking(move || read_on(log.as_ref(), from, READ_BYTES_MAX));
+        let reading = reading.await.map_err(|error| PipelineError::Invalid(format!("reading alerts: {error}")))??;
+        if reading.forgotten > 0 {
+            return Ok(Found::Forgotten);
+        }
+        Ok(Found::Pages(reading.batches.into_iter().map(|batch| Arc::new(Page::new(batch))).collect(), reading.next))
+    }
+}
