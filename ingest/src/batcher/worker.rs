@@ -192,9 +192,8 @@ enum Push {
 /// What the request waits for. The bytes of the body are given back here.
 fn waiting(job: Job, result: BodyResult) -> Waiting {
     let items = result.items as usize;
-    let broken = result.error.map(|error| {
-        Problem::new(400, error.code, error.reason).hint("nothing of this body was stored")
-    });
+    let broken =
+        result.error.map(|error| Problem::new(400, error.code, error.reason).hint("nothing of this body was stored"));
     Waiting { reply: job.reply, detail: job.detail, items, rejected: result.rejected, broken }
 }
 
