@@ -3,6 +3,8 @@
 mod log_contract;
 mod log_rows;
 mod delivery_sinks;
+mod keys_access;
+mod registry_changes;
 mod run_exactly_once;
 mod run_lifecycle;
 mod run_watermark;
