@@ -134,7 +134,7 @@ impl ChunkReader for FileSource {
     type T = SequentialReader;
 
     fn get_read(&self, start: u64) -> Result<SequentialReader, ParquetError> {
-        Ok(SequentialReader { source: self.clone(), at: start, buffer: Vec::new(), taken: 0 })
+        Ok(SequentialReader { source: self.clone(), at: start, buffer: Vec::new(), filled: 0, taken: 0 })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
@@ -148,19 +148,21 @@ pub(crate) struct SequentialReader {
     source: FileSource,
     at: u64,
     buffer: Vec<u8>,
+    filled: usize,
     taken: usize,
 }
 
 impl Read for SequentialReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.taken == self.buffer.len() {
-            self.buffer.resize(READ_BYTES, 0);
-            let read = self.source.file.read_at(&mut self.buffer, self.at)?;
-            self.buffer.truncate(read);
-            self.at += read as u64;
+        if self.taken == self.filled {
+            if self.buffer.is_empty() {
+                self.buffer = vec![0; READ_BYTES];
+            }
+            self.filled = self.source.file.read_at(&mut self.buffer, self.at)?;
+            self.at += self.filled as u64;
             self.taken = 0;
         }
-        let waiting = self.buffer.get(self.taken..).unwrap_or_default();
+        let waiting = self.buffer.get(self.taken..self.filled).unwrap_or_default();
         let length = waiting.len().min(out.len());
         let (Some(to), Some(from)) = (out.get_mut(..length), waiting.get(..length)) else { return Ok(0) };
         to.copy_from_slice(from);

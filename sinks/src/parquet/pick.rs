@@ -97,7 +97,7 @@ fn bucket_of(file: &FileMeta, config: &ParquetConfig) -> Bucket {
 
 /// Files of one tier differ in size by less than eight times.
 fn tier_of(bytes: u64) -> u32 {
-    (bytes >> 16).checked_ilog2().map_or(0, |log| 1 + log / 3)
+    (bytes >> 12).checked_ilog2().map_or(0, |log| 1 + log / 3)
 }
 
 /// The oldest of the files, within the bounds.

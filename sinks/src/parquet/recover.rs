@@ -89,6 +89,13 @@ pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Opened, SinksError> {
         let folder = dir.join(folder);
         make_dir_durable(fs, &folder).map_err(SinksError::io("make", &folder))?;
     }
+    // A start that was cut short may have made folders and not synced them: here it is done whether they are new or not.
+    for folder in dir.ancestors() {
+        match fs.sync_dir(folder) {
+            Err(error) if folder != dir && error.kind() == ErrorKind::PermissionDenied => break,
+            other => other.map_err(SinksError::io("sync", folder))?,
+        }
+    }
     let mut report = OpenReport::default();
     let manifest = dir.join(MANIFEST);
     let mut numbers = Vec::new();

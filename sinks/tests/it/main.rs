@@ -1,4 +1,12 @@
 //! The sinks from outside: one binary, one module for each behaviour.
 
+mod parquet_columns;
 mod parquet_commit;
+mod parquet_compact;
+mod parquet_crash;
+mod parquet_damage;
+mod parquet_model;
+mod parquet_retain;
 mod parquet_rows;
+mod parquet_snapshot;
+mod parquet_split;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
     Array, ArrayRef, AsArray, Int64Array, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray,
@@ -16,6 +16,7 @@ use tidegate_pipeline::fs::SimFs;
 use tidegate_pipeline::{Delivery, History, LogBatch, Sink};
 use tidegate_sinks::SinksError;
 use tidegate_sinks::parquet::{LogSource, OpenReport, ParquetConfig, ParquetSink, ParquetStore};
+use tokio::runtime::Runtime;
 
 /// Microseconds of an hour.
 pub const HOUR: i64 = 3_600_000_000;
@@ -86,9 +87,10 @@ pub fn flush(sink: &mut ParquetSink) -> Result<(), tidegate_pipeline::SinkError>
     wait(sink.flush())
 }
 
-/// Runs a future of a sink on a runtime of its own.
+/// Runs a future of a sink.
 pub fn wait<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime").block_on(future)
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
+    RUNTIME.block_on(future)
 }
 
 /// Commits a batch at the cursor.
@@ -134,7 +136,10 @@ fn row_text(batch: &RecordBatch, row: usize) -> String {
     let mut text = String::new();
     for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
         if array.is_valid(row) && field.name() != "received_time" && field.name() != "source" {
-            let value = array_value_to_string(array, row).expect("displays");
+            let value = match array.as_primitive_opt::<TimestampMicrosecondType>() {
+                Some(times) => times.value(row).to_string(),
+                None => array_value_to_string(array, row).expect("displays"),
+            };
             text.push_str(&format!("{}={value} ", field.name()));
         }
     }
