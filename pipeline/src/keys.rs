@@ -275,7 +275,7 @@ impl Keys {
         let secret = Secret(format!("{PREFIX}{key_id}_{}", random_letters(SECRET_LETTERS)?));
         let sha256 = hex(&Sha256::digest(secret.expose()).into());
         let body = Body { role, label: label.to_owned(), sha256, revoked_us: None };
-        self.put(org_id, &key_id, Action::Create, &body, actor, now_us).await?;
+        self.put(change(Action::Create, org_id, &key_id, actor, now_us), &body).await?;
         let record = KeyRecord {
             key_id,
             org_id: org_id.to_owned(),
@@ -324,32 +324,30 @@ impl Keys {
             let body = entry.and_then(|entry| Body::deserialize(&entry.body).ok());
             let Some(mut body) = body else { return Ok(None) };
             body.revoked_us = Some(now_us);
-            self.put(&record.org_id, key_id, Action::Update, &body, actor, now_us).await?;
+            self.put(change(Action::Update, &record.org_id, key_id, actor, now_us), &body).await?;
             record.revoked_us = Some(now_us);
         }
         Ok(Some(record))
     }
 
-    async fn put(
-        &self,
-        org_id: &str,
-        key_id: &str,
-        action: Action,
-        body: &Body,
-        actor: &str,
-        now_us: i64,
-    ) -> Result<(), PipelineError> {
-        let change = Change {
-            time_us: now_us,
-            change_id: String::new(),
-            org_id: org_id.to_owned(),
-            actor: actor.to_owned(),
-            kind: KIND.to_owned(),
-            target_id: key_id.to_owned(),
-            action,
-            body: serde_json::to_value(body).unwrap_or(Value::Null),
-        };
+    async fn put(&self, mut change: Change, body: &Body) -> Result<(), PipelineError> {
+        change.body = serde_json::to_value(body)
+            .map_err(|error| PipelineError::Invalid(format!("the key makes no JSON: {error}")))?;
         self.registry.apply(vec![change]).await
+    }
+}
+
+/// A change of a key, still without its body.
+fn change(action: Action, org_id: &str, key_id: &str, actor: &str, time_us: i64) -> Change {
+    Change {
+        time_us,
+        change_id: String::new(),
+        org_id: org_id.to_owned(),
+        actor: actor.to_owned(),
+        kind: KIND.to_owned(),
+        target_id: key_id.to_owned(),
+        action,
+        body: Value::Null,
     }
 }
 

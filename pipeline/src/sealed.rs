@@ -1,7 +1,7 @@
 //! Small files that are whole or absent: checkpoints and snapshots.
 //!
-//! A save writes `<sequence>.tmp`, syncs it, renames it to `<sequence>.sealed` and syncs the folder; only then is it said
-//! to be saved. The last good file before it is kept, older ones go. A load takes the newest file that is whole and that
+//! A save writes `<sequence>.sealed.tmp`, syncs it, renames it to `<sequence>.sealed` and syncs the folder; only then is it
+//! said to be saved. The last good file before it is kept, older ones go. A load takes the newest file that is whole and that
 //! its reader understands, and tells which ones were not. Layout, little-endian:
 //!
 //! | bytes | what |
@@ -11,15 +11,17 @@
 //! | 4 | CRC32C of length and body |
 //! | … | the body |
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::PipelineError;
-use crate::fs::{DirChange, Fs, Open};
+use crate::fs::{DirChange, Fs, make_dir_durable, read_file, replace_file};
 
 const HEADER_BYTES: usize = 20;
 const SEALED: &str = "sealed";
+/// What [`replace_file`] calls a file that is not whole yet.
+const DRAFT: &str = "sealed.tmp";
 
 /// A folder of sealed files of one kind, newest last.
 #[derive(Debug)]
@@ -49,10 +51,7 @@ impl SealedFiles {
     /// # Errors
     /// [`PipelineError::Io`] when the folder cannot be made, synced or listed.
     pub fn open(fs: Arc<dyn Fs>, dir: &Path, magic: [u8; 8], bytes_max: u64) -> Result<Self, PipelineError> {
-        fs.change(DirChange::MakeDir(dir)).map_err(|error| failed("make folder", dir, error))?;
-        for parent in dir.ancestors().skip(1).take(2).filter(|parent| !parent.as_os_str().is_empty()) {
-            fs.sync_dir(parent).map_err(|error| failed("sync", parent, error))?;
-        }
+        make_dir_durable(&*fs, dir).map_err(|error| failed("make folder", dir, error))?;
         let mut files = Self { fs, dir: dir.to_owned(), magic, bytes_max, last: 0, good: None };
         files.last = files.sequences()?.last().copied().unwrap_or(0);
         Ok(files)
@@ -97,47 +96,25 @@ impl SealedFiles {
         }
         self.last = self.last.saturating_add(1);
         let sequence = self.last;
-        let (draft, target) = (self.path(sequence, "tmp"), self.path(sequence, SEALED));
-        if let Err(error) = self.write(&draft, &target, body) {
-            // The draft is only in the way; if removing it fails as well, the next open removes it.
-            self.fs.change(DirChange::Remove(&draft)).ok();
-            return Err(error);
+        let path = self.path(sequence, SEALED);
+        let len = (body.len() as u64).to_le_bytes();
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&len), body).to_le_bytes();
+        let file = [&self.magic, &len, &crc as &[u8], body].concat();
+        if let Err(error) = replace_file(&*self.fs, &path, &file) {
+            // The draft only takes up space, and that may be what is missing; if this fails as well, the next save removes it.
+            self.fs.change(DirChange::Remove(&self.path(sequence, DRAFT))).ok();
+            return Err(failed("write", &path, error));
         }
         let before = self.good.replace(sequence);
         self.remove_all_but(before, sequence);
         Ok(())
     }
 
-    fn write(&self, draft: &Path, target: &Path, body: &[u8]) -> Result<(), PipelineError> {
-        let len = (body.len() as u64).to_le_bytes();
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&len), body).to_le_bytes();
-        let file = match self.fs.open(draft, Open::Create) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.fs.change(DirChange::Remove(draft)).map_err(|error| failed("remove", draft, error))?;
-                self.fs.open(draft, Open::Create)
-            }
-            opened => opened,
-        };
-        let file = file.map_err(|error| failed("create", draft, error))?;
-        let parts = [IoSlice::new(&self.magic), IoSlice::new(&len), IoSlice::new(&crc), IoSlice::new(body)];
-        file.write_all_at(&parts, 0).map_err(|error| failed("write", draft, error))?;
-        file.sync_data().map_err(|error| failed("sync", draft, error))?;
-        self.fs.change(DirChange::Rename(draft, target)).map_err(|error| failed("rename", draft, error))?;
-        self.fs.sync_dir(&self.dir).map_err(|error| failed("sync", &self.dir, error))
-    }
-
     fn read(&self, path: &Path) -> Result<Vec<u8>, PipelineError> {
         let damaged =
             |at: usize, reason: String| PipelineError::Damaged { path: path.to_owned(), at: at as u64, reason };
-        let file = self.fs.open(path, Open::Read).map_err(|error| failed("open", path, error))?;
-        let size = file.size().map_err(|error| failed("read", path, error))?;
-        if size > self.bytes_max || size < HEADER_BYTES as u64 {
-            return Err(damaged(0, format!("{size} bytes is not a size that such a file has")));
-        }
-        let mut bytes = vec![0; size as usize];
-        let read = file.read_at(&mut bytes, 0).map_err(|error| failed("read", path, error))?;
-        bytes.truncate(read);
-        let (header, body) = bytes.split_at_checked(HEADER_BYTES).ok_or_else(|| damaged(read, "cut".into()))?;
+        let bytes = read_file(&*self.fs, path, self.bytes_max).map_err(|error| failed("read", path, error))?;
+        let (header, body) = bytes.split_at_checked(HEADER_BYTES).ok_or_else(|| damaged(bytes.len(), "cut".into()))?;
         if header[..8] != self.magic {
             return Err(damaged(0, "not a file of this kind and version".into()));
         }

@@ -131,7 +131,7 @@ async fn a_tenant_lists_and_revokes_its_own_keys_only() {
     let (_, mine) = make(&keys, "acme", Role::Read).await;
     let (theirs, their_id) = make(&keys, "acme-2", Role::Read).await;
     let ids = |org: Option<&str>| keys.list(org).into_iter().map(|record| record.key_id).collect::<Vec<_>>();
-    assert_eq!(ids(Some("acme")), [mine.clone()]);
+    assert_eq!(ids(Some("acme")), std::slice::from_ref(&mine));
     assert_eq!(ids(None), [mine, their_id.clone()]);
     assert_eq!(keys.revoke(&their_id, Some("acme"), "local", 9).await.expect("no error"), None);
     assert_eq!(keys.revoke("aaaaaaaaaaaa", None, "local", 9).await.expect("no error"), None);

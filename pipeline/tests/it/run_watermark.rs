@@ -18,8 +18,11 @@ fn batch(dataset: Dataset, rows: RecordBatch) -> LogBatch {
     LogBatch { offset: 0, dataset, rows }
 }
 
-/// Observes batches of (time, received) in seconds with 60 s of lateness; checks the watermark after each.
-fn check(batches: &[(Dataset, &[(i64, i64)], Option<i64>)]) {
+/// A batch of (time, received time) and the watermark after it, in seconds.
+type Observed<'a> = (Dataset, &'a [(i64, i64)], Option<i64>);
+
+/// Observes batches with 60 s of lateness; checks the watermark after each.
+fn check(batches: &[Observed<'_>]) {
     let mut watermark = Watermark::new(60_000_000, DAY_S * 1_000_000, None);
     for (nth, (dataset, times, expected)) in batches.iter().enumerate() {
         let rows: Vec<Event<'_>> = times.iter().map(|(time, received)| ("e", "a", *time, *received)).collect();

@@ -292,9 +292,10 @@ impl Operator for Windows {
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), PipelineError> {
-        let (closed, counts): (Option<i64>, Vec<((i64, String), u64)>) =
+        let counts: Vec<_>;
+        (self.closed, counts) =
             serde_json::from_slice(state).map_err(|error| PipelineError::Invalid(error.to_string()))?;
-        (self.closed, self.counts) = (closed, counts.into_iter().collect());
+        self.counts = counts.into_iter().collect();
         Ok(())
     }
 }
