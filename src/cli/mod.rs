@@ -1,15 +1,20 @@
 //! The command line: reads the arguments and the configuration, runs one command, and says with the exit code how it went.
 
 pub mod args;
+pub mod check;
 pub mod demo;
+pub mod doctor;
 pub mod feed;
 pub mod http;
+pub mod key;
+pub mod log;
 pub mod send;
 pub mod sql;
 pub mod style;
 pub mod tail;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -91,21 +96,27 @@ fn run(invocation: Invocation, parts: Parts, out: &mut (dyn Write + Send)) -> an
         _ => {}
     }
     let loaded = config::load(&invocation.sources)?;
+    if let Command::Check(_) = invocation.command {
+        return check::run(&loaded, out);
+    }
     let config = loaded.config;
     match invocation.command {
         Command::Serve(_) => (parts.serve)(config).map(|()| Ending::Good),
         Command::Demo(_) => (parts.demo)(config).map(|()| Ending::Good),
-        Command::Send(args) => {
-            let show = send::progress::Progress::on_stderr;
-            let summary = block_on(send::send(&config, &args.file, show))?;
-            send::print(&summary, out)?;
-            Ok(if summary.outcome.rejected == 0 { Ending::Good } else { Ending::Bad })
-        }
+        Command::Send(args) => send_file(&config, &args.file, out),
         Command::Sql(args) => block_on(sql::run(&config, args.query.as_deref(), out)).map(|()| Ending::Good),
         Command::Tail(_) => block_on(tail::run(&config, Style::of_stdout(), out)).map(|()| Ending::Good),
-        Command::Completions { .. } | Command::Docs { .. } => Ok(Ending::Good),
-        _ => Err(anyhow::anyhow!("not yet")),
+        Command::Log { command } => log::run(&config, &command, out),
+        Command::Key { command } => block_on(key::run(&config, &command, out)),
+        Command::Doctor(_) => Ok(doctor::run(&config, out)?),
+        Command::Check(_) | Command::Completions { .. } | Command::Docs { .. } => Ok(Ending::Good),
     }
+}
+
+fn send_file(config: &Config, file: &Path, out: &mut dyn Write) -> anyhow::Result<Ending> {
+    let summary = block_on(send::send(config, file, send::progress::Progress::on_stderr))?;
+    send::print(&summary, out)?;
+    Ok(if summary.outcome.rejected == 0 { Ending::Good } else { Ending::Bad })
 }
 
 fn print(text: &[u8], out: &mut dyn Write) -> anyhow::Result<Ending> {

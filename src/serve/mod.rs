@@ -1,1 +1,347 @@
 //! The composition of the server: opens the logs and the store, starts the run loop, deliveries and doors, and drains them.
+//!
+//! Follow one batch: [`router`] → `tidegate_ingest::http` → `tidegate_ingest::batcher` → the ingest log →
+//! `tidegate_pipeline::run` → the output log → `tidegate_sinks::feed`; and from both logs through
+//! `tidegate_pipeline::delivery` → `tidegate_sinks::parquet`. `tidegate_query` reads the store and the logs.
+
+pub mod demo;
+pub mod housekeeping;
+pub mod keys_door;
+pub mod metrics;
+pub mod openapi;
+pub mod process;
+pub mod reply;
+pub mod router;
+pub mod routes;
+pub mod rules_door;
+pub mod rules_sync;
+pub mod server_file;
+pub mod telemetry;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use metrics_exporter_prometheus::PrometheusHandle;
+use parking_lot::Mutex;
+use tidegate_events::IdGenerator;
+use tidegate_ingest::batcher::Batcher;
+use tidegate_ingest::http::Ingest;
+use tidegate_ingest::mapping::Mappings;
+use tidegate_pipeline::delivery::{DeliveryHandle, DeliveryParts, deliver};
+use tidegate_pipeline::fs::{Fs, RealFs, make_dir_durable};
+use tidegate_pipeline::keys::Keys;
+use tidegate_pipeline::log::{LogConfig, SegmentLog};
+use tidegate_pipeline::output::OutputLog;
+use tidegate_pipeline::registry::Registry;
+use tidegate_pipeline::run::{RunHandle, RunLoop, RunParts};
+use tidegate_pipeline::{Health, StreamLog};
+use tidegate_query::{Query, QueryParts};
+use tidegate_rules::SigmaOperator;
+use tidegate_sinks::feed::{Feed, Stretch};
+use tidegate_sinks::parquet::{LogSource, ParquetStore};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::config::Config;
+use keys_door::{KeysDoor, LOCAL};
+use router::Router;
+use rules_door::RulesDoor;
+use rules_sync::{RULE_KIND, RulesSync};
+use server_file::ServerFile;
+
+/// A stage with work waiting and no progress for this long makes `/readyz` say 503.
+pub const STUCK_US_MAX: i64 = 10_000_000;
+
+/// The two runtimes: one for sockets and sinks, one for queries, which may keep a thread busy for long.
+pub struct Runtimes {
+    /// Listeners, sinks, timers.
+    pub io: Runtime,
+    /// Queries.
+    pub cpu: Runtime,
+}
+
+impl Runtimes {
+    /// Starts both.
+    ///
+    /// # Errors
+    /// When the operating system gives no threads.
+    pub fn start() -> anyhow::Result<Self> {
+        let io = Builder::new_multi_thread().thread_name("io").enable_all().build().context("start the I/O runtime")?;
+        let cpu = Builder::new_multi_thread().thread_name("cpu").enable_time().build().context("start the CPU runtime")?;
+        Ok(Self { io, cpu })
+    }
+}
+
+/// Runs the server until SIGTERM or SIGINT, then drains it: the command `serve`.
+///
+/// # Errors
+/// What keeps it from starting, or from ending well.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    telemetry::start_logs(config.log.format, &config.log.level)?;
+    let metrics = telemetry::start_metrics()?;
+    let runtimes = Runtimes::start()?;
+    let cpu = runtimes.cpu.handle().clone();
+    runtimes.io.block_on(async {
+        let server = Server::start(&config, metrics, cpu).await?;
+        server.announce();
+        server.until_signal().await?;
+        server.drain(Duration::from_millis(config.shutdown.drain_ms_max)).await
+    })
+}
+
+/// A running server.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    open: bool,
+    file: ServerFile,
+    stop: watch::Sender<bool>,
+    listener: JoinHandle<tidegate_ingest::http::Drained>,
+    housekeeping: JoinHandle<()>,
+    rules: Arc<tokio::sync::Mutex<RulesSync>>,
+    parts: Parts,
+}
+
+/// What has to be drained, in the order in which data flows.
+struct Parts {
+    batcher: Arc<Batcher>,
+    run: RunHandle,
+    deliveries: Vec<DeliveryHandle>,
+    registry: Registry,
+    log: Arc<SegmentLog>,
+    output: Arc<SegmentLog>,
+}
+
+impl Server {
+    /// Opens everything in the data folder and listens.
+    ///
+    /// # Errors
+    /// What keeps it from starting; the message says what to do.
+    pub async fn start(config: &Config, metrics: PrometheusHandle, cpu: Handle) -> anyhow::Result<Self> {
+        let data = config.data_dir.as_path();
+        let fs: Arc<dyn Fs> = Arc::new(RealFs);
+        make_dir_durable(fs.as_ref(), data).with_context(|| format!("make the data folder {}", data.display()))?;
+        let health = Health::default();
+        let log = open_log(&fs, &data.join("log"), &config.log_store, &health, "log")?;
+        let output = open_log(&fs, &data.join("output"), &config.log_store, &health, "output log")?;
+        let store = open_store(&fs, data, config)?;
+        let (ingest_log, output_log): (Arc<dyn StreamLog>, Arc<dyn StreamLog>) = (log.clone(), output.clone());
+        let changes_log = log.clone();
+        let registry = Registry::open(
+            fs.clone(),
+            &data.join("registry"),
+            ingest_log.clone(),
+            config.registry.clone(),
+            move |from| changes_log.changes_from(from),
+        )
+        .context("open the registry")?;
+        let keys = Arc::new(Keys::new(registry.clone()));
+        let (listener, address) = bind(config.listen, keys.is_open()).await?;
+
+        let mut rules = RulesSync::new(registry.clone(), config.sigma.clone(), config.rules.clone());
+        rules.sync().await?;
+        rules.changed();
+        let rules_view = rules.view();
+        let writer = Arc::new(OutputLog::new(output_log.clone()));
+        let run = RunLoop::start(RunParts {
+            log: ingest_log.clone(),
+            output: writer.clone(),
+            operators: vec![Box::new(SigmaOperator::new(config.sigma.clone())?)],
+            seed: registry.as_batch(RULE_KIND)?.into_iter().collect(),
+            fs: fs.clone(),
+            dir: data.join("checkpoint"),
+            config: config.run.clone(),
+            stage: health.stage("run loop"),
+        })?;
+        let deliveries = [(LogSource::Ingest, &ingest_log), (LogSource::Output, &output_log)]
+            .map(|(source, log)| {
+                let parts = DeliveryParts {
+                    sink: Box::new(store.sink(source)),
+                    log: log.clone(),
+                    output: writer.clone(),
+                    config: config.delivery.clone(),
+                    stage: health.stage(&format!("parquet:{}", source.as_str())),
+                };
+                deliver(parts, &Handle::current())
+            })
+            .into();
+
+        let fields = log.clone();
+        let query = Arc::new(Query::new(QueryParts {
+            log: ingest_log.clone(),
+            output: output_log.clone(),
+            history: store.clone(),
+            log_fields: Arc::new(move || fields.fields()),
+            config: config.query.clone(),
+            cpu,
+        })?);
+        let mappings = Arc::new(Mappings::builtin().context("the shipped mappings")?);
+        let decode = (mappings, config.decode.clone());
+        let batcher = Arc::new(Batcher::start(&config.batcher, decode, ingest_log, Handle::current(), &health)?);
+        let (stop, stopping) = watch::channel(false);
+        let file = ServerFile::new(data, address)?;
+        let feed = Feed::new(output_log, config.feed.clone(), backfill(query.clone()), stopping.clone());
+        let feed = feed.with_recheck(recheck(keys.clone()));
+        let router = Arc::new(Router {
+            keys: keys.clone(),
+            local_token: file.token().to_owned(),
+            ingest: Ingest::new(batcher.clone(), &config.ingest),
+            feed,
+            query,
+            keys_door: KeysDoor { keys: keys.clone() },
+            rules_door: RulesDoor { view: rules_view },
+            health,
+            metrics: metrics.clone(),
+            request_ids: Mutex::new(IdGenerator::new(getrandom::u64().unwrap_or(1))),
+        });
+        let routes = Arc::new(move |request| {
+            let router = router.clone();
+            async move { router.answer(request).await }
+        });
+        let mut stopped = stopping.clone();
+        let until_stopped = async move { drop(stopped.wait_for(|stop| *stop).await) };
+        let listening = tidegate_ingest::http::listen(listener, config.http.clone(), routes, until_stopped);
+        let listener = tokio::spawn(listening);
+        let rules = Arc::new(tokio::sync::Mutex::new(rules));
+        let parts = Parts { batcher, run, deliveries, registry, log, output };
+        let housekeeping = housekeeping::start(&parts, store, rules.clone(), config, metrics);
+        file.write()?;
+        Ok(Self { address, open: keys.is_open(), file, stop, listener, housekeeping, rules, parts })
+    }
+
+    /// Says where it listens, and what a person may try.
+    pub fn announce(&self) {
+        let url = self.url();
+        println!("tidegate {} listens on {url}", env!("CARGO_PKG_VERSION"));
+        if self.open {
+            println!("no API key exists: only this machine may ask, and everything belongs to the tenant `default`");
+        }
+        println!("\n  curl -s {url}/v2/events/bulk -H 'content-type: application/x-ndjson' --data-binary @events.ndjson");
+        println!("  curl -s {url}/v2/sql -d 'SELECT source, count(*) AS n FROM security_events GROUP BY source'");
+        println!("  curl -sN {url}/v2/alerts/stream -H 'accept: text/event-stream'\n");
+    }
+
+    /// `http://address:port`, with a loopback address when it listens on all.
+    pub fn url(&self) -> String {
+        server_file::url(self.address)
+    }
+
+    /// Waits for SIGTERM or SIGINT. SIGHUP reads the rules again.
+    ///
+    /// # Errors
+    /// When signals cannot be waited for.
+    pub async fn until_signal(&self) -> anyhow::Result<()> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+        let mut hangup = signal(SignalKind::hangup()).context("wait for SIGHUP")?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = hangup.recv() => match self.rules.lock().await.sync().await {
+                    Ok(changed) => tracing::info!(changed, "rules read again"),
+                    Err(error) => tracing::warn!(error = format!("{error:#}"), "rules not read; those in force stay"),
+                },
+            }
+        }
+    }
+
+    /// Stops accepting, answers what was sent, then lets everything flow to its end: log, run loop, store.
+    ///
+    /// # Errors
+    /// What could not be finished in time: it goes on after the next start.
+    pub async fn drain(self, time: Duration) -> anyhow::Result<()> {
+        tracing::info!("draining");
+        let deadline = Instant::now() + time;
+        self.stop.send_replace(true);
+        let drained = self.listener.await.context("the listener")?;
+        if drained.cut > 0 {
+            tracing::warn!(connections = drained.cut, "connections were cut at the end of the drain");
+        }
+        let Parts { batcher, run, deliveries, registry, log, output } = self.parts;
+        tokio::task::spawn_blocking(move || batcher.stop()).await.context("the decode threads")?;
+        let status = run.drain(deadline).await;
+        let mut late = Vec::new();
+        late.extend(status.err().map(|error| error.to_string()));
+        for delivery in deliveries {
+            late.extend(delivery.drain(deadline.max(Instant::now() + GRACE)).await.err().map(|error| error.to_string()));
+        }
+        self.housekeeping.abort();
+        registry.save().await.context("save the registry")?;
+        let close = move || (log.close(), output.close());
+        tokio::task::spawn_blocking(close).await.context("close the logs")?;
+        self.file.remove();
+        for reason in late {
+            tracing::warn!(reason, "not finished before the deadline; it goes on after the next start");
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// What a delivery gets for its last commit when everything before it took the whole time.
+const GRACE: Duration = Duration::from_millis(500);
+
+fn open_log(
+    fs: &Arc<dyn Fs>,
+    dir: &Path,
+    config: &LogConfig,
+    health: &Health,
+    name: &str,
+) -> anyhow::Result<Arc<SegmentLog>> {
+    let opened = SegmentLog::open(fs.clone(), dir, config.clone());
+    let (log, report) = opened.with_context(|| format!("open the log in {}", dir.display()))?;
+    log.report_health(health.stage(name));
+    tracing::info!(dir = %dir.display(), ?report, "log opened");
+    Ok(Arc::new(log))
+}
+
+fn open_store(fs: &Arc<dyn Fs>, data: &Path, config: &Config) -> anyhow::Result<Arc<ParquetStore>> {
+    let dir = data.join("store");
+    let opened = ParquetStore::open(fs.clone(), &dir, config.parquet.clone());
+    let (store, report) = opened.with_context(|| format!("open the Parquet store in {}", dir.display()))?;
+    tracing::info!(dir = %dir.display(), ?report, "store opened");
+    Ok(store)
+}
+
+/// Binds the listener. While no key exists, only loopback will do.
+async fn bind(wanted: SocketAddr, open: bool) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let mut address = wanted;
+    if open && !address.ip().is_loopback() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+        tracing::warn!(%wanted, %address, "no API key exists, so only loopback is bound; make one with `tidegate key create` and start again");
+    }
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: is another server there? --listen 127.0.0.1:0 takes any free port")
+    })?;
+    let address = listener.local_addr().context("the address that was bound")?;
+    Ok((listener, address))
+}
+
+/// Old alerts for a follower that resumes from before the output log's first row.
+fn backfill(query: Arc<Query>) -> tidegate_sinks::feed::Backfill {
+    Arc::new(move |stretch| {
+        let query = query.clone();
+        Box::pin(async move {
+            let Stretch { org_id, after_seq, before_seq, limit } = stretch;
+            query.alerts_after(&org_id, after_seq, before_seq, limit).await.map_err(|error| error.to_string())
+        })
+    })
+}
+
+/// Whether a follower's key still holds.
+fn recheck(keys: Arc<Keys>) -> tidegate_sinks::feed::Recheck {
+    Arc::new(move |principal| {
+        &*principal.key_id == LOCAL
+            || keys
+                .list(Some(&principal.org_id))
+                .iter()
+                .any(|key| key.key_id == *principal.key_id && key.revoked_us.is_none())
+    })
+}

@@ -1,0 +1,21 @@
+//! The metrics of the composition: requests, and the process itself.
+
+/// Requests answered, by endpoint and status class.
+pub const REQUESTS: &str = "tidegate_http_requests_total";
+/// Time from the request head to the response head.
+pub const REQUEST_SECONDS: &str = "tidegate_http_request_seconds";
+/// Resident memory.
+pub const RESIDENT_BYTES: &str = "tidegate_process_resident_bytes";
+/// CPU time.
+pub const CPU_SECONDS: &str = "tidegate_process_cpu_seconds_total";
+/// Open file descriptors.
+pub const OPEN_FILES: &str = "tidegate_process_open_files";
+
+/// The closed set of this module.
+pub const NAMES: &[(&str, &str, &str)] = &[
+    (REQUESTS, "counter", "Requests answered, by `endpoint` and `status`"),
+    (REQUEST_SECONDS, "histogram", "Seconds from the request's head to the response's head, by `endpoint`"),
+    (RESIDENT_BYTES, "gauge", "Resident memory of the process in bytes"),
+    (CPU_SECONDS, "counter", "CPU seconds of the process, user and system"),
+    (OPEN_FILES, "gauge", "Open file descriptors of the process"),
+];

@@ -1,0 +1,237 @@
+//! The OpenAPI 3.1 document, made from the table of endpoints.
+
+use serde_json::{Map, Value, json};
+
+use super::routes::{Door, ROUTES, Route};
+
+/// The document.
+pub fn document() -> Value {
+    let mut paths = Map::new();
+    for route in ROUTES {
+        let item = paths.entry(route.path).or_insert_with(|| json!({}));
+        item[route.method.to_lowercase()] = operation(route);
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tidegate",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Security and cost events in bulk, durable before the answer; rules while they stream; SQL over all of it.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key made by `tidegate key create`. Without any key the server listens on loopback only and needs none."}},
+            "schemas": schemas(),
+        },
+    })
+}
+
+fn operation(route: &Route) -> Value {
+    let mut operation = json!({
+        "summary": route.summary,
+        "operationId": operation_id(route),
+        "parameters": parameters(route),
+        "responses": responses(route),
+    });
+    if route.role.is_some() {
+        operation["security"] = json!([{"key": []}]);
+        operation["description"] = json!(format!("Needs the role `{}`.", route.role.map_or("", |role| role.as_str())));
+    }
+    if let Some(body) = request_body(route) {
+        operation["requestBody"] = body;
+    }
+    operation
+}
+
+fn operation_id(route: &Route) -> String {
+    let words = route.path.split(['/', '.']).filter(|word| !word.is_empty() && *word != "v2");
+    let words: Vec<_> = words.map(|word| word.trim_matches(['{', '}'])).collect();
+    if words.is_empty() { "welcome".to_owned() } else { format!("{}_{}", route.method.to_lowercase(), words.join("_")) }
+}
+
+fn parameters(route: &Route) -> Vec<Value> {
+    let mut parameters = Vec::new();
+    if route.path.contains("{id}") {
+        parameters.push(json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}));
+    }
+    for (name, kind, description) in query_parameters(route) {
+        parameters.push(json!({"name": name, "in": "query", "description": description, "schema": {"type": kind}}));
+    }
+    if route.door == Door::Ingest {
+        parameters.push(json!({"name": "Idempotency-Key", "in": "header", "schema": {"type": "string"},
+            "description": "Events without an id of their own get this key and their index as id, so that a repeated request stores nothing twice."}));
+    }
+    parameters
+}
+
+type Parameter = (&'static str, &'static str, &'static str);
+
+fn query_parameters(route: &Route) -> &'static [Parameter] {
+    match (route.door, route.path) {
+        (Door::Ingest, "/v2/events") => &[SOURCE, DATASET, ACK, DETAIL],
+        (Door::Ingest, _) => &[SOURCE, DATASET, ACK, DETAIL],
+        (Door::Read, "/v2/events") => &[
+            FROM,
+            TO,
+            DATASET,
+            ("source", "string", "Only this kind of record"),
+            ("severity_min", "integer", "Only this OCSF severity (0 to 6) and above"),
+            ("actor", "string", "Only this actor"),
+            ("src_ip", "string", "Only this source address"),
+            ("asset", "string", "Only this asset"),
+            ("q", "string", "Only events whose message holds this text"),
+            LIMIT,
+            CURSOR,
+        ],
+        (Door::Read, "/v2/events/stats") => &[FROM, TO, DATASET],
+        (Door::Read, "/v2/alerts") => &[FROM, TO, LEVEL, RULE, TAG, ENTITY, LIMIT, CURSOR],
+        (Door::Feed, _) => &[("after", "integer", "Resume after this sequence number"), LEVEL, RULE, TAG, ENTITY],
+        _ => &[],
+    }
+}
+
+const SOURCE: Parameter = ("source", "string", "The kind of record (`cloudtrail`, `windows`, …); found out when absent");
+const DATASET: Parameter = ("dataset", "string", "`security_events` (default) or `cost_events`");
+const ACK: Parameter = ("ack", "string", "`disk` (default): answer after fdatasync; `memory`: answer once ordered");
+const DETAIL: Parameter = ("detail", "string", "`all`: list every item with its event_id, not only those not stored");
+const FROM: Parameter = ("from", "string", "From this time on (RFC 3339, or relative like `-1h`)");
+const TO: Parameter = ("to", "string", "Before this time (RFC 3339, or relative)");
+const LIMIT: Parameter = ("limit", "integer", "Rows a page, at most 1000");
+const CURSOR: Parameter = ("cursor", "string", "`cursor` of the page before");
+const LEVEL: Parameter = ("level", "string", "Only this level and above");
+const RULE: Parameter = ("rule", "string", "Only alerts of this rule id");
+const TAG: Parameter = ("tag", "string", "Only alerts with this tag");
+const ENTITY: Parameter = ("entity", "string", "Only alerts about this actor, asset, resource or group key");
+
+fn request_body(route: &Route) -> Option<Value> {
+    let event = json!({"type": "object"});
+    let events = json!({"oneOf": [{"type": "array", "items": event}, {"type": "object", "properties": {"events": {"type": "array", "items": event}}}]});
+    let content = match (route.door, route.method, route.path) {
+        (Door::Ingest, _, "/v2/events") => json!({"application/json": {"schema": event}}),
+        (Door::Ingest, _, _) => json!({
+            "application/json": {"schema": events},
+            "application/x-ndjson": {"schema": {"type": "string"}},
+            "text/csv": {"schema": {"type": "string"}},
+            "application/vnd.apache.arrow.stream": {"schema": {"type": "string", "format": "binary"}},
+        }),
+        (Door::Sql, _, _) => json!({
+            "application/json": {"schema": {"type": "object", "required": ["sql"], "properties": {"sql": {"type": "string"}}}},
+            "text/plain": {"schema": {"type": "string"}},
+        }),
+        (Door::Keys, "POST", _) => json!({"application/json": {"schema": {"$ref": "#/components/schemas/NewKey"}}}),
+        _ => return None,
+    };
+    Some(json!({"required": true, "content": content}))
+}
+
+fn responses(route: &Route) -> Value {
+    let json_body = |schema: Value| json!({"application/json": {"schema": schema}});
+    let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    let problem = |description: &str| json!({"description": description, "content": json_body(reference("Problem"))});
+    let mut responses = Map::new();
+    let ok = match route.door {
+        Door::Metrics => json!({"text/plain": {"schema": {"type": "string"}}}),
+        Door::Ingest => json_body(reference("Accepted")),
+        Door::Sql => json!({
+            "application/json": {"schema": {"type": "array", "items": {"type": "object"}}},
+            "application/x-ndjson": {"schema": {"type": "string"}},
+            "text/csv": {"schema": {"type": "string"}},
+            "application/vnd.apache.arrow.stream": {"schema": {"type": "string", "format": "binary"}},
+        }),
+        Door::Feed => json!({"text/event-stream": {"schema": {"type": "string"}}}),
+        _ => json_body(json!({"type": "object"})),
+    };
+    responses.insert("200".into(), json!({"description": "Done", "content": ok}));
+    if route.role.is_some() {
+        responses.insert("401".into(), problem("No key, or not one that is known"));
+        responses.insert("403".into(), problem("The key's role does not allow this"));
+        responses.insert("400".into(), problem("Something about the request is wrong; the message says what"));
+    }
+    match route.door {
+        Door::Ingest => {
+            responses.insert("207".into(), json!({"description": "Some stored, some rejected", "content": json_body(reference("Accepted"))}));
+            responses.insert("413".into(), problem("Too many bytes, sent or inflated"));
+            responses.insert("415".into(), problem("A content type or encoding that is not taken"));
+            responses.insert("429".into(), problem("Full for now: retry after `Retry-After` seconds"));
+            responses.insert("503".into(), problem("The events could not be made durable: retry"));
+        }
+        Door::Sql => {
+            responses.insert("429".into(), problem("Too many queries at once"));
+        }
+        Door::Feed => {
+            responses.insert("101".into(), json!({"description": "WebSocket: frames of `{\"seq\", \"alert\"}`"}));
+            responses.insert("503".into(), problem("Too many subscribers"));
+        }
+        Door::Keys if route.method == "POST" => {
+            responses.insert("201".into(), json!({"description": "The key; its secret is shown only here"}));
+        }
+        Door::Readyz => {
+            responses.insert("503".into(), json!({"description": "Not ready; `stuck` names the stages"}));
+        }
+        _ => {}
+    }
+    if route.path.contains("{id}") {
+        responses.insert("404".into(), problem("Nothing with this id"));
+    }
+    Value::Object(responses)
+}
+
+fn schemas() -> Value {
+    json!({
+        "Accepted": {
+            "type": "object",
+            "required": ["accepted", "duplicates", "rejected", "items"],
+            "properties": {
+                "accepted": {"type": "integer"},
+                "duplicates": {"type": "integer"},
+                "rejected": {"type": "integer"},
+                "items": {"type": "array", "items": {"type": "object", "required": ["index", "status"], "properties": {
+                    "index": {"type": "integer"},
+                    "status": {"enum": ["stored", "duplicate", "rejected"]},
+                    "event_id": {"type": "string"},
+                    "code": {"type": "string"},
+                    "reason": {"type": "string"},
+                }}},
+            },
+        },
+        "Problem": {
+            "type": "object",
+            "required": ["error"],
+            "properties": {
+                "error": {"type": "object", "required": ["code", "message"], "properties": {
+                    "code": {"type": "string"}, "message": {"type": "string"}, "hint": {"type": "string"}, "docs": {"type": "string"},
+                }},
+                "request_id": {"type": "string"},
+            },
+        },
+        "NewKey": {
+            "type": "object",
+            "required": ["role"],
+            "properties": {
+                "org": {"type": "string", "description": "The tenant; only the operator of the machine may name another than its own"},
+                "role": {"enum": ["ingest", "read", "admin"]},
+                "label": {"type": "string"},
+            },
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_endpoint_is_described_with_a_name_of_its_own() {
+        let document = document();
+        let mut names = Vec::new();
+        for route in ROUTES {
+            let operation = &document["paths"][route.path][route.method.to_lowercase()];
+            assert_eq!(operation["summary"], route.summary);
+            let name = operation["operationId"].as_str().expect("a name").to_owned();
+            assert!(!names.contains(&name), "{name} twice");
+            names.push(name);
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Answers that the composition gives itself: JSON, text and problems.
+
+use std::io;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use hyper::{Response, StatusCode};
+use serde_json::Value;
+use tidegate_pipeline::Problem;
+
+/// The body of every response of the program.
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// A whole body of this type.
+pub fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let body = Full::new(body.into()).map_err(|never| match never {}).boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// A JSON body.
+pub fn json(status: StatusCode, body: &Value) -> Response<Body> {
+    whole(status, "application/json", format!("{body}\n"))
+}
+
+/// A problem, as every door renders it.
+pub fn problem(problem: &Problem, request_id: &str) -> Response<Body> {
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = whole(status, "application/json", problem.to_json(request_id));
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tidegate\""));
+    }
+    response
+}
+
+/// 405 with the methods that the path has.
+pub fn method_not_allowed(allowed: &'static str, request_id: &str) -> Response<Body> {
+    let message = format!("this path takes {allowed}");
+    let mut response = problem(&Problem::new(405, "method_not_allowed", message), request_id);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
+}

@@ -1,0 +1,252 @@
+//! One request: its id, its tenant, its endpoint. Everything that answers is behind a door.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
+use hyper::{Request, Response, StatusCode};
+use metrics_exporter_prometheus::PrometheusHandle;
+use parking_lot::Mutex;
+use serde_json::json;
+use tidegate_events::IdGenerator;
+use tidegate_ingest::http::Ingest;
+use tidegate_pipeline::clock::now_us;
+use subtle::ConstantTimeEq;
+use tidegate_pipeline::keys::{DEFAULT_ORG, Keys, Principal, Role};
+use tidegate_pipeline::{Health, Problem};
+use tidegate_query::Query;
+use tidegate_sinks::feed::{self, Feed};
+
+use super::keys_door::{KeysDoor, LOCAL};
+use super::metrics::{REQUEST_SECONDS, REQUESTS};
+use super::reply::{self, Body};
+use super::routes::{Door, Found, Route, find};
+use super::rules_door::RulesDoor;
+use super::{STUCK_US_MAX, openapi};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// All doors of the server.
+pub struct Router {
+    /// Who may do what.
+    pub keys: Arc<Keys>,
+    /// The token of whoever may read the data folder.
+    pub local_token: String,
+    /// Events in.
+    pub ingest: Ingest,
+    /// SQL and reading.
+    pub query: Arc<Query>,
+    /// Alerts out.
+    pub feed: Feed,
+    /// Keys.
+    pub keys_door: KeysDoor,
+    /// Rules.
+    pub rules_door: RulesDoor,
+    /// Stages, for `/readyz`.
+    pub health: Health,
+    /// For `/metrics`.
+    pub metrics: PrometheusHandle,
+    /// Makes the ids of requests that bring none.
+    pub request_ids: Mutex<IdGenerator>,
+}
+
+impl Router {
+    /// Answers a request. Never fails: what goes wrong is an answer.
+    pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let started = Instant::now();
+        let request_id = self.request_id(request.headers());
+        let (endpoint, mut response) = match find(request.method().as_str(), request.uri().path()) {
+            Found::Route(route) => (route.path, self.dispatch(route, request, &request_id).await),
+            Found::Methods(allowed) => ("other", reply::method_not_allowed(allowed, &request_id)),
+            Found::Nothing => {
+                let problem = Problem::new(404, "no_such_endpoint", "there is nothing at this path")
+                    .hint("GET / lists the endpoints, GET /openapi.json describes them");
+                ("other", reply::problem(&problem, &request_id))
+            }
+        };
+        if let Ok(value) = HeaderValue::from_str(&request_id) {
+            response.headers_mut().insert(REQUEST_ID, value);
+        }
+        let status = response.status();
+        metrics::counter!(REQUESTS, "endpoint" => endpoint, "status" => class(status)).increment(1);
+        metrics::histogram!(REQUEST_SECONDS, "endpoint" => endpoint).record(started.elapsed().as_secs_f64());
+        if status.is_server_error() {
+            tracing::warn!(request_id, endpoint, status = status.as_u16(), "request failed");
+        } else {
+            tracing::debug!(request_id, endpoint, status = status.as_u16(), "request answered");
+        }
+        response
+    }
+
+    async fn dispatch(&self, route: &'static Route, request: Request<Incoming>, request_id: &str) -> Response<Body> {
+        let principal = match self.principal(route, request.headers()) {
+            Ok(principal) => principal,
+            Err(problem) => return reply::problem(&problem, request_id),
+        };
+        match route.door {
+            Door::Welcome => reply::json(StatusCode::OK, &welcome()),
+            Door::Healthz => reply::json(StatusCode::OK, &json!({"status": "ok"})),
+            Door::Readyz => self.readyz(),
+            Door::Metrics => {
+                reply::whole(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())
+            }
+            Door::OpenApi => reply::json(StatusCode::OK, &openapi::document()),
+            Door::Ingest => self.ingest.handle(request, &principal, request_id).await,
+            Door::Sql => self.query.handle_sql(request, &principal, request_id).await,
+            Door::Read => self.read(route, &request, &principal, request_id).await,
+            Door::Feed => self.feed.handle(request, &principal, request_id).await,
+            Door::Keys => self.keys_door.handle(request, &principal, request_id).await,
+            Door::Rules => self.rules_door.handle(),
+        }
+    }
+
+    async fn read(
+        &self,
+        route: &Route,
+        request: &Request<Incoming>,
+        principal: &Principal,
+        request_id: &str,
+    ) -> Response<Body> {
+        let query = request.uri().query();
+        let id = request.uri().path().rsplit('/').next().unwrap_or_default();
+        match route.path {
+            "/v2/events" => self.query.handle_events(query, principal, request_id).await,
+            "/v2/events/stats" => self.query.handle_events_stats(query, principal, request_id).await,
+            "/v2/events/{id}" => self.query.handle_event(id, query, principal, request_id).await,
+            "/v2/alerts" => self.query.handle_alerts(query, principal, request_id).await,
+            _ => self.query.handle_alert(id, query, principal, request_id).await,
+        }
+    }
+
+    /// Who asks. The tenant comes from the key alone; no other header or parameter has a say.
+    fn principal(&self, route: &Route, headers: &HeaderMap) -> Result<Principal, Problem> {
+        let Some(role) = route.role else {
+            return Ok(self.keys.nobody());
+        };
+        if self.keys.is_open() {
+            guard_loopback(headers)?;
+        }
+        if self.is_local(headers) {
+            return Ok(Principal { org_id: DEFAULT_ORG.into(), role: Role::Admin, key_id: LOCAL.into() });
+        }
+        let protocol = if route.door == Door::Feed { feed::bearer_from_protocol(headers) } else { None };
+        let given = match (headers.get(AUTHORIZATION), &protocol) {
+            (Some(value), _) => Some(value.to_str().unwrap_or("not text")),
+            (None, Some(value)) => Some(value.as_str()),
+            (None, None) => None,
+        };
+        let principal = self.keys.authenticate(given).map_err(|error| {
+            Problem::new(401, "unauthorized", error.to_string())
+                .hint("send `Authorization: Bearer tg_…`; `tidegate key create` makes a key")
+        })?;
+        if !principal.role.allows(role) {
+            let message = format!("this endpoint needs the role {}, the key has {}", role.as_str(), principal.role.as_str());
+            return Err(Problem::new(403, "forbidden", message).hint("make a key with that role, or with the role admin"));
+        }
+        Ok(principal)
+    }
+
+    /// Whether the request bears the token of this server's data folder.
+    fn is_local(&self, headers: &HeaderMap) -> bool {
+        let given = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        given.is_some_and(|given| given.ct_eq(self.local_token.as_bytes()).into())
+    }
+
+    fn readyz(&self) -> Response<Body> {
+        let stuck = self.health.stuck(now_us(), STUCK_US_MAX);
+        let details: serde_json::Map<_, _> =
+            self.health.details().into_iter().map(|(stage, detail)| (stage, json!(detail))).collect();
+        let status = if stuck.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let word = if stuck.is_empty() { "ready" } else { "stuck" };
+        reply::json(status, &json!({"status": word, "stuck": stuck, "details": details}))
+    }
+
+    /// The client's id of the request when it is a decent one, else a new one.
+    fn request_id(&self, headers: &HeaderMap) -> String {
+        let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+        let decent = |id: &&str| {
+            (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
+        };
+        match given.filter(decent) {
+            Some(id) => id.to_owned(),
+            None => String::from_utf8_lossy(&self.request_ids.lock().next(now_us())).into_owned(),
+        }
+    }
+}
+
+/// Without keys only the machine itself may ask: a web page that a browser on it shows must not, neither by a foreign
+/// `Origin` nor by a name that was pointed at loopback (DNS rebinding).
+fn guard_loopback(headers: &HeaderMap) -> Result<(), Problem> {
+    let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
+    let host = headers.get(HOST).map(text).unwrap_or_default();
+    let refused = |what: &str| {
+        Err(Problem::new(403, "foreign_origin", format!("{what} is not this machine, and no key exists yet"))
+            .hint("call http://127.0.0.1 or http://localhost, or make a key with `tidegate key create`"))
+    };
+    if !host.is_empty() && !is_loopback(&host) {
+        return refused("the Host header");
+    }
+    match headers.get(ORIGIN).map(text) {
+        Some(origin) if origin.split_once("://").is_none_or(|(_, authority)| !is_loopback(authority)) => {
+            refused("the Origin header")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_loopback(authority: &str) -> bool {
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    };
+    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn class(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        100..=199 => "1xx",
+        200..=299 => "2xx",
+        300..=399 => "3xx",
+        429 => "429",
+        400..=499 => "4xx",
+        503 => "503",
+        _ => "5xx",
+    }
+}
+
+fn welcome() -> serde_json::Value {
+    let endpoints: Vec<_> = super::routes::ROUTES
+        .iter()
+        .map(|route| json!({"method": route.method, "path": route.path, "summary": route.summary}))
+        .collect();
+    json!({"name": "tidegate", "version": env!("CARGO_PKG_VERSION"), "openapi": "/openapi.json", "endpoints": endpoints})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard(host: &str, origin: Option<&str>) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, host.parse().expect("a header"));
+        if let Some(origin) = origin {
+            headers.insert(ORIGIN, origin.parse().expect("a header"));
+        }
+        guard_loopback(&headers).is_ok()
+    }
+
+    #[test]
+    fn without_keys_only_this_machine_may_ask() {
+        for host in ["localhost", "localhost:4000", "127.0.0.1:4000", "[::1]:4000", "127.8.8.8"] {
+            assert!(guard(host, None), "{host}");
+        }
+        for host in ["example.org", "127.0.0.1.example.org:4000", "localhost.example.org", "10.0.0.1"] {
+            assert!(!guard(host, None), "{host}");
+        }
+        assert!(guard("localhost:4000", Some("http://localhost:3000")));
+        for origin in ["https://example.org", "null", "http://localhost.example.org"] {
+            assert!(!guard("localhost:4000", Some(origin)), "{origin}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Rule files → rows of `changes`: the starter pack and the rule folder are compared with what the registry holds, and the
+//! difference is written as changes, which take effect at their offset in the log.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::Context;
+use parking_lot::RwLock;
+use serde_json::{Value, json};
+use tidegate_pipeline::clock::now_us;
+use tidegate_pipeline::keys::DEFAULT_ORG;
+use tidegate_pipeline::registry::{Action, Change, Registry};
+use tidegate_rules::folder::{RuleAction, RuleFolder, changes};
+use tidegate_rules::{Rule, RuleFile, RuleProblem, RuleSet, RulesConfig, RulesError, pack};
+
+/// The value of `kind` in rows of `changes` about rules.
+pub const RULE_KIND: &str = "rule";
+
+/// Changes a row batch takes; thousands of rules go in as several.
+const CHANGES_MAX: usize = 500;
+
+/// What the rules in force are, for people.
+#[derive(Debug, Default)]
+pub struct RulesView {
+    /// The rules that are evaluated: id, title, level, tags, file.
+    pub rules: Vec<Value>,
+    /// Why others are not.
+    pub problems: Vec<RuleProblem>,
+    /// Files that could not be read.
+    pub skipped: Vec<String>,
+}
+
+/// Keeps the registry's rules as the pack and the folder say.
+pub struct RulesSync {
+    registry: Registry,
+    config: RulesConfig,
+    folder: Option<RuleFolder>,
+    view: Arc<RwLock<Arc<RulesView>>>,
+}
+
+impl RulesSync {
+    /// Nothing is read yet: see [`sync`](Self::sync).
+    pub fn new(registry: Registry, config: RulesConfig, folder: Option<std::path::PathBuf>) -> Self {
+        let folder = folder.map(|path| RuleFolder::new(path, &config));
+        Self { registry, config, folder, view: Arc::default() }
+    }
+
+    /// What [`sync`](Self::sync) last found, for the endpoint.
+    pub fn view(&self) -> Arc<RwLock<Arc<RulesView>>> {
+        self.view.clone()
+    }
+
+    /// Whether the folder looks different than at the last look.
+    pub fn changed(&mut self) -> bool {
+        match self.folder.as_mut().map(RuleFolder::changed) {
+            Some(Ok(changed)) => changed,
+            Some(Err(error)) => {
+                tracing::warn!(%error, "cannot look at the rule folder; the rules in force stay");
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Writes the difference between files and registry as changes; says how many rules changed.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, or the log does not take the changes now.
+    pub async fn sync(&mut self) -> anyhow::Result<usize> {
+        let current: BTreeMap<String, String> = (self.registry.all(RULE_KIND).values())
+            .filter(|entry| entry.org_id == DEFAULT_ORG)
+            .filter_map(|entry| Some((entry.id.clone(), entry.body["text"].as_str()?.to_owned())))
+            .collect();
+        let mut wanted: BTreeMap<String, String> =
+            pack::files().into_iter().map(|file| (file.name, file.text)).collect();
+        let mut skipped = Vec::new();
+        if let Some(folder) = &self.folder {
+            let (files, left_out) = folder.read().context("read the rule folder")?;
+            wanted.extend(files);
+            for file in left_out {
+                tracing::warn!(path = %file.path.display(), reason = file.reason, "rule file left out");
+                skipped.push(format!("{}: {}", file.path.display(), file.reason));
+            }
+        }
+        let difference = changes(&current, &wanted, &[]);
+        for part in difference.chunks(CHANGES_MAX) {
+            let part = part.iter().map(|change| Change {
+                time_us: now_us(),
+                change_id: String::new(),
+                org_id: DEFAULT_ORG.to_owned(),
+                actor: "rule folder".to_owned(),
+                kind: RULE_KIND.to_owned(),
+                target_id: change.name.clone(),
+                action: match change.action {
+                    RuleAction::Create => Action::Create,
+                    RuleAction::Update => Action::Update,
+                    RuleAction::Delete => Action::Delete,
+                },
+                body: if change.action == RuleAction::Delete { json!({}) } else { json!({"text": change.text}) },
+            });
+            self.registry.apply(part.collect()).await.context("write rule changes to the log")?;
+        }
+        if !difference.is_empty() || self.view.read().rules.is_empty() {
+            self.look(wanted, skipped).await?;
+        }
+        Ok(difference.len())
+    }
+
+    /// Compiles the rules for the endpoint and the log lines; the run loop compiles its own, at the offset of the change.
+    async fn look(&self, wanted: BTreeMap<String, String>, skipped: Vec<String>) -> anyhow::Result<()> {
+        let config = self.config.clone();
+        let compile = move || {
+            let files: Vec<_> = wanted.into_iter().map(|(name, text)| RuleFile::new(name, text)).collect();
+            let (set, problems) = RuleSet::compile(&files, &config)?;
+            Ok::<_, RulesError>((set.rules().iter().map(shown).collect::<Vec<_>>(), problems))
+        };
+        let (rules, problems) = tokio::task::spawn_blocking(compile).await.context("compile rules")??;
+        tracing::info!(rules = rules.len(), problems = problems.len(), "rules in force");
+        *self.view.write() = Arc::new(RulesView { rules, problems, skipped });
+        Ok(())
+    }
+}
+
+fn shown(rule: &Rule) -> Value {
+    json!({"id": rule.id, "title": rule.title, "level": rule.level.as_str(), "tags": rule.tags, "file": rule.file})
+}
