@@ -41,25 +41,6 @@ pub const QUESTIONS: [(&str, &str); 3] = [
     ),
 ];
 
-/// How the story is told.
-#[derive(Debug, Clone)]
-pub struct DemoOptions {
-    /// How many events.
-    pub events: usize,
-    /// Which story.
-    pub seed: u64,
-    /// Without pauses.
-    pub fast: bool,
-    /// Whether the server ends with the answers: then there is nothing to try next.
-    pub exit: bool,
-}
-
-impl From<&DemoConfig> for DemoOptions {
-    fn from(config: &DemoConfig) -> Self {
-        Self { events: config.events, seed: config.seed, fast: config.fast, exit: config.exit }
-    }
-}
-
 /// How the demo went.
 #[derive(Debug, Clone, Default)]
 pub struct DemoReport {
@@ -78,7 +59,7 @@ type Screen = Arc<Mutex<Box<dyn Write + Send>>>;
 ///
 /// # Errors
 /// When the server cannot be reached or refuses something.
-pub async fn tell(url: &str, options: &DemoOptions) -> anyhow::Result<DemoReport> {
+pub async fn tell(url: &str, options: &DemoConfig) -> anyhow::Result<DemoReport> {
     tell_on(url, options, Style::of_stdout(), Box::new(std::io::stdout())).await
 }
 
@@ -88,7 +69,7 @@ pub async fn tell(url: &str, options: &DemoOptions) -> anyhow::Result<DemoReport
 /// When the server cannot be reached or refuses something.
 pub async fn tell_on(
     url: &str,
-    options: &DemoOptions,
+    options: &DemoConfig,
     style: Style,
     out: Box<dyn Write + Send>,
 ) -> anyhow::Result<DemoReport> {
@@ -148,7 +129,7 @@ const TELLING: Duration = Duration::from_secs(10);
 /// In so many pieces.
 const PIECES: usize = 100;
 
-async fn stream(config: &ClientConfig, options: &DemoOptions) -> anyhow::Result<u64> {
+async fn stream(config: &ClientConfig, options: &DemoConfig) -> anyhow::Result<u64> {
     let mut client = Client::new(config)?;
     let mut story = Story::new(StoryOptions { seed: options.seed, events: options.events, end_us: now_us() });
     let piece_events = options.events.div_ceil(PIECES).min(PIECE_EVENTS_MAX);
