@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use tidegate_events::{Alert, Dataset, alerts_to_batch};
 use tokio::sync::Mutex;
 
@@ -28,9 +29,12 @@ pub struct OutputLog {
     turn: Mutex<Turn>,
 }
 
-/// The answer that a writer who was cancelled did not wait for: until it is there, the next offset is not known.
+/// What is known of the log's end.
 #[derive(Default)]
 struct Turn {
+    /// Where the next append lands; not known at first, and after a failure, which may burn offsets.
+    next: Option<Offset>,
+    /// The answer that a writer who was cancelled did not wait for.
     unanswered: Option<AppendReply>,
 }
 
@@ -52,7 +56,7 @@ impl OutputLog {
     /// they do not make a batch.
     pub async fn append_alerts(&self, groups: &[AlertGroup], rows_max: usize) -> Result<Range<Offset>, PipelineError> {
         let mut turn = self.turn.lock().await;
-        let first = self.next_offset(&mut turn).await;
+        let first = self.next_offset(&mut turn).await?;
         let mut next = first;
         let mut batches = Vec::with_capacity(groups.len());
         for group in groups {
@@ -80,27 +84,32 @@ impl OutputLog {
     /// [`PipelineError::Append`] when the log does not take them now.
     pub async fn append_batch(&self, batch: EventBatch) -> Result<(), PipelineError> {
         let mut turn = self.turn.lock().await;
-        self.next_offset(&mut turn).await;
         self.append(&mut turn, vec![batch]).await?;
         Ok(())
     }
 
-    /// Where the next append lands.
-    async fn next_offset(&self, turn: &mut Turn) -> Offset {
-        if let Some(reply) = &mut turn.unanswered {
-            // Whatever the answer is, the bounds are settled with it.
-            reply.await.ok();
-            turn.unanswered = None;
+    /// Where the next append lands. When that is not known, the log is asked: an append without rows has no effect, and its
+    /// answer names the offset.
+    async fn next_offset(&self, turn: &mut Turn) -> Result<Offset, PipelineError> {
+        if turn.next.is_none() || turn.unanswered.is_some() {
+            let rows = RecordBatch::new_empty(Dataset::Alerts.core_schema());
+            self.append(turn, vec![EventBatch { dataset: Dataset::Alerts, rows, keys: Vec::new() }]).await?;
         }
-        self.log.bounds().next
+        Ok(turn.next.unwrap_or_else(|| self.log.bounds().next))
     }
 
     async fn append(&self, turn: &mut Turn, batches: Vec<EventBatch>) -> Result<Option<Range<Offset>>, PipelineError> {
+        if let Some(reply) = &mut turn.unanswered {
+            // Whatever the answer is, nothing is under way after it.
+            reply.await.ok();
+        }
+        turn.next = None;
         // The reply stays in the turn while it is awaited: a caller that goes away leaves it to the next one.
         let reply = turn.unanswered.insert(self.log.append(Append { batches, ack: Ack::Disk }));
         let answer = reply.await.unwrap_or(Err(AppendError::Closed));
         turn.unanswered = None;
         let offsets = answer?.offsets;
+        turn.next = offsets.last().map(|range| range.end);
         let first = offsets.iter().find(|range| !range.is_empty());
         let last = offsets.iter().rfind(|range| !range.is_empty());
         Ok(first.zip(last).map(|(first, last)| first.start..last.end))

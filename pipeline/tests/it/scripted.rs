@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 pub enum Fate {
     /// It is refused as full.
     Full,
-    /// It fails.
+    /// It fails, and burns the offsets it would have had.
     Fails,
     /// The process dies before it is stored: this append and all later ones are answered with `Closed`.
     DiesBefore,
@@ -33,6 +33,7 @@ struct Rows {
     batches: Vec<Arc<LogBatch>>,
     fates: BTreeMap<usize, Fate>,
     appends: usize,
+    burnt: u64,
     dead: bool,
     keys: std::collections::HashSet<u128>,
 }
@@ -101,8 +102,11 @@ impl StreamLog for ScriptedLog {
     fn append(&self, append: Append) -> AppendReply {
         let (sender, reply) = oneshot::channel();
         let mut rows = self.rows.lock();
-        let fate = rows.fates.get(&rows.appends).copied();
-        rows.appends += 1;
+        let count = append.batches.iter().map(|batch| batch.rows.num_rows() as u64).sum::<u64>();
+        let fate = rows.fates.get(&rows.appends).copied().filter(|_| count > 0);
+        // Fates are for appends with rows.
+        rows.appends += usize::from(count > 0);
+        rows.burnt += if fate == Some(Fate::Fails) { count } else { 0 };
         rows.dead |= matches!(fate, Some(Fate::DiesBefore | Fate::DiesAfter));
         let answer = match fate {
             Some(Fate::Full) => Some(AppendError::Full("scripted".into())),
@@ -110,10 +114,14 @@ impl StreamLog for ScriptedLog {
             _ => rows.dead.then_some(AppendError::Closed),
         };
         if answer.is_none() || fate == Some(Fate::DiesAfter) {
-            let stored = store(&mut rows, append, self.bounds().next);
-            let next = stored.offsets.last().map_or(self.bounds().next, |range| range.end);
+            let base = self.bounds().next + rows.burnt;
+            let stored = store(&mut rows, append, base);
+            let next = stored.offsets.last().map_or(base, |range| range.end);
+            if next > base {
+                rows.burnt = 0;
+                self.bounds.send_modify(|bounds| bounds.next = next);
+            }
             drop(rows);
-            self.bounds.send_modify(|bounds| bounds.next = next);
             sender.send(answer.map_or(Ok(stored), Err)).ok();
         } else if let Some(error) = answer {
             sender.send(Err(error)).ok();
