@@ -110,9 +110,10 @@ impl Facts {
     fn is_about(&self, entity: &str) -> bool {
         self.entities.iter().any(|of| of == entity)
             || self.group_key == entity
-            || self.group_key.split(", ").any(|pair| {
-                pair == entity || pair.split_once('=').is_some_and(|(_, value)| value == entity)
-            })
+            || self
+                .group_key
+                .split(", ")
+                .any(|pair| pair == entity || pair.split_once('=').is_some_and(|(_, value)| value == entity))
     }
 }
 

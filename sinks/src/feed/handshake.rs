@@ -90,7 +90,8 @@ impl Wanted {
 fn unknown(name: &str) -> Problem {
     let hint = match name {
         "token" | "key" | "api_key" | "access_token" | "authorization" => {
-            "a key does not belong in a URL: use the Authorization header, or the sub-protocol tidegate.bearer.<key>".into()
+            "a key does not belong in a URL: use the Authorization header, or the sub-protocol tidegate.bearer.<key>"
+                .into()
         }
         _ => format!("known here: {}", KNOWN.join(", ")),
     };
@@ -109,7 +110,8 @@ fn check_origin(headers: &HeaderMap, origins: &[String]) -> Result<(), Problem> 
     };
     let origin = origin.to_str().map_err(|_| refused())?;
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let of_host = |scheme: &str| origin.strip_prefix(scheme).is_some_and(|authority| authority.eq_ignore_ascii_case(host));
+    let of_host =
+        |scheme: &str| origin.strip_prefix(scheme).is_some_and(|authority| authority.eq_ignore_ascii_case(host));
     let same_host = !host.is_empty() && (of_host("http://") || of_host("https://"));
     let allowed = same_host || origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin));
     if allowed && given.next().is_none() { Ok(()) } else { Err(refused()) }
@@ -127,8 +129,9 @@ fn form(parts: &Parts) -> Result<Form, Problem> {
     if accepts_events {
         return Ok(Form::Events);
     }
-    Err(Problem::new(426, "upgrade_required", "this is a stream of alerts")
-        .hint("connect with a WebSocket client, or ask with `Accept: text/event-stream`; GET /v2/alerts pages through them"))
+    Err(Problem::new(426, "upgrade_required", "this is a stream of alerts").hint(
+        "connect with a WebSocket client, or ask with `Accept: text/event-stream`; GET /v2/alerts pages through them",
+    ))
 }
 
 fn websocket(parts: &Parts) -> Result<Form, Problem> {

@@ -24,7 +24,7 @@ mod websocket;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -96,7 +96,7 @@ impl Default for FeedConfig {
     }
 }
 
-/// A stretch of stored alerts of one tenant: those with `after_seq < seq < before_seq`, ascending, at most `rows_max`.
+/// A stretch of stored alerts of one tenant: those with `after_seq < seq < before_seq`, ascending, at most `limit`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stretch {
     /// The tenant.
@@ -105,8 +105,8 @@ pub struct Stretch {
     pub after_seq: i64,
     /// Exclusive: the first offset that the output log still holds.
     pub before_seq: i64,
-    /// Fewer rows than this mean that the stretch is exhausted.
-    pub rows_max: usize,
+    /// Rows at most. Fewer mean that the stretch is exhausted.
+    pub limit: usize,
 }
 
 /// Reads stored alerts as (`seq`, JSON), for which [`render_alerts`] is made. Asked only for what the output log no longer
@@ -126,36 +126,32 @@ struct Shared {
     tail: Arc<Tail>,
     config: FeedConfig,
     backfill: Backfill,
-    recheck: Option<Recheck>,
-    closing: watch::Sender<bool>,
+    recheck: OnceLock<Recheck>,
+    stopping: watch::Receiver<bool>,
     open: Mutex<HashMap<Arc<str>, usize>>,
 }
 
 impl Feed {
-    /// A feed of the alerts in `output`.
-    pub fn new(output: Arc<dyn StreamLog>, config: FeedConfig, backfill: Backfill) -> Self {
-        Self::build(output, config, backfill, None)
-    }
-
-    /// The same, where `recheck` ends the streams of principals that may no longer read (revoked keys).
-    pub fn with_recheck(
+    /// A feed of the alerts in `output`. Once `stopping` turns true, all streams end (WebSocket with 1001, "going away") and
+    /// no more are taken.
+    pub fn new(
         output: Arc<dyn StreamLog>,
         config: FeedConfig,
         backfill: Backfill,
-        recheck: Recheck,
-    ) -> Self {
-        Self::build(output, config, backfill, Some(recheck))
-    }
-
-    fn build(
-        output: Arc<dyn StreamLog>,
-        config: FeedConfig,
-        backfill: Backfill,
-        recheck: Option<Recheck>,
+        stopping: watch::Receiver<bool>,
     ) -> Self {
         let tail = Arc::new(Tail::new(output, config.cache_rows_max));
-        let closing = watch::Sender::new(false);
-        Self { shared: Arc::new(Shared { tail, config, backfill, recheck, closing, open: Mutex::default() }) }
+        let (recheck, open) = (OnceLock::new(), Mutex::default());
+        Self { shared: Arc::new(Shared { tail, config, backfill, recheck, stopping, open }) }
+    }
+
+    /// Ends the streams of principals that may no longer read: `recheck` is asked about each every second, and before
+    /// anything is sent.
+    #[must_use]
+    pub fn with_recheck(self, recheck: Recheck) -> Self {
+        // The first one stays.
+        let _ = self.shared.recheck.set(recheck);
+        self
     }
 
     /// Answers a request of a principal that may read. The stream lives on after the answer.
@@ -176,7 +172,7 @@ impl Feed {
 
     fn open(&self, request: Request<Incoming>, principal: &Principal) -> Result<Response<FeedBody>, Problem> {
         let shared = &self.shared;
-        if *shared.closing.borrow() {
+        if *shared.stopping.borrow() {
             return Err(full("the server is stopping"));
         }
         let (parts, body) = request.into_parts();
@@ -200,20 +196,9 @@ impl Feed {
         }
     }
 
-    /// Ends all streams (WebSocket with 1001, "going away") and takes no more.
-    pub fn close(&self) {
-        self.shared.closing.send_replace(true);
-    }
-
     /// Streams open now.
     pub fn subscribers(&self) -> usize {
         self.shared.open.lock().values().sum()
-    }
-}
-
-impl Drop for Feed {
-    fn drop(&mut self) {
-        self.close();
     }
 }
 
@@ -227,7 +212,7 @@ impl std::fmt::Debug for Feed {
 struct Seat {
     shared: Arc<Shared>,
     principal: Principal,
-    closing: watch::Receiver<bool>,
+    stopping: watch::Receiver<bool>,
 }
 
 impl Seat {
@@ -243,7 +228,7 @@ impl Seat {
         *of_tenant += 1;
         drop(open);
         metrics::gauge!(names::FEED_SUBSCRIBERS).increment(1);
-        Ok(Self { shared: shared.clone(), principal: principal.clone(), closing: shared.closing.subscribe() })
+        Ok(Self { shared: shared.clone(), principal: principal.clone(), stopping: shared.stopping.clone() })
     }
 
     fn config(&self) -> &FeedConfig {
@@ -256,13 +241,13 @@ impl Seat {
 
     /// Whether the principal may still read.
     fn is_valid(&self) -> bool {
-        self.shared.recheck.as_ref().is_none_or(|recheck| recheck(&self.principal))
+        self.shared.recheck.get().is_none_or(|recheck| recheck(&self.principal))
     }
 
-    /// Waits until the feed closes.
-    async fn closing(&mut self) {
-        // An error means that the feed is gone, which is the same.
-        let _ = self.closing.wait_for(|closing| *closing).await;
+    /// Waits until the feed ends.
+    async fn stopping(&mut self) {
+        // An error means that the server is gone, which is the same.
+        let _ = self.stopping.wait_for(|stopping| *stopping).await;
     }
 }
 

@@ -53,7 +53,7 @@ impl Stream {
         }
         loop {
             let next = tokio::select! {
-                () = self.seat.closing() => return None,
+                () = self.seat.stopping() => return None,
                 next = tokio::time::timeout(RECHECK, self.subscription.next()) => next,
             };
             if !self.seat.is_valid() {

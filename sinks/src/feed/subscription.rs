@@ -143,7 +143,7 @@ impl Subscription {
             org_id: self.org_id.clone(),
             after_seq: signed(self.cursor) - 1,
             before_seq: signed(first),
-            rows_max: self.backfill_rows_max,
+            limit: self.backfill_rows_max,
         };
         let asked = (self.backfill)(stretch);
         let stored = asked.await.map_err(Broken::Unreadable)?;

@@ -112,7 +112,7 @@ impl Session {
         loop {
             let step = tokio::select! {
                 biased;
-                () = self.seat.closing() => return End::told("drain", CloseCode::Away, "the server is stopping"),
+                () = self.seat.stopping() => return End::told("drain", CloseCode::Away, "the server is stopping"),
                 _ = rechecks.tick() => Ok(()),
                 message = self.source.next() => {
                     unanswered = 0;
@@ -186,9 +186,7 @@ impl Session {
                 let answer = self.asked(&text);
                 self.send(vec![Message::Text(answer)]).await
             }
-            Message::Binary(_) => {
-                Err(End::told("binary", CloseCode::Unsupported, "messages are JSON texts"))
-            }
+            Message::Binary(_) => Err(End::told("binary", CloseCode::Unsupported, "messages are JSON texts")),
             Message::Close(_) => Err(End::gone("closed")),
             // The answer to a ping is queued by the library: it has to leave.
             Message::Ping(_) => self.send(Vec::new()).await,
