@@ -38,7 +38,11 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         };
         let stay = told?;
         if stay {
-            println!("\nThe server stays up on {}; Ctrl-C ends it and removes {}.", server.url(), folder.path().display());
+            println!(
+                "\nThe server stays up on {}; Ctrl-C ends it and removes {}.",
+                server.url(),
+                folder.path().display()
+            );
             server.until_signal().await?;
         }
         server.drain(Duration::from_millis(config.shutdown.drain_ms_max)).await

@@ -75,7 +75,10 @@ impl KeysDoor {
         let revoked = self.keys.revoke(id, scope(principal), &principal.key_id, now_us()).await.map_err(refused)?;
         match revoked {
             Some(record) => Ok(reply::json(StatusCode::OK, &shown(&record))),
-            None => Err(Problem::new(404, "no_such_key", "the tenant has no key with this id").hint("GET /v2/keys lists them")),
+            None => {
+                Err(Problem::new(404, "no_such_key", "the tenant has no key with this id")
+                    .hint("GET /v2/keys lists them"))
+            }
         }
     }
 }

@@ -72,7 +72,8 @@ impl Runtimes {
     /// When the operating system gives no threads.
     pub fn start() -> anyhow::Result<Self> {
         let io = Builder::new_multi_thread().thread_name("io").enable_all().build().context("start the I/O runtime")?;
-        let cpu = Builder::new_multi_thread().thread_name("cpu").enable_time().build().context("start the CPU runtime")?;
+        let cpu =
+            Builder::new_multi_thread().thread_name("cpu").enable_time().build().context("start the CPU runtime")?;
         Ok(Self { io, cpu })
     }
 }
@@ -221,7 +222,9 @@ impl Server {
         if self.open {
             println!("no API key exists: only this machine may ask, and everything belongs to the tenant `default`");
         }
-        println!("\n  curl -s {url}/v2/events/bulk -H 'content-type: application/x-ndjson' --data-binary @events.ndjson");
+        println!(
+            "\n  curl -s {url}/v2/events/bulk -H 'content-type: application/x-ndjson' --data-binary @events.ndjson"
+        );
         println!("  curl -s {url}/v2/sql -d 'SELECT source, count(*) AS n FROM security_events GROUP BY source'");
         println!("  curl -sN {url}/v2/alerts/stream -H 'accept: text/event-stream'\n");
     }
@@ -270,7 +273,9 @@ impl Server {
         let mut late = Vec::new();
         late.extend(status.err().map(|error| error.to_string()));
         for delivery in deliveries {
-            late.extend(delivery.drain(deadline.max(Instant::now() + GRACE)).await.err().map(|error| error.to_string()));
+            late.extend(
+                delivery.drain(deadline.max(Instant::now() + GRACE)).await.err().map(|error| error.to_string()),
+            );
         }
         self.housekeeping.abort();
         registry.save().await.context("save the registry")?;

@@ -92,7 +92,8 @@ fn query_parameters(route: &Route) -> &'static [Parameter] {
     }
 }
 
-const SOURCE: Parameter = ("source", "string", "The kind of record (`cloudtrail`, `windows`, …); found out when absent");
+const SOURCE: Parameter =
+    ("source", "string", "The kind of record (`cloudtrail`, `windows`, …); found out when absent");
 const DATASET: Parameter = ("dataset", "string", "`security_events` (default) or `cost_events`");
 const ACK: Parameter = ("ack", "string", "`disk` (default): answer after fdatasync; `memory`: answer once ordered");
 const DETAIL: Parameter = ("detail", "string", "`all`: list every item with its event_id, not only those not stored");
@@ -151,7 +152,10 @@ fn responses(route: &Route) -> Value {
     }
     match route.door {
         Door::Ingest => {
-            responses.insert("207".into(), json!({"description": "Some stored, some rejected", "content": json_body(reference("Accepted"))}));
+            responses.insert(
+                "207".into(),
+                json!({"description": "Some stored, some rejected", "content": json_body(reference("Accepted"))}),
+            );
             responses.insert("413".into(), problem("Too many bytes, sent or inflated"));
             responses.insert("415".into(), problem("A content type or encoding that is not taken"));
             responses.insert("429".into(), problem("Full for now: retry after `Retry-After` seconds"));
@@ -162,6 +166,7 @@ fn responses(route: &Route) -> Value {
         }
         Door::Feed => {
             responses.insert("101".into(), json!({"description": "WebSocket: frames of `{\"seq\", \"alert\"}`"}));
+            responses.insert("426".into(), problem("Neither a WebSocket upgrade nor `Accept: text/event-stream`"));
             responses.insert("503".into(), problem("Too many subscribers"));
         }
         Door::Keys if route.method == "POST" => {

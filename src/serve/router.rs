@@ -9,10 +9,10 @@ use hyper::{Request, Response, StatusCode};
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::Mutex;
 use serde_json::json;
+use subtle::ConstantTimeEq;
 use tidegate_events::IdGenerator;
 use tidegate_ingest::http::Ingest;
 use tidegate_pipeline::clock::now_us;
-use subtle::ConstantTimeEq;
 use tidegate_pipeline::keys::{DEFAULT_ORG, Keys, Principal, Role};
 use tidegate_pipeline::{Health, Problem};
 use tidegate_query::Query;
@@ -141,8 +141,11 @@ impl Router {
                 .hint("send `Authorization: Bearer tg_…`; `tidegate key create` makes a key")
         })?;
         if !principal.role.allows(role) {
-            let message = format!("this endpoint needs the role {}, the key has {}", role.as_str(), principal.role.as_str());
-            return Err(Problem::new(403, "forbidden", message).hint("make a key with that role, or with the role admin"));
+            let message =
+                format!("this endpoint needs the role {}, the key has {}", role.as_str(), principal.role.as_str());
+            return Err(
+                Problem::new(403, "forbidden", message).hint("make a key with that role, or with the role admin")
+            );
         }
         Ok(principal)
     }
@@ -166,7 +169,8 @@ impl Router {
     fn request_id(&self, headers: &HeaderMap) -> String {
         let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
         let decent = |id: &&str| {
-            (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
+            (1..=64).contains(&id.len())
+                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
         };
         match given.filter(decent) {
             Some(id) => id.to_owned(),
@@ -200,7 +204,8 @@ fn is_loopback(authority: &str) -> bool {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
     };
-    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn class(status: StatusCode) -> &'static str {

@@ -148,7 +148,8 @@ mod tests {
     #[test]
     fn allowed_methods_are_those_of_the_table() {
         for route in ROUTES {
-            let of_path: Vec<_> = ROUTES.iter().filter(|other| other.path == route.path).map(|other| other.method).collect();
+            let of_path: Vec<_> =
+                ROUTES.iter().filter(|other| other.path == route.path).map(|other| other.method).collect();
             assert_eq!(allowed(route.path), of_path.join(", "), "{}", route.path);
         }
         assert!(matches!(find("PUT", "/v2/sql"), Found::Methods("POST")));

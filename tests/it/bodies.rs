@@ -43,7 +43,8 @@ fn each_body_form_and_encoding_is_stored() {
     let lines = |from: usize| -> Vec<u8> {
         (from..from + 3).flat_map(|at| format!("{}\n", event(&format!("e-{at}"), "read")).into_bytes()).collect()
     };
-    let array = |from: usize| Value::from((from..from + 3).map(|at| event(&format!("e-{at}"), "read")).collect::<Vec<_>>());
+    let array =
+        |from: usize| Value::from((from..from + 3).map(|at| event(&format!("e-{at}"), "read")).collect::<Vec<_>>());
     let mut sent = 0;
     let mut check = |path: &str, headers: &[(&str, &str)], body: &[u8], events: i64| {
         let reply = client.send("POST", path, headers, body);
@@ -93,7 +94,7 @@ fn cost_rows_come_as_json_and_as_csv_with_exact_money() {
 fn one_bad_event_costs_one_event_and_is_kept() {
     let server = Server::start(&[]);
     let mut client = server.client();
-    let body = format!("{}\n{{\"broken\": \n{}\n[1,2]\n{}\n", event("a", "x"), event("b", "x"), event("c", "x"));
+    let body = format!("{}\n{{\"broken\": \n{}\n42\n{}\n", event("a", "x"), event("b", "x"), event("c", "x"));
     let reply = client.send("POST", "/v2/events/bulk", &[NDJSON], body.as_bytes());
     assert_eq!(reply.status.as_u16(), 207, "{:?}", reply.body);
     let answer = reply.json();

@@ -78,7 +78,8 @@ fn curl_can_follow_with_server_sent_events() {
     let authority = server.url.trim_start_matches("http://");
     let mut stream = TcpStream::connect(authority).expect("a connection");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
-    write!(stream, "GET /v2/alerts/stream?after=0 HTTP/1.1\r\nhost: {authority}\r\naccept: text/event-stream\r\n\r\n").expect("sent");
+    write!(stream, "GET /v2/alerts/stream?after=0 HTTP/1.1\r\nhost: {authority}\r\naccept: text/event-stream\r\n\r\n")
+        .expect("sent");
     let mut ids = Vec::new();
     for line in BufReader::new(stream).lines() {
         let line = line.expect("a line in time");

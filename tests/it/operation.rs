@@ -37,7 +37,8 @@ fn every_endpoint_of_the_openapi_document_is_answered_and_no_other() {
             assert!(documented.contains_key(&status.to_string()), "{method} {path}: {status} is not documented");
         }
     }
-    for (method, path, status) in [("GET", "/v2/nothing", 404), ("DELETE", "/v2/sql", 405), ("PUT", "/v2/events", 405)] {
+    for (method, path, status) in [("GET", "/v2/nothing", 404), ("DELETE", "/v2/sql", 405), ("PUT", "/v2/events", 405)]
+    {
         let reply = client.send(method, path, &[], b"");
         assert_eq!(reply.status.as_u16(), status, "{method} {path}");
         assert!(reply.json()["error"]["code"].is_string());
@@ -75,7 +76,8 @@ fn rules_are_read_again_on_sighup_and_bad_ones_are_shown() {
     let rule = "title: Evil\nid: 11111111-2222-4333-8444-555555555555\nlogsource: {product: custom}\n\
                 detection: {sel: {action: evil}, condition: sel}\nlevel: high\n";
     std::fs::write(rules.path().join("evil.yml"), rule).expect("a rule");
-    std::fs::write(rules.path().join("bad.yml"), "title: Bad\ndetection: {sel: {a: 1}, condition: nothing}\n").expect("a rule");
+    std::fs::write(rules.path().join("bad.yml"), "title: Bad\ndetection: {sel: {a: 1}, condition: nothing}\n")
+        .expect("a rule");
     server.signal("HUP");
     client.wait_for("SELECT count(*) FROM changes WHERE kind = 'rule' AND target_id LIKE '%evil.yml'", 1);
     client.bulk("/v2/events/bulk?source=custom", &[event("after", "evil")]);
@@ -83,7 +85,10 @@ fn rules_are_read_again_on_sighup_and_bad_ones_are_shown() {
     let alert = &client.sql("SELECT event_ids[1] AS event, level FROM alerts WHERE title = 'Evil'")[0];
     assert_eq!((alert["event"].as_str(), alert["level"].as_str()), (Some("after"), Some("high")));
     let shown = client.get("/v2/rules").json();
-    assert!(shown["problems"].as_array().is_some_and(|problems| {
-        problems.iter().any(|problem| problem["file"].as_str().is_some_and(|file| file.ends_with("bad.yml")))
-    }), "{shown}");
+    assert!(
+        shown["problems"].as_array().is_some_and(|problems| {
+            problems.iter().any(|problem| problem["file"].as_str().is_some_and(|file| file.ends_with("bad.yml")))
+        }),
+        "{shown}"
+    );
 }

@@ -161,10 +161,8 @@ impl Caller {
     /// One request; `None` when the connection broke.
     pub fn try_send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Reply> {
         let method: Method = method.parse().expect("a method");
-        let headers: Vec<_> = headers
-            .iter()
-            .map(|(name, value)| (name.parse::<HeaderName>().expect("a header name"), *value))
-            .collect();
+        let headers: Vec<_> =
+            headers.iter().map(|(name, value)| (name.parse::<HeaderName>().expect("a header name"), *value)).collect();
         let body = Bytes::copy_from_slice(body);
         self.runtime.block_on(self.client.fetch(method, path, &headers, body)).ok()
     }

@@ -21,7 +21,8 @@ const RULE: &str = "title: Secret project touched\nid: 11111111-2222-4333-8444-0
 fn nothing_of_one_tenant_shows_to_the_other() {
     let rules = tempfile::tempdir().expect("a folder");
     std::fs::write(rules.path().join("touched.yml"), RULE).expect("a rule");
-    let server = Server::start(&[("RULES", rules.path().to_str().expect("a path")), ("DELIVERY__FLUSH_INTERVAL_MS", "300")]);
+    let server =
+        Server::start(&[("RULES", rules.path().to_str().expect("a path")), ("DELIVERY__FLUSH_INTERVAL_MS", "300")]);
     let (acme_in, acme_read) = (key(&server, "acme", "ingest"), key(&server, "acme", "read"));
     let (zeta_in, zeta_read) = (key(&server, "zeta", "ingest"), key(&server, "zeta", "read"));
     let mut acme = server.client_with(&acme_in);
@@ -100,7 +101,8 @@ fn probe(other: &mut Caller, alert: &str, round: &str) {
 #[test]
 fn roles_hold_and_revocation_takes_effect_at_once() {
     let server = Server::start(&[]);
-    let (ingest, read, admin) = (key(&server, "acme", "ingest"), key(&server, "acme", "read"), key(&server, "acme", "admin"));
+    let (ingest, read, admin) =
+        (key(&server, "acme", "ingest"), key(&server, "acme", "read"), key(&server, "acme", "admin"));
     let status = |key: Option<&str>, method: &str, path: &str, body: &str| {
         let mut client = Caller::new(&server.url, key);
         client.send(method, path, &[("content-type", "application/json")], body.as_bytes()).status.as_u16()
@@ -124,7 +126,8 @@ fn roles_hold_and_revocation_takes_effect_at_once() {
     }
     let of_read = listed["keys"].as_array().expect("keys").iter().find(|key| key["role"] == "read").cloned();
     let id = of_read.as_ref().and_then(|key| key["id"].as_str()).expect("an id").to_owned();
-    let revoked: Value = Caller::new(&server.url, Some(&admin)).send("DELETE", &format!("/v2/keys/{id}"), &[], b"").json();
+    let revoked: Value =
+        Caller::new(&server.url, Some(&admin)).send("DELETE", &format!("/v2/keys/{id}"), &[], b"").json();
     assert_eq!(status(Some(&read), "POST", "/v2/sql", sql), 401, "{revoked}");
 }
 
