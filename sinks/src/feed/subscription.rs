@@ -104,11 +104,11 @@ impl Subscription {
                 continue;
             }
             let told = if self.cursor < bounds.first {
-                self.from_history(bounds.first).await?
+                self.read_history(bounds.first).await?
             } else if self.caught_up && bounds.next - self.cursor > self.lag_rows_max {
                 self.skip_to(bounds.next).await?
             } else {
-                self.from_log().await?
+                self.read_log().await?
             };
             if !told.is_empty() {
                 return Ok(told);
@@ -121,7 +121,7 @@ impl Subscription {
         wanted.map(|alert| Told::Alert { seq: alert.seq, frame: alert.frame.clone() }).collect()
     }
 
-    async fn from_log(&mut self) -> Result<Vec<Told>, Broken> {
+    async fn read_log(&mut self) -> Result<Vec<Told>, Broken> {
         let from = self.cursor;
         let Found::Pages(pages, next) = self.tail.read(from).await? else {
             // Retention passed the cursor while we looked; the bounds will say so in a moment.
@@ -137,7 +137,7 @@ impl Subscription {
     }
 
     /// What the log no longer holds, below `first`.
-    async fn from_history(&mut self, first: Offset) -> Result<Vec<Told>, Broken> {
+    async fn read_history(&mut self, first: Offset) -> Result<Vec<Told>, Broken> {
         let signed = |offset: Offset| i64::try_from(offset).unwrap_or(i64::MAX);
         let stretch = Stretch {
             org_id: self.org_id.clone(),

@@ -1,5 +1,7 @@
 //! The sinks from outside: one binary, one module for each behaviour.
 
+mod feed_door;
+mod feed_stream;
 mod parquet_columns;
 mod parquet_commit;
 mod parquet_compact;
