@@ -103,25 +103,33 @@ pub trait FsFile: Debug + Send + Sync {
     fn size(&self) -> io::Result<u64>;
 }
 
-/// Makes `dir` and its parents, and makes them durable: every folder that did not exist is synced into its parent.
+/// Makes `dir` and its parents, and makes them durable by syncing each into its parent. Also those that are there already: the
+/// process that made them may have died, or failed, before it synced them.
 ///
 /// # Errors
-/// What the operating system says.
+/// What the operating system says; but a parent that was there and may not be opened is left alone.
 pub fn make_dir_durable(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
-    let mut missing = Vec::new();
-    for ancestor in dir.ancestors().filter(|path| !path.as_os_str().is_empty()) {
+    let ancestors: Vec<_> = dir.ancestors().filter(|path| !path.as_os_str().is_empty()).collect();
+    let mut found = ancestors.len();
+    for (at, ancestor) in ancestors.iter().enumerate() {
         match fs.list(ancestor) {
-            Ok(_) => break,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
+            Ok(_) => found = found.min(at),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && at > 0 => found = found.min(at),
             Err(error) => return Err(error),
         }
+        if found <= at {
+            break;
+        }
     }
-    if missing.is_empty() {
-        return Ok(());
+    if found > 0 {
+        fs.change(DirChange::MakeDir(dir))?;
     }
-    fs.change(DirChange::MakeDir(dir))?;
-    for made in missing.into_iter().rev() {
-        fs.sync_dir(parent_of(made))?;
+    for (at, ancestor) in ancestors.iter().enumerate().rev() {
+        match fs.sync_dir(parent_of(ancestor)) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && at >= found => {}
+            synced => synced?,
+        }
     }
     fs.sync_dir(dir)
 }

@@ -228,20 +228,24 @@ impl SimFs {
         self.released.notify_all();
     }
 
+    /// A copy as the next process finds it when this one is killed now: what was written is there, durable or not; handles
+    /// and locks are gone. Faults stay behind.
+    pub fn after_kill(&self) -> SimFs {
+        let state = self.state.lock();
+        let twin = State {
+            live: state.live.clone(),
+            durable: state.durable.clone(),
+            pending: state.pending.clone(),
+            files: state.files.clone(),
+            inodes: state.inodes,
+            ..State::default()
+        };
+        SimFs { state: Arc::new(Mutex::new(twin)), released: Arc::default() }
+    }
+
     /// A copy of the tree as a power cut now would leave it (as [`crash`](Self::crash) with this seed), in a new file system.
     pub fn after_crash(&self, seed: u64) -> SimFs {
-        let twin = {
-            let state = self.state.lock();
-            State {
-                live: state.live.clone(),
-                durable: state.durable.clone(),
-                pending: state.pending.clone(),
-                files: state.files.clone(),
-                inodes: state.inodes,
-                ..State::default()
-            }
-        };
-        let twin = SimFs { state: Arc::new(Mutex::new(twin)), released: Arc::default() };
+        let twin = self.after_kill();
         twin.crash(seed);
         twin
     }

@@ -72,7 +72,8 @@
 //!
 //! A log never appends to a file that it did not create itself: opening ends the last segment where its last whole frame
 //! ends, and the next append makes a new segment. A torn tail therefore stays where it is, as bytes that no reader takes
-//! for frames; nothing is truncated or overwritten. The rows of the last group commit may be in the page cache only
+//! for frames; nothing is truncated or overwritten. Were there rows in it (after all a bit may have flipped in an acknowledged
+//! frame), consumers may have seen them: so as many offsets are burnt as the unread bytes could have held rows. The rows of the last group commit may be in the page cache only
 //! (a killed process, or an fsync that failed before it was killed), so opening writes that group again, into the new
 //! segment, before any of its rows can be seen.
 //!

@@ -22,6 +22,7 @@ mod segment;
 mod segment_log;
 mod shared;
 pub mod summary;
+mod verify;
 mod writer;
 
 pub use config::LogConfig;
@@ -30,6 +31,7 @@ pub use recover::OpenReport;
 pub use scan::Damage;
 pub use segment::memory_bytes;
 pub use segment_log::SegmentLog;
+pub use verify::{SegmentReport, dump, verify};
 
 /// The position of a row in a log: the first row ever has offset 0, each row adds one.
 pub type Offset = u64;

@@ -1,12 +1,14 @@
 //! Opening: what the folder of a log holds, whatever happened to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arrow::datatypes::SchemaRef;
+
 use super::encode::Encoder;
-use super::format::{FRAMES_START, FrameKind, SegmentHeader};
+use super::format::{FRAMES_START, FrameHeader, FrameKind, SegmentHeader};
 use super::group::{Commit, Frames, Ready};
 use super::scan::{Damage, Found, Frame, Scanner};
 use super::segment::{Schemas, Segment, report, time_range, unusable};
@@ -126,6 +128,8 @@ pub(crate) struct Scanned {
     pub damage: Vec<Damage>,
     /// Bytes after the last whole frame.
     pub residue: u64,
+    /// An offset that no row of the segment reaches, not even one in the bytes that could not be read.
+    pub beyond: Offset,
     /// The batches of the last group commit, which are not in `summary` yet.
     pub last_group: Vec<(Frame, EventBatch)>,
 }
@@ -141,7 +145,8 @@ pub(crate) fn scan(
     let index =
         Index::new(first, header.map_or(first, |header| header.sealed_at), header.map_or(0, |header| header.salt));
     let summary = Summary { index, fields: FieldCatalog::default(), keys: Vec::new() };
-    let mut scanned = Scanned { summary, damage: Vec::new(), residue: 0, last_group: Vec::new() };
+    let mut scanned = Scanned { summary, damage: Vec::new(), residue: 0, beyond: first, last_group: Vec::new() };
+    let mut whole_to = FRAMES_START;
     if header.is_none() {
         let reason = "the segment's header is not whole".to_owned();
         let bytes = file.size()?.min(FRAMES_START);
@@ -153,16 +158,48 @@ pub(crate) fn scan(
             Found::End { residue, .. } => {
                 scanned.residue = residue;
                 scanned.summary.index.salt = scanner.salt().unwrap_or_default();
+                // A row takes at least the 8 bytes of its time.
+                let unread = scanner.size().saturating_sub(whole_to) / 8;
+                scanned.beyond = scanned.beyond.saturating_add(unread).min(void_at);
                 return Ok(scanned);
             }
-            Found::Damage(damage) => scanned.damage.push(damage),
-            Found::Frame(frame) => scanned.take(frame, schemas),
+            Found::Damage(damage) => {
+                scanned.beyond = scanned.beyond.max(damage.rows.end);
+                whole_to = whole_to.max(damage.at + damage.bytes);
+                scanned.damage.push(damage);
+            }
+            Found::Frame(frame) => {
+                scanned.beyond = scanned.beyond.max(frame.header.next());
+                whole_to = whole_to.max(frame.at + frame.header.frame_len());
+                scanned.take(file, frame, schemas)?;
+            }
+        }
+    }
+}
+
+/// The schema of a batch frame: known, or in any frame of its segment that can be read.
+pub(crate) fn find_schema(file: &dyn FsFile, header: &FrameHeader, schemas: &Schemas) -> io::Result<Option<SchemaRef>> {
+    if let Some(known) = schemas.get(header.schema_id) {
+        return Ok(Some(known));
+    }
+    let mut scanner = Scanner::new(file, 0, Some(header.salt), 0..Offset::MAX)?;
+    loop {
+        match scanner.next()? {
+            Found::End { .. } => return Ok(None),
+            Found::Frame(frame)
+                if frame.header.kind == FrameKind::Schema && frame.header.schema_id == header.schema_id =>
+            {
+                if let Ok(schema) = decode::schema(&frame.payload) {
+                    return Ok(Some(schemas.learn(header.schema_id, schema)));
+                }
+            }
+            _ => {}
         }
     }
 }
 
 impl Scanned {
-    fn take(&mut self, frame: Frame, schemas: &Schemas) {
+    fn take(&mut self, file: &dyn FsFile, frame: Frame, schemas: &Schemas) -> io::Result<()> {
         if frame.header.starts_group {
             self.settle();
         }
@@ -172,11 +209,11 @@ impl Scanned {
                 Err(error) => self.damage.push(unusable(&frame, &error)),
             }
             self.summary.index.note(frame.at, &frame.header);
-            return;
+            return Ok(());
         }
-        let rows = match schemas.get(frame.header.schema_id) {
+        let rows = match find_schema(file, &frame.header, schemas)? {
             Some(schema) => decode::rows(&frame.header, &frame.payload, schema).map_err(|error| error.to_string()),
-            None => Err("its schema is in no readable frame before it".to_owned()),
+            None => Err("its schema is in no readable frame".to_owned()),
         };
         match rows {
             Ok(rows) => {
@@ -185,12 +222,12 @@ impl Scanned {
                 self.last_group.push((frame, events));
             }
             Err(reason) => {
-                // Its place in the order of rows stays: a later reader may find the second copy of the schema.
                 self.damage.push(unusable(&frame, &reason));
                 self.settle();
                 self.summary.index.note(frame.at, &frame.header);
             }
         }
+        Ok(())
     }
 
     /// Takes the last group into the summary.
@@ -217,6 +254,17 @@ struct Part {
 impl Part {
     fn has_rows(&self) -> bool {
         self.found.summary.index.end > self.first || !self.found.last_group.is_empty()
+    }
+
+    /// Makes the summary anew from the segment, up to the row where it ended.
+    fn rescan(&mut self, fs: &dyn Fs, schemas: &Schemas) -> io::Result<()> {
+        let header = header_of(&self.found.summary.index);
+        let file = fs.open(&self.path, Open::Read)?;
+        self.found = scan(&*file, self.first, Some(header), self.found.summary.index.end, schemas)?;
+        self.found.settle();
+        self.scanned = true;
+        self.keys_count = self.found.summary.keys.len() as u64;
+        Ok(())
     }
 }
 
@@ -264,7 +312,7 @@ pub(crate) fn recover(
             report.damage.push((part.path.clone(), damage.clone()));
         }
     }
-    let keys = load_keys(fs, &listing, &found, keys_max);
+    let keys = load_keys(fs, &listing, &mut found, (keys_max, parts.0))?;
     Ok(assemble(fs, &listing, found, keys, report))
 }
 
@@ -276,7 +324,7 @@ fn assemble(
     mut report: OpenReport,
 ) -> Recovered {
     let durable_end = found.iter().map(|part| part.found.summary.index.end).max().unwrap_or(0);
-    let mut next = found.iter().map(|part| part.first).max().unwrap_or(0).max(durable_end);
+    let mut next = found.iter().map(|part| part.found.beyond.max(part.first)).max().unwrap_or(0).max(durable_end);
     if found.last().is_some_and(|part| part.first == next) {
         // An empty segment has the name that the next one would get. Its offset is burnt rather than its bytes, whatever
         // they are, overwritten.
@@ -296,6 +344,8 @@ fn assemble(
         let segment = Arc::new(segment);
         if part.scanned {
             unsummarised.push((segment.clone(), summary));
+        } else {
+            *segment.summarised.lock() = true;
         }
         segments.push(segment);
     }
@@ -305,59 +355,51 @@ fn assemble(
 }
 
 fn load_all(fs: &dyn Fs, listing: &Listing, schemas: &Schemas) -> Result<Vec<Part>, PipelineError> {
-    let mut headers = Vec::with_capacity(listing.logs.len());
+    let mut heads = Vec::with_capacity(listing.logs.len());
     for (first, path) in &listing.logs {
-        let header = fs.open(path, Open::Read).and_then(|file| Ok((read_header(&*file, *first)?, file.size()?)));
-        headers.push((*first, header));
+        let failed = |source| PipelineError::Io { op: "read", path: path.clone(), source };
+        let summary = listing.sums.get(first).and_then(|path| Summary::read(fs, path, false).ok().flatten());
+        let read = fs.open(path, Open::Read).and_then(|file| Ok((read_header(&*file, *first)?, file.size()?)));
+        let (header, size) = match (read, &summary) {
+            (Ok((Some(header), size)), _) => (Some(header), size),
+            // A bad sector in an old segment is no reason not to start: its summary tells what a start needs.
+            (Err(_), Some((summary, _))) => (Some(header_of(&summary.index)), summary.index.end_at),
+            (Ok((None, size)), Some((summary, _))) => (Some(header_of(&summary.index)), size),
+            (Ok((None, size)), None) => (None, size),
+            (Err(error), None) => return Err(failed(error)),
+        };
+        heads.push((*first, header, size, summary));
     }
-    let known: Vec<_> =
-        headers.iter().map(|(first, header)| (*first, header.as_ref().ok().and_then(|header| header.0))).collect();
+    let known: Vec<_> = heads.iter().map(|(first, header, ..)| (*first, *header)).collect();
     let voids = void_offsets(&known);
-    let mut parts = Vec::with_capacity(headers.len());
-    let last = headers.len().saturating_sub(1);
-    for (nth, (((first, header), path), void_at)) in
-        headers.into_iter().zip(listing.logs.values()).zip(voids).enumerate()
-    {
-        let part = header.and_then(|(header, size)| {
-            let summary = listing.sums.get(&first).and_then(|path| usable_summary(fs, path, header, size, void_at));
-            let (scanned, keys_count, found) = match summary {
-                Some((summary, count)) => {
-                    let last_group = Vec::new();
-                    (false, count, Scanned { summary, damage: Vec::new(), residue: 0, last_group })
-                }
-                None => (true, 0, scan(&*fs.open(path, Open::Read)?, first, header, void_at, schemas)?),
-            };
-            Ok(Part { first, path: path.clone(), size, scanned, keys_count, found })
-        });
-        match part {
-            Ok(part) => parts.push(part),
-            // Without the last segment nothing tells where the log ends.
-            Err(source) if nth == last => return Err(PipelineError::Io { op: "read", path: path.clone(), source }),
-            Err(error) => {
-                let index = Index::new(first, first, 0);
-                let summary = Summary { index, fields: FieldCatalog::default(), keys: Vec::new() };
-                let reason = format!("the segment cannot be read: {error}");
-                let damage = vec![Damage { at: 0, bytes: 0, rows: first..first, reason }];
-                let found = Scanned { summary, damage, residue: 0, last_group: Vec::new() };
-                parts.push(Part { first, path: path.clone(), size: 0, scanned: false, keys_count: 0, found });
+    let mut parts = Vec::with_capacity(heads.len());
+    for (((first, header, size, summary), path), void_at) in heads.into_iter().zip(listing.logs.values()).zip(voids) {
+        let usable = |(summary, _): &(Summary, u64)| speaks_of(&summary.index, header, size, void_at);
+        let (scanned, keys_count, found) = match summary.filter(usable) {
+            Some((summary, count)) => {
+                let beyond = summary.index.end;
+                let (damage, last_group) = (Vec::new(), Vec::new());
+                (false, count, Scanned { summary, damage, residue: 0, beyond, last_group })
             }
-        }
+            None => {
+                let scan = fs.open(path, Open::Read).and_then(|file| scan(&*file, first, header, void_at, schemas));
+                let failed = |source| PipelineError::Io { op: "read", path: path.clone(), source };
+                (true, 0, scan.map_err(failed)?)
+            }
+        };
+        parts.push(Part { first, path: path.clone(), size, scanned, keys_count, found });
     }
     Ok(parts)
 }
 
-/// The summary of a segment, if it is whole and speaks of this file.
-fn usable_summary(
-    fs: &dyn Fs,
-    path: &Path,
-    header: Option<SegmentHeader>,
-    size: u64,
-    void_at: Offset,
-) -> Option<(Summary, u64)> {
-    let (summary, keys_count) = Summary::read(fs, path, false).ok().flatten()?;
-    let index = &summary.index;
+fn header_of(index: &Index) -> SegmentHeader {
+    SegmentHeader { first: index.first, sealed_at: index.sealed_at, salt: index.salt, made_us: 0 }
+}
+
+/// Whether a summary speaks of the file that is there.
+fn speaks_of(index: &Index, header: Option<SegmentHeader>, size: u64, void_at: Offset) -> bool {
     let same = header.is_none_or(|header| header.salt == index.salt && header.first == index.first);
-    (same && index.end_at <= size && index.end <= void_at).then_some((summary, keys_count))
+    same && index.end_at <= size && index.end <= void_at
 }
 
 /// Makes the rows of the last group durable: nothing tells whether they are (a killed process leaves them in the page cache,
@@ -428,8 +470,13 @@ fn rewrite(fs: &dyn Fs, dir: &Path, part: &Part, group: &[(Frame, EventBatch)], 
     fs.change(DirChange::Rename(&temporary, &path))?;
     fs.sync_dir(dir)?;
     let size = file.size()?;
-    let found =
-        Scanned { summary: Summary { index, fields, keys }, damage: Vec::new(), residue: 0, last_group: Vec::new() };
+    let found = Scanned {
+        summary: Summary { index, fields, keys },
+        damage: Vec::new(),
+        residue: 0,
+        beyond: part.found.beyond,
+        last_group: Vec::new(),
+    };
     Ok(Part { first: base, path, size, scanned: true, keys_count: 0, found })
 }
 
@@ -440,32 +487,41 @@ pub(crate) fn random_salt() -> io::Result<u64> {
     Ok(u64::from_le_bytes(salt))
 }
 
-/// The keys of the newest rows, oldest segment first, up to the window's bound.
-fn load_keys(fs: &dyn Fs, listing: &Listing, found: &[Part], keys_max: usize) -> Vec<Vec<u128>> {
-    let scanned =
-        found.iter().filter(|part| part.scanned).map(|part| (part.first, Some(part.found.summary.keys.clone())));
-    let mut sources: BTreeMap<Offset, Option<Vec<u128>>> = listing.sums.keys().map(|first| (*first, None)).collect();
-    sources.extend(scanned);
+/// The keys of the newest rows, oldest segment first, up to the window's bound. A summary whose keys are damaged is made anew from
+/// its segment; if that is gone, its keys are too.
+fn load_keys(
+    fs: &dyn Fs,
+    listing: &Listing,
+    found: &mut [Part],
+    (keys_max, schemas): (usize, &Schemas),
+) -> Result<Vec<Vec<u128>>, PipelineError> {
+    let mut firsts: BTreeSet<Offset> = listing.sums.keys().copied().collect();
+    firsts.extend(found.iter().map(|part| part.first));
     let (mut keys, mut count) = (Vec::new(), 0);
-    for (first, known) in sources.into_iter().rev() {
+    for first in firsts.into_iter().rev() {
         if count >= keys_max {
             break;
         }
-        let loaded = match (known, listing.sums.get(&first)) {
-            (Some(known), _) => known,
-            (None, Some(path)) => match Summary::read(fs, path, true) {
-                Ok(Some((summary, _))) => summary.keys,
-                Ok(None) => Vec::new(),
-                Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "the keys of a summary cannot be read");
+        let failed = |path: &Path, source| PipelineError::Io { op: "read", path: path.to_owned(), source };
+        let part = found.iter_mut().find(|part| part.first == first);
+        let loaded = match (part, listing.sums.get(&first)) {
+            (Some(part), _) if part.scanned => part.found.summary.keys.clone(),
+            (part, Some(path)) => match (Summary::read(fs, path, true).map_err(|error| failed(path, error))?, part) {
+                (Some((summary, _)), _) => summary.keys,
+                (None, Some(part)) => {
+                    part.rescan(fs, schemas).map_err(|error| failed(&part.path, error))?;
+                    part.found.summary.keys.clone()
+                }
+                (None, None) => {
+                    tracing::error!(path = %path.display(), "the keys of a forgotten segment are damaged: its duplicates are not known");
                     Vec::new()
                 }
             },
-            (None, None) => Vec::new(),
+            (_, None) => Vec::new(),
         };
         count += loaded.len();
         keys.push(loaded);
     }
     keys.reverse();
-    keys
+    Ok(keys)
 }

@@ -19,10 +19,18 @@ pub struct Damage {
     pub at: u64,
     /// How many bytes could not be used.
     pub bytes: u64,
-    /// The rows lost there, as far as the frames around it tell.
+    /// The rows lost there, as far as the frames around it tell. At the end of the last segment they may be rows that were
+    /// never acknowledged.
     pub rows: Range<Offset>,
     /// What is wrong.
     pub reason: String,
+}
+
+impl Damage {
+    /// How many rows are lost there.
+    pub fn rows_lost(&self) -> u64 {
+        self.rows.end.saturating_sub(self.rows.start)
+    }
 }
 
 /// What a scan meets.
@@ -75,6 +83,11 @@ impl<'a> Scanner<'a> {
         self
     }
 
+    /// The bytes of the file.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// The salt, once it is known.
     pub fn salt(&self) -> Option<u64> {
         self.salt
@@ -101,17 +114,21 @@ impl<'a> Scanner<'a> {
                 reason: "rows are missing before this frame".into(),
             }));
         }
+        if at + FRAME_HEADER_LEN as u64 + u64::from(header.payload_len) > self.size {
+            // The file ends within the frame. If later segments know of its rows, they say so.
+            self.at = self.size;
+            return Ok(Found::End { residue: self.size - at });
+        }
         let payload = self.bytes(at + FRAME_HEADER_LEN as u64, header.payload_len as usize)?;
         self.at = at + header.frame_len();
         self.expected = header.next();
         if header.matches(&payload) {
             return Ok(Found::Frame(Frame { at, header, payload }));
         }
-        let torn = payload.len() < header.payload_len as usize;
-        let reason = if torn { "the file ends within the frame" } else { "the payload does not match its checksum" };
         let bytes = header.frame_len().min(self.size - at);
         self.at = self.at.min(self.size);
-        Ok(Found::Damage(Damage { at, bytes, rows: header.base..header.next(), reason: reason.into() }))
+        let reason = "the payload does not match its checksum".to_owned();
+        Ok(Found::Damage(Damage { at, bytes, rows: header.base..header.next(), reason }))
     }
 
     /// The header at `at` if it is whole and plausible here.

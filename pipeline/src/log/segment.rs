@@ -55,6 +55,8 @@ pub(crate) struct Segment {
     pub bytes: AtomicU64,
     /// Keys of its rows.
     pub keys: AtomicU64,
+    /// Whether its summary is on the disk. The lock is held while it is written.
+    pub summarised: Mutex<bool>,
     file: Mutex<Option<Arc<dyn FsFile>>>,
     reported: Mutex<BTreeSet<u64>>,
 }
@@ -75,6 +77,7 @@ impl Segment {
             index: RwLock::new(index),
             bytes: AtomicU64::new(bytes),
             keys: AtomicU64::new(keys),
+            summarised: Mutex::new(false),
             file: Mutex::new(file),
             reported: Mutex::default(),
         }
@@ -222,9 +225,8 @@ impl Segment {
 
 /// Counts and logs a damaged place.
 pub(crate) fn report(path: &Path, damage: &Damage) {
-    let lost = damage.rows.end.saturating_sub(damage.rows.start);
     counter!(names::LOG_DAMAGE).increment(1);
-    counter!(names::LOG_LOST_ROWS).increment(lost);
+    counter!(names::LOG_LOST_ROWS).increment(damage.rows_lost());
     tracing::error!(
         path = %path.display(), at = damage.at, bytes = damage.bytes, rows = ?damage.rows, reason = damage.reason,
         "the log is damaged here; the rows are lost, everything around them is read on"

@@ -1,7 +1,7 @@
 //! The stream log on segment files.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use super::config::LogConfig;
 use super::dedup::Window;
 use super::encode::Encoder;
-use super::recover::{OpenReport, recover, summary_path};
+use super::recover::{OpenReport, is_full, recover, summary_path};
 use super::segment::{Schemas, Segment, Wanted};
 use super::shared::{Queue, Shared, Tail};
 use super::writer::{Closed, Pending, Writer};
@@ -51,7 +51,7 @@ impl SegmentLog {
     /// configuration that cannot work.
     pub fn open(fs: Arc<dyn Fs>, dir: &Path, config: LogConfig) -> Result<(Self, OpenReport), PipelineError> {
         check(&config)?;
-        let failed = |op, source| PipelineError::Io { op, path: dir.to_owned(), source };
+        let failed = |op, source| failed(op, dir, source);
         make_dir_durable(&*fs, dir).map_err(|error| failed("make", error))?;
         let lock = fs.open(&dir.join("lock"), Open::Lock).map_err(|error| match error.kind() {
             std::io::ErrorKind::WouldBlock => PipelineError::Locked(dir.to_owned()),
@@ -241,10 +241,17 @@ impl StreamLog for SegmentLog {
         let mut orphans = self.orphans.lock();
         let mut removed = false;
         while let Some((segment, first)) = self.forgettable(below) {
+            match self.shared.keep_keys(&segment) {
+                // On a full disk, space is worth more than the keys of the oldest rows.
+                Err(error) if is_full(&error) => {
+                    tracing::warn!(path = %segment.path.display(), %error, "the keys of a forgotten segment are lost");
+                }
+                kept => kept.map_err(|error| failed("summarise", &segment.path, error))?,
+            }
             self.shared.bounds.send_modify(|bounds| bounds.first = bounds.first.max(first));
             match self.shared.fs.change(DirChange::Remove(&segment.path)) {
                 Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(PipelineError::Io { op: "remove", path: segment.path.clone(), source });
+                    return Err(failed("remove", &segment.path, source));
                 }
                 _ => {}
             }
@@ -256,8 +263,8 @@ impl StreamLog for SegmentLog {
         }
         if removed {
             self.prune(&mut orphans);
-            let dir: PathBuf = self.shared.dir.clone();
-            self.shared.fs.sync_dir(&dir).map_err(|source| PipelineError::Io { op: "sync", path: dir, source })?;
+            let dir = &self.shared.dir;
+            self.shared.fs.sync_dir(dir).map_err(|source| failed("sync", dir, source))?;
         }
         Ok(())
     }
@@ -275,6 +282,10 @@ impl Drop for SegmentLog {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+fn failed(op: &'static str, path: &Path, source: std::io::Error) -> PipelineError {
+    PipelineError::Io { op, path: path.to_owned(), source }
 }
 
 fn check(config: &LogConfig) -> Result<(), PipelineError> {
@@ -323,10 +334,10 @@ fn start(
 
 fn write_summaries(shared: &Shared, first: Vec<Closed>, closed: &Receiver<Closed>) {
     for (segment, summary) in first.into_iter().chain(closed.iter()) {
-        let path = summary_path(&shared.dir, summary.index.first);
         segment.keys.store(summary.keys.len() as u64, Ordering::Relaxed);
-        if let Err(error) = summary.write(&*shared.fs, &path) {
+        if let Err(error) = shared.summarise(&segment, &summary) {
             counter!(names::LOG_SUMMARY_FAILURES).increment(1);
+            let path = &segment.path;
             tracing::warn!(path = %path.display(), %error, "a summary could not be written; the next start scans the segment");
         }
     }

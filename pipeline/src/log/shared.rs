@@ -1,6 +1,7 @@
 //! What the appending threads, the readers and the writer of a segment log share.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,8 +13,11 @@ use tokio::sync::watch;
 
 use super::config::LogConfig;
 use super::encode::Encoder;
+use super::format::SegmentHeader;
 use super::group::Ready;
+use super::recover::{scan, summary_path};
 use super::segment::{Schemas, Segment, memory_bytes, time_range};
+use super::summary::Summary;
 use super::writer::Pending;
 use super::{EventBatch, LogBatch, LogBounds, Offset};
 use crate::clock::now_us;
@@ -200,6 +204,29 @@ impl Shared {
         {
             stage.set_detail(None);
         }
+    }
+
+    /// Writes the summary of a closed segment unless it is there.
+    pub fn summarise(&self, segment: &Segment, summary: &Summary) -> io::Result<()> {
+        let mut summarised = segment.summarised.lock();
+        if !*summarised {
+            summary.write(&*self.fs, &summary_path(&self.dir, summary.index.first))?;
+            *summarised = true;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the keys of a closed segment outlive it.
+    pub fn keep_keys(&self, segment: &Segment) -> io::Result<()> {
+        if *segment.summarised.lock() || segment.keys.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        let index = segment.index.read().clone();
+        let header = SegmentHeader { first: index.first, sealed_at: index.sealed_at, salt: index.salt, made_us: 0 };
+        let file = segment.file(&*self.fs)?;
+        let mut scanned = scan(&*file, index.first, Some(header), index.end, &self.schemas)?;
+        scanned.settle();
+        self.summarise(segment, &scanned.summary)
     }
 
     /// Lets readers see durable batches.
