@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use proptest::prelude::*;
 use tidegate_events::Dataset;
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::{
@@ -267,4 +268,64 @@ async fn dropping_the_handle_ends_the_task() {
     handle.committed().wait_for(|committed| *committed == 1).await.expect("progress");
     drop(handle);
     until("the task is gone", || Arc::strong_count(&case.seen) == 1).await;
+}
+
+#[tokio::test]
+async fn damaged_stretches_are_passed_over() {
+    let case = Case::new();
+    ["a", "b", "c", "d"].iter().for_each(|id| case.push(&[id]));
+    [1, 3].iter().for_each(|offset| case.log.damage(*offset));
+    assert_eq!(case.start().drain(soon()).await.expect("drained"), 4);
+    assert_eq!(case.durable(), ["a", "c"]);
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    prop_oneof![3 => Just(Answer::Retry), 1 => Just(Answer::Panic)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// However the sink fails and however often the process restarts: every row is durable once, in order, but for those that
+    /// the sink refuses, each of which is one dead letter.
+    #[test]
+    fn every_row_ends_at_the_destination_or_among_the_dead_letters(
+        batches in prop::collection::vec(1..5usize, 1..8),
+        refused in prop::collection::hash_set(0..30usize, 0..5),
+        fails in prop::collection::vec((prop::collection::vec(answer(), 0..3), 0..6u64), 0..4),
+        delivery_bytes_max in prop::sample::select(vec![1usize, 3_000, 1 << 20]),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut case = Case::new();
+            case.config.delivery_bytes_max = delivery_bytes_max;
+            let mut next = 0;
+            for rows in &batches {
+                let ids: Vec<String> = (next..next + rows).map(|id| id.to_string()).collect();
+                case.push(&ids.iter().map(String::as_str).collect::<Vec<_>>());
+                next += rows;
+            }
+            case.seen.lock().refused = refused.iter().map(usize::to_string).collect();
+            for (answers, pause_ms) in fails {
+                {
+                    let mut seen = case.seen.lock();
+                    seen.to_writes = answers.iter().cloned().collect();
+                    seen.to_flushes = answers.into();
+                }
+                let handle = case.start();
+                tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                drop(handle);
+                until("the task is gone", || Arc::strong_count(&case.seen) == 1).await;
+                case.seen.lock().restart();
+                case.output = case.output.reopen();
+            }
+            case.start().drain(soon()).await.expect("drained");
+            let (bad, good): (Vec<usize>, Vec<usize>) = (0..next).partition(|id| refused.contains(id));
+            assert_eq!(case.durable(), good.iter().map(usize::to_string).collect::<Vec<_>>());
+            let mut letters = case.letters();
+            letters.sort_by_key(|letter| letter.rsplit(':').next().and_then(|offset| offset.parse::<usize>().ok()));
+            let expected = bad.iter().map(|id| format!("delivery:scripted:security_events:{id}"));
+            assert_eq!(letters, expected.collect::<Vec<_>>());
+        });
+    }
 }

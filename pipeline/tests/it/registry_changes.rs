@@ -248,6 +248,36 @@ async fn the_batch_for_an_operator_makes_what_the_registry_holds() {
     assert_eq!(made, ["a r3 create", "b r2 create"]);
 }
 
+#[tokio::test]
+async fn any_call_of_the_file_system_may_fail_once_or_for_good() {
+    let counted = SimFs::new();
+    let made = |id: u64| vec![change(Action::Create, "a", &id.to_string(), json!(id))];
+    let registry = open(&ScriptedLog::new(), &counted);
+    for id in 0..3 {
+        registry.apply(made(id)).await.expect("applied");
+    }
+    let expected = bodies(&registry, "a");
+    for op in SimOp::ALL {
+        for (nth, sticky) in (1..=counted.count(op)).flat_map(|nth| [(nth, false), (nth, true)]) {
+            let (log, fs) = (ScriptedLog::new(), SimFs::new());
+            fs.fail(Fault { sticky, ..Fault::eio(op, nth) });
+            let shared: Arc<dyn Fs> = Arc::new(fs.clone());
+            let opened =
+                Registry::open(shared, Path::new(DIR), log.clone(), RegistryConfig::default(), |_| Ok(Vec::new()));
+            let Ok(registry) = opened else { continue };
+            for id in 0..3 {
+                registry.apply(made(id)).await.expect("durable in the log, whatever becomes of the snapshot");
+            }
+            assert_eq!(bodies(&registry, "a"), expected, "{op:?} {nth}");
+            let covered = registry.covered();
+            fs.crash(nth);
+            let registry = open(&log.reopen(), &fs);
+            assert!(registry.covered() >= covered, "{op:?} {nth}: what was covered is on disk");
+            assert_eq!(bodies(&registry, "a"), expected, "after {op:?} {nth}");
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Apply(Vec<(u8, u8, u8, u8)>),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tidegate_events::Dataset;
-use tidegate_pipeline::fs::{Fs, SimFs};
+use tidegate_pipeline::fs::{Fault, Fs, SimFs, SimOp};
 use tidegate_pipeline::{Operator, OutputLog, PipelineError, RunConfig, RunLoop, RunParts, RunStatus, StreamLog};
 
 use crate::scripted::{Each, Fate, ScriptedLog, Windows, events, print_rows, soon, stage};
@@ -181,6 +181,29 @@ async fn an_output_log_that_is_full_or_fails_is_waited_for() {
         }
     }
     assert!(batches.iter().map(|batch| batch.rows.num_rows() as u64).sum::<u64>() < output.bounds().next);
+}
+
+#[tokio::test]
+async fn any_call_of_the_file_system_may_fail_once_or_for_good() {
+    let (expected, log) = (undisturbed().await, ingest());
+    let counted = SimFs::new();
+    run(&log, &ScriptedLog::new(), &counted, config()).await.expect("a run");
+    for op in SimOp::ALL {
+        for nth in 1..=counted.count(op) {
+            for sticky in [false, true] {
+                let (fs, output) = (SimFs::new(), ScriptedLog::new());
+                fs.fail(Fault { sticky, ..Fault::eio(op, nth) });
+                match run(&log, &output, &fs, config()).await {
+                    Ok(_) => assert_eq!(output.rows_of(Dataset::Alerts), expected, "{op:?} {nth}"),
+                    Err(error) => assert!(matches!(error, PipelineError::Io { .. }), "{op:?} {nth}: {error}"),
+                }
+                fs.crash(nth);
+                let output = output.reopen();
+                run(&log, &output, &fs, config()).await.expect("the second run");
+                assert_eq!(output.rows_of(Dataset::Alerts), expected, "after {op:?} {nth}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

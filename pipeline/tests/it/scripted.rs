@@ -56,6 +56,11 @@ impl ScriptedLog {
         rows.fates.insert(at, fate);
     }
 
+    /// No append meets a fate any more.
+    pub fn forgive(&self) {
+        self.rows.lock().fates.clear();
+    }
+
     /// What is stored, in a new log without a script.
     pub fn reopen(&self) -> Arc<Self> {
         let rows = self.rows.lock();
@@ -70,6 +75,11 @@ impl ScriptedLog {
         let next = batch.next_offset();
         self.rows.lock().batches.push(Arc::new(batch));
         self.bounds.send_modify(|bounds| bounds.next = next);
+    }
+
+    /// Makes the batch at this offset unreadable.
+    pub fn damage(&self, offset: Offset) {
+        self.rows.lock().batches.retain(|batch| batch.offset != offset);
     }
 
     /// All batches of a dataset.
@@ -335,6 +345,14 @@ pub struct Seen {
     /// Deliveries with an event of one of these ids are refused.
     pub refused: Vec<String>,
     pub largest: usize,
+}
+
+impl Seen {
+    /// What a restart leaves of it.
+    pub fn restart(&mut self) {
+        self.taken = self.durable.clone();
+        self.cursor = self.committed;
+    }
 }
 
 /// A sink that buffers until it is flushed.
