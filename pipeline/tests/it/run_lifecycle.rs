@@ -9,7 +9,7 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::checkpoint::{Checkpoint, Checkpoints};
 use tidegate_pipeline::fs::{Fault, Fs, SimFs, SimOp};
 use tidegate_pipeline::{
-    Emitter, Health, LogBatch, Operator, OutputLog, PipelineError, RunConfig, RunHandle, RunLoop, RunParts, StreamLog,
+    Emitter, Health, LogBatch, Operator, OutputLog, PipelineError, RunConfig, RunHandle, RunLoop, RunParts,
 };
 
 use crate::scripted::{Each, Fate, ScriptedLog, events, soon, until};
