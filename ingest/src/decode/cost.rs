@@ -77,6 +77,11 @@ impl CostRow {
         while let Some(TapeNode::String(key)) = tape.get(at) {
             let (value, next) = (at + 1, after(tape, at + 1));
             let nodes = tape.get(at..next).unwrap_or_default();
+            // Exports that went through CSV say that a value is absent in words.
+            if matches!(tape.get(value), Some(TapeNode::String("" | "NULL"))) {
+                at = next;
+                continue;
+            }
             let known = json_columns().position(|(focus_name, name)| *key == focus_name || *key == name);
             let parser = known.and_then(|known| parsers.get_mut(known)).and_then(Option::take);
             match (known.and_then(|known| json_columns().nth(known)), tape.get(value), parser) {

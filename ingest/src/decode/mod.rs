@@ -12,8 +12,11 @@
 //! There is no tree of values and no struct per row. One event that cannot be read costs one event: it is answered for by its
 //! index in the body and a reason, and kept as a row of `dead_letters`. The JSON policy is in `docs/http-api.md`.
 
+mod arrow_columns;
+mod arrow_stream;
 mod config;
 mod cost;
+mod csv;
 mod dead_letter;
 mod family;
 mod json;
@@ -24,6 +27,7 @@ mod plan;
 mod rest;
 mod rows;
 mod scan;
+mod tabular;
 mod walk;
 
 pub use config::DecodeConfig;
@@ -146,6 +150,9 @@ pub struct Decoder {
     rows: Rows,
     dead: DeadLetters,
     cost: CostRow,
+    /// Batches that came as Arrow streams.
+    arrow: Vec<(EventBatch, Vec<RowRef>)>,
+    arrow_rows: usize,
     bodies: u32,
     bytes: usize,
 }
@@ -175,6 +182,8 @@ impl Decoder {
             rows: Rows::new(mappings.clone(), config.clone(), id_seed),
             dead: DeadLetters::new(config.dead_letter_bytes_max),
             cost: CostRow::new(config.depth_max),
+            arrow: Vec::new(),
+            arrow_rows: 0,
             mappings,
             config,
             bodies: 0,
@@ -204,10 +213,8 @@ impl Decoder {
             match body.format {
                 BodyFormat::Single => self.single(&mut reading),
                 BodyFormat::Json => self.many(&mut reading),
-                BodyFormat::Csv | BodyFormat::ArrowStream => Err(BodyError {
-                    code: "unsupported_form",
-                    reason: "CSV and Arrow are not read yet; send JSON".to_owned(),
-                }),
+                BodyFormat::Csv => self.csv(&mut reading),
+                BodyFormat::ArrowStream => self.arrow(&mut reading),
             }
         } else {
             let reason = format!("events cannot be sent to {}", body.dataset.table_name());
@@ -231,8 +238,10 @@ impl Decoder {
         self.bytes = 0;
         self.parser.shrink();
         let dead = self.dead.flush(&self.rows.walker.names);
+        let arrow = std::mem::take(&mut self.arrow);
+        self.arrow_rows = 0;
         let mut decoded = Decoded::default();
-        for (batch, rows) in self.rows.flush()?.into_iter().chain(dead?) {
+        for (batch, rows) in self.rows.flush()?.into_iter().chain(arrow).chain(dead?) {
             decoded.batches.push(batch);
             decoded.rows.push(rows);
         }
@@ -246,7 +255,7 @@ impl Decoder {
 
     /// Rows since the last flush, dead letters included.
     pub fn buffered_rows(&self) -> usize {
-        self.rows.len() + self.dead.len()
+        self.rows.len() + self.arrow_rows + self.dead.len()
     }
 
     /// A body of one event.

@@ -14,7 +14,7 @@ use super::layout::{Layouts, Plan, Slot, is_reserved};
 use super::plan::{CoreKind, Row, Scratch};
 use super::rest::write_rest;
 use super::walk::{CellValue, Rest, WalkBounds, Walked, Walker};
-use super::{Counts, IngestError, RowRef};
+use super::{BodyError, Counts, IngestError, RowRef};
 use crate::column::Atom;
 use crate::mapping::{Mappings, decimal};
 
@@ -199,6 +199,21 @@ impl Rows {
             }
         }
         refused.into()
+    }
+
+    /// Admits the columns of an Arrow stream as own fields of their tenant.
+    ///
+    /// # Errors
+    /// `too_many_fields`, and none is admitted, when they are more than it may have.
+    pub(super) fn admit<'n>(&mut self, scope: usize, names: impl Iterator<Item = &'n str>) -> Result<(), BodyError> {
+        let Some(scope) = self.scopes.get_mut(scope) else { return Ok(()) };
+        let new: Vec<&str> = names.filter(|name| !scope.fields.contains(*name)).collect();
+        if scope.fields.len() + new.len() > self.config.fields_max {
+            let reason = format!("with these columns there would be more than {} own fields", self.config.fields_max);
+            return Err(BodyError { code: "too_many_fields", reason });
+        }
+        scope.fields.extend(new.into_iter().map(Arc::from));
+        Ok(())
     }
 
     /// Appends a row to the family of its plan.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::TimestampMicrosecondType;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use tidegate_events::Dataset;
 use tidegate_ingest::decode::{Body, BodyFormat, BodyResult, DecodeConfig, Decoded, Decoder};
@@ -87,6 +88,23 @@ pub fn decode_with(decoder: &mut Decoder, cases: &[Case]) -> Outcome {
     outcome
 }
 
+/// The bytes of a file under `tests/fixtures`.
+pub fn fixture(name: &str) -> Vec<u8> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The value of a column as text.
+fn shown(column: &ArrayRef, row: usize) -> String {
+    // Arrow prints the zone `UTC` only with a time zone database; the offset is the same.
+    let column = match column.as_primitive_opt::<TimestampMicrosecondType>() {
+        Some(times) => Arc::new(times.clone().with_timezone("+00:00")) as ArrayRef,
+        None => column.clone(),
+    };
+    let options = FormatOptions::new();
+    ArrayFormatter::try_new(&column, &options).expect("a formatter").value(row).to_string()
+}
+
 impl Outcome {
     /// What holds of every flush: every item is one row, in its own table or in `dead_letters`; columns are in core order.
     fn check_shape(&self) {
@@ -120,10 +138,8 @@ impl Outcome {
                 continue;
             }
             let Some(column) = batch.rows.column_by_name(name) else { continue };
-            let format = FormatOptions::new().with_null("null");
-            let formatter = ArrayFormatter::try_new(column, &format).expect("a formatter");
             for (at, row) in rows.iter().enumerate().filter(|(at, _)| column.is_valid(*at)) {
-                found.push(((row.body, row.item), formatter.value(at).to_string()));
+                found.push(((row.body, row.item), shown(column, at)));
             }
         }
         found.sort();
@@ -135,8 +151,7 @@ impl Outcome {
         for (batch, rows) in self.decoded.batches.iter().zip(&self.decoded.rows) {
             let at = rows.iter().position(|row| (row.body, row.item) == (body, item));
             if let (Some(at), Some(column)) = (at, batch.rows.column_by_name(name)) {
-                let format = FormatOptions::new();
-                return ArrayFormatter::try_new(column, &format).expect("a formatter").value(at).to_string();
+                return shown(column, at);
             }
         }
         String::new()

@@ -6,3 +6,4 @@ mod http_events;
 mod http_listener;
 mod http_log;
 mod http_wire;
+mod mapping_sources;
