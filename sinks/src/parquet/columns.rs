@@ -7,10 +7,10 @@ use arrow::array::{
     Array, ArrayRef, AsArray, ListArray, RecordBatch, StringArray, TimestampMicrosecondArray, new_null_array,
 };
 use arrow::buffer::OffsetBuffer;
-use arrow::compute::{cast, filter, interleave, is_not_null};
+use arrow::compute::{cast, concat, filter, interleave, is_not_null};
 use arrow::datatypes::{DataType, Field, FieldRef, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
-use tidegate_events::{Dataset, FieldType, Scalar};
+use tidegate_events::{Dataset, FieldType, Scalar, timestamp_type};
 
 use crate::error::SinksError;
 
@@ -31,11 +31,11 @@ pub(crate) fn check_batch(dataset: Dataset, rows: &RecordBatch) -> Result<(), Si
             return refuse(format!("it has two columns {:?}", field.name()));
         }
         let found = field.data_type();
-        match core.field_with_name(field.name()) {
-            Ok(core) if core.data_type() != found => {
+        match core.fields().find(field.name()) {
+            Some((_, core)) if core.data_type() != found => {
                 return refuse(format!("column {:?} is {found}, not {}", field.name(), core.data_type()));
             }
-            Err(_) if FieldType::from_data_type(found).is_none() => {
+            None if FieldType::from_data_type(found).is_none() => {
                 return refuse(format!("own field {:?} has the type {found}", field.name()));
             }
             _ => {}
@@ -57,14 +57,27 @@ pub(crate) struct SortKeys {
 }
 
 impl SortKeys {
-    /// The keys of a batch that [`check_batch`] has let pass.
+    /// The keys of a batch. A column that is not there is null in all rows.
     pub(crate) fn of(dataset: Dataset, rows: &RecordBatch) -> Result<Self, SinksError> {
-        let orgs = rows.column_by_name(Dataset::ORG_ID).and_then(|column| column.as_string_opt::<i32>());
-        let times =
-            rows.column_by_name(Dataset::TIME).and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
-        match (orgs, times) {
+        let [orgs, times] = [Dataset::ORG_ID, Dataset::TIME].map(|name| rows.column_by_name(name).cloned());
+        Self::from_columns(dataset, orgs, times, rows.num_rows())
+    }
+
+    /// The keys from columns of so many rows.
+    pub(crate) fn from_columns(
+        dataset: Dataset,
+        orgs: Option<ArrayRef>,
+        times: Option<ArrayRef>,
+        rows: usize,
+    ) -> Result<Self, SinksError> {
+        let orgs = orgs.unwrap_or_else(|| new_null_array(&DataType::Utf8, rows));
+        let times = times.unwrap_or_else(|| new_null_array(&timestamp_type(), rows));
+        match (orgs.as_string_opt::<i32>(), times.as_primitive_opt::<TimestampMicrosecondType>()) {
             (Some(orgs), Some(times)) => Ok(Self { orgs: orgs.clone(), times: times.clone() }),
-            _ => Err(SinksError::Rows { dataset: dataset.table_name(), reason: "it has no org_id or time".into() }),
+            _ => Err(SinksError::Rows {
+                dataset: dataset.table_name(),
+                reason: "org_id or time is not of its type".into(),
+            }),
         }
     }
 
@@ -97,16 +110,16 @@ pub(crate) fn joined_columns(
 ) -> Result<Vec<Column>, SinksError> {
     let core = dataset.core_schema();
     let mut core_columns: Vec<Option<Vec<Option<ArrayRef>>>> = vec![None; core.fields().len()];
-    let mut own_columns: BTreeMap<String, Vec<Option<ArrayRef>>> = BTreeMap::new();
+    let mut own_columns: BTreeMap<&str, Vec<Option<ArrayRef>>> = BTreeMap::new();
     for (at, (batch, rows)) in batches.iter().zip(rows).enumerate() {
-        for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
+        for (field, array) in batch.schema_ref().fields().iter().zip(batch.columns()) {
             if !has_value(array, rows) {
                 continue;
             }
-            let known = core.index_of(field.name()).ok().and_then(|at| core_columns.get_mut(at));
+            let known = core.fields().find(field.name()).and_then(|(at, _)| core_columns.get_mut(at));
             let arrays = match known {
                 Some(column) => column.get_or_insert_with(|| vec![None; batches.len()]),
-                None => own_columns.entry(field.name().clone()).or_insert_with(|| vec![None; batches.len()]),
+                None => own_columns.entry(field.name().as_str()).or_insert_with(|| vec![None; batches.len()]),
             };
             if let Some(slot) = arrays.get_mut(at) {
                 *slot = Some(array.clone());
@@ -120,7 +133,7 @@ pub(crate) fn joined_columns(
         }
     }
     for (name, mut arrays) in own_columns {
-        let data_type = joined_type(&name, arrays.iter().flatten())?.data_type();
+        let data_type = joined_type(name, arrays.iter().flatten())?.data_type();
         for array in arrays.iter_mut().flatten() {
             *array = widen(array, &data_type)?;
         }
@@ -185,36 +198,74 @@ pub(crate) fn schema_of(columns: &[Column]) -> SchemaRef {
     Arc::new(Schema::new(columns.iter().map(|column| column.field.clone()).collect::<Vec<_>>()))
 }
 
-/// The picked rows, in the order of the picks.
-pub(crate) fn gather(columns: &[Column], schema: &SchemaRef, picks: &[Pick]) -> Result<RecordBatch, SinksError> {
-    let run = one_run(picks);
-    let pairs: Vec<(usize, usize)> = match run {
-        Some(_) => Vec::new(),
-        None => picks.iter().map(|(batch, row)| (*batch as usize, *row as usize)).collect(),
-    };
-    let mut arrays = Vec::with_capacity(columns.len());
-    for column in columns {
-        let array = match run {
-            Some((batch, row)) => match column.arrays.get(batch).and_then(Option::as_ref) {
-                Some(array) => array.slice(row, picks.len()),
-                None => new_null_array(column.field.data_type(), picks.len()),
-            },
-            None => gather_column(column, &pairs)?,
-        };
-        arrays.push(array);
+/// Rows of several batches in some order, made ready for one column after the other.
+#[derive(Debug)]
+pub(crate) struct Picked {
+    rows: usize,
+    how: How,
+}
+
+#[derive(Debug)]
+enum How {
+    /// Runs of consecutive rows: (batch, first row, rows).
+    Runs(Vec<(usize, usize, usize)>),
+    /// Single rows.
+    Rows(Vec<(usize, usize)>),
+}
+
+/// From so many rows a run on, copying runs is cheaper than copying rows.
+const RUN_ROWS: usize = 8;
+
+impl Picked {
+    pub(crate) fn new(picks: &[Pick]) -> Self {
+        let mut runs: Vec<(usize, usize, usize)> = Vec::new();
+        for (batch, row) in picks {
+            let (batch, row) = (*batch as usize, *row as usize);
+            match runs.last_mut() {
+                Some((last, first, rows)) if *last == batch && *first + *rows == row => *rows += 1,
+                _ => runs.push((batch, row, 1)),
+            }
+            if runs.len() * RUN_ROWS > picks.len().max(RUN_ROWS) {
+                let rows = picks.iter().map(|(batch, row)| (*batch as usize, *row as usize)).collect();
+                return Self { rows: picks.len(), how: How::Rows(rows) };
+            }
+        }
+        Self { rows: picks.len(), how: How::Runs(runs) }
     }
-    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(picks.len()));
-    Ok(RecordBatch::try_new_with_options(schema.clone(), arrays, &options)?)
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The picked rows of one column, in the order of the picks.
+    pub(crate) fn gather(&self, column: &Column) -> Result<ArrayRef, ArrowError> {
+        match &self.how {
+            How::Runs(runs) => gather_runs(column, runs, self.rows),
+            How::Rows(rows) => gather_rows(column, rows),
+        }
+    }
 }
 
-/// Batch and first row, if the picks are consecutive rows of one batch.
-fn one_run(picks: &[Pick]) -> Option<(usize, usize)> {
-    let first = picks.first()?;
-    let consecutive = picks.windows(2).all(|pair| matches!(pair, [a, b] if a.0 == b.0 && a.1 + 1 == b.1));
-    consecutive.then_some((first.0 as usize, first.1 as usize))
+fn gather_runs(column: &Column, runs: &[(usize, usize, usize)], rows: usize) -> Result<ArrayRef, ArrowError> {
+    let array_of = |batch: usize| column.arrays.get(batch).and_then(Option::as_ref);
+    if runs.iter().all(|(batch, ..)| array_of(*batch).is_none()) {
+        return Ok(new_null_array(column.field.data_type(), rows));
+    }
+    let longest_gap = runs.iter().filter(|(batch, ..)| array_of(*batch).is_none()).map(|(.., rows)| *rows).max();
+    let nulls = longest_gap.map(|rows| new_null_array(column.field.data_type(), rows));
+    let slice = |(batch, first, rows): &(usize, usize, usize)| match (array_of(*batch), &nulls) {
+        (Some(array), _) => array.slice(*first, *rows),
+        (None, Some(nulls)) => nulls.slice(0, *rows),
+        (None, None) => new_null_array(column.field.data_type(), *rows),
+    };
+    let slices: Vec<ArrayRef> = runs.iter().map(slice).collect();
+    match slices.as_slice() {
+        [only] => Ok(only.clone()),
+        slices => concat(&slices.iter().map(AsRef::as_ref).collect::<Vec<_>>()),
+    }
 }
 
-fn gather_column(column: &Column, pairs: &[(usize, usize)]) -> Result<ArrayRef, ArrowError> {
+fn gather_rows(column: &Column, pairs: &[(usize, usize)]) -> Result<ArrayRef, ArrowError> {
     if column.arrays.iter().all(Option::is_some) {
         let arrays: Vec<&dyn Array> = column.arrays.iter().flatten().map(AsRef::as_ref).collect();
         return interleave(&arrays, pairs);

@@ -8,8 +8,8 @@ use arrow::array::{Array, RecordBatch};
 use tidegate_events::{Dataset, FieldType};
 use tidegate_pipeline::Offset;
 
-use super::columns::{Pick, SortKeys, gather, joined_columns, schema_of};
-use super::encode::{CHUNK_ROWS, FileBuild, PageEncoding, discard, file_path};
+use super::columns::{Pick, Picked, SortKeys, joined_columns, schema_of};
+use super::encode::{FileBuild, PageEncoding, discard, file_path};
 use super::layout::{Split, SplitRule, hour_of};
 use super::manifest::{FileMeta, TenantFields, Why};
 use super::store::{Change, LogSource, ParquetStore};
@@ -159,9 +159,9 @@ fn write_dataset(files: &mut NewFiles<'_>, dataset: Dataset, batches: Vec<Record
         let columns = joined_columns(dataset, &batches, &rows)?;
         drop(rows);
         let schema = schema_of(&columns);
-        let mut build = files.create(dataset, encoding, schema.clone())?;
-        for chunk in picks.chunks(CHUNK_ROWS) {
-            build.push(&gather(&columns, &schema, chunk)?)?;
+        let mut build = files.create(dataset, encoding, schema)?;
+        for group in picks.chunks(encoding.row_group_rows) {
+            build.push_group(&columns, &Picked::new(group))?;
         }
         files.finish(build)?;
     }
@@ -252,7 +252,7 @@ impl FieldsSeen {
             let keys = SortKeys::of(dataset, batch)?;
             let (orgs, org_of_row) = number_orgs(&keys);
             for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
-                if core.index_of(field.name()).is_ok() {
+                if core.fields().find(field.name()).is_some() {
                     continue;
                 }
                 let Some(kind) = FieldType::from_data_type(field.data_type()) else { continue };

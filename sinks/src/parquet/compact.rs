@@ -258,7 +258,7 @@ impl<'a> Outputs<'a> {
             let own: Vec<_> = tenants.iter().map(|org| catalog.fields(org, self.dataset)).collect();
             let keep = |field: &arrow::datatypes::FieldRef| {
                 let name = field.name().as_str();
-                core.index_of(name).is_ok() || own.iter().any(|fields| fields.contains_key(name))
+                core.fields().find(name).is_some() || own.iter().any(|fields| fields.contains_key(name))
             };
             (0..fields.len()).filter(|at| fields.get(*at).is_some_and(keep)).collect()
         };

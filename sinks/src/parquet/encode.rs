@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
 use tidegate_events::Dataset;
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::fs::{DirChange, Fs};
 
-use super::columns::SortKeys;
+use super::columns::{Column, Picked, SortKeys};
 use super::config::ParquetConfig;
 use super::file_io::FileWriter;
 use super::manifest::{FileMeta, TenantRows};
@@ -39,7 +41,13 @@ const PAGE_ROWS: usize = 20_000;
 pub(crate) struct FileBuild {
     id: u64,
     dataset: Dataset,
-    writer: ArrowWriter<FileWriter>,
+    encoding: PageEncoding,
+    schema: SchemaRef,
+    writer: SerializedFileWriter<FileWriter>,
+    factory: ArrowRowGroupWriterFactory,
+    /// The columns of the row group that is being filled, and its rows.
+    group: Option<(Vec<ArrowColumnWriter>, usize)>,
+    groups: usize,
     rows: u64,
     tenants: BTreeMap<String, TenantRows>,
     open_tenant: Option<TenantRows>,
@@ -111,26 +119,78 @@ impl FileBuild {
         let path = file_path(dir, dataset, id);
         let properties = properties(config, encoding, &schema)?;
         let file = FileWriter::create(fs, &path)?;
-        let writer = match ArrowWriter::try_new(file, schema, Some(properties)) {
-            Ok(writer) => writer,
-            Err(error) => {
-                discard(fs, &path);
-                return Err(error.into());
-            }
-        };
-        Ok(Self { id, dataset, writer, rows: 0, tenants: BTreeMap::new(), open_tenant: None })
+        // By way of `ArrowWriter`, which puts the Arrow schema into the footer.
+        let (writer, factory) =
+            ArrowWriter::try_new(file, schema.clone(), Some(properties))?.into_serialized_writer()?;
+        let (group, tenants, open_tenant) = (None, BTreeMap::new(), None);
+        Ok(Self { id, dataset, encoding, schema, writer, factory, group, groups: 0, rows: 0, tenants, open_tenant })
     }
 
     /// Encoded bytes so far, also of the row group that is being filled.
     pub(crate) fn bytes(&self) -> u64 {
-        (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
+        (self.writer.bytes_written() + self.group_bytes()) as u64
+    }
+
+    fn group_bytes(&self) -> usize {
+        let columns = self.group.iter().flat_map(|(columns, _)| columns);
+        columns.map(ArrowColumnWriter::get_estimated_total_bytes).sum()
     }
 
     /// Adds rows, which must follow the ones before in order.
     pub(crate) fn push(&mut self, batch: &RecordBatch) -> Result<(), SinksError> {
-        self.writer.write(batch)?;
-        self.rows += batch.num_rows() as u64;
-        let keys = SortKeys::of(self.dataset, batch)?;
+        let (mut columns, rows) = match self.group.take() {
+            Some(group) => group,
+            None => (self.factory.create_column_writers(self.groups)?, 0),
+        };
+        for ((field, array), column) in self.schema.fields().iter().zip(batch.columns()).zip(&mut columns) {
+            write_column(column, field, array)?;
+        }
+        self.group = Some((columns, rows + batch.num_rows()));
+        if rows + batch.num_rows() >= self.encoding.row_group_rows
+            || self.group_bytes() >= self.encoding.row_group_bytes
+        {
+            self.end_group()?;
+        }
+        self.count(&SortKeys::of(self.dataset, batch)?);
+        Ok(())
+    }
+
+    fn end_group(&mut self) -> Result<(), SinksError> {
+        let Some((columns, _)) = self.group.take() else { return Ok(()) };
+        let mut group = self.writer.next_row_group()?;
+        for column in columns {
+            column.close()?.append_to_row_group(&mut group)?;
+        }
+        group.close()?;
+        self.groups += 1;
+        Ok(())
+    }
+
+    /// Adds a row group, one column after the other: at no time is more than one column of it copied.
+    pub(crate) fn push_group(&mut self, columns: &[Column], picked: &Picked) -> Result<(), SinksError> {
+        self.end_group()?;
+        let writers = self.factory.create_column_writers(self.groups)?;
+        let mut group = self.writer.next_row_group()?;
+        let (mut orgs, mut times) = (None, None);
+        for (column, mut writer) in columns.iter().zip(writers) {
+            let array = picked.gather(column)?;
+            write_column(&mut writer, &column.field, &array)?;
+            writer.close()?.append_to_row_group(&mut group)?;
+            match column.field.name().as_str() {
+                Dataset::ORG_ID => orgs = Some(array),
+                Dataset::TIME => times = Some(array),
+                _ => {}
+            }
+        }
+        group.close()?;
+        self.groups += 1;
+        self.count(&SortKeys::from_columns(self.dataset, orgs, times, picked.rows())?);
+        Ok(())
+    }
+
+    /// Counts the rows of each tenant.
+    fn count(&mut self, keys: &SortKeys) {
+        self.rows += keys.len() as u64;
         let mut from = 0;
         while from < keys.len() {
             let org = keys.org(from);
@@ -154,11 +214,11 @@ impl FileBuild {
             }
             from = to;
         }
-        Ok(())
     }
 
     /// Writes the footer and makes the contents durable. The name is durable after `sync_dir` of its folder.
     pub(crate) fn finish(mut self) -> Result<FileMeta, SinksError> {
+        self.end_group()?;
         if let Some(done) = self.open_tenant.take() {
             self.tenants.insert(done.org.clone(), done);
         }
@@ -189,6 +249,13 @@ impl FileBuild {
             tenants: few.then_some(tenants),
         })
     }
+}
+
+fn write_column(writer: &mut ArrowColumnWriter, field: &Field, array: &ArrayRef) -> Result<(), SinksError> {
+    for leaf in compute_leaves(field, array)? {
+        writer.write(&leaf)?;
+    }
+    Ok(())
 }
 
 /// Where the file with this number is.

@@ -9,7 +9,7 @@ use arrow::datatypes::{Field, FieldRef, Schema, SchemaRef};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 use tidegate_events::{Dataset, FieldType, Scalar};
 
-use super::columns::{Column, Pick, SortKeys, gather, widen};
+use super::columns::{Column, Pick, Picked, SortKeys, widen};
 use super::read::FileReader;
 use crate::error::SinksError;
 
@@ -20,7 +20,7 @@ pub(crate) fn joined_fields(dataset: Dataset, files: &[FileReader]) -> Result<Ve
     let mut own: BTreeMap<String, (FieldType, bool)> = BTreeMap::new();
     for file in files {
         for (at, field) in file.schema().fields().iter().enumerate() {
-            if let Ok(at) = core.index_of(field.name()) {
+            if let Some((at, _)) = core.fields().find(field.name()) {
                 if let Some(found) = core_fields.get_mut(at) {
                     *found = true;
                 }
@@ -151,8 +151,10 @@ impl Merge {
             let arrays = self.window.iter().map(|held| held.columns.get(*at).cloned().flatten()).collect();
             Some(Column { field: self.fields.get(*at)?.clone(), arrays })
         };
-        let columns: Vec<Column> = wanted.iter().filter_map(column).collect();
-        gather(&columns, schema, picks)
+        let picked = Picked::new(picks);
+        let arrays =
+            wanted.iter().filter_map(column).map(|column| picked.gather(&column)).collect::<Result<Vec<_>, _>>()?;
+        Ok(RecordBatch::try_new(schema.clone(), arrays)?)
     }
 
     /// The schema of those columns that `wanted` lists.
