@@ -21,6 +21,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use dead_letter::{DeadLetter, dead_letter_batch};
 
+use crate::clock::now_us;
 use crate::error::PipelineError;
 use crate::health::Stage;
 use crate::log::{Offset, StreamLog};
@@ -99,10 +100,19 @@ pub fn deliver(parts: DeliveryParts, runtime: &Handle) -> DeliveryHandle {
     let (committed_sender, committed) = watch::channel(parts.sink.committed());
     let (stop, stopping) = watch::channel(None);
     let (done_sender, done) = oneshot::channel();
+    let stage = parts.stage.clone();
     let worker = worker::Worker::new(parts, committed_sender);
+    let task = runtime.spawn(worker.run(stopping));
     runtime.spawn(async move {
+        let ended = task.await.unwrap_or_else(|error| {
+            // Calls of the sink are guarded; this is for what nobody thought of, which must not end in silence.
+            tracing::error!(%error, "a delivery has ended: its sink gets nothing until a restart");
+            stage.set_detail(Some(format!("ended: {error}")));
+            stage.waiting(1, now_us());
+            Err(PipelineError::Invalid(format!("the delivery ended: {error}")))
+        });
         // Nobody listens any more when the handle was dropped.
-        done_sender.send(worker.run(stopping).await).ok();
+        done_sender.send(ended).ok();
     });
     DeliveryHandle { name, log, committed, stop, done }
 }

@@ -1,6 +1,8 @@
 //! The thread of the run loop.
 
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +14,7 @@ use tokio::sync::watch;
 use super::replay::Replay;
 use super::stations::Stations;
 use super::watermark::{Watermark, received_max};
-use super::{RunConfig, RunParts, RunStatus, Stop};
+use super::{RunConfig, RunParts, RunStatus, Stop, panic_text};
 use crate::backoff::Backoff;
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::clock::now_us;
@@ -297,9 +299,16 @@ impl State {
 
 /// Runs until told to stop or until it cannot go on.
 pub(super) fn run(mut state: State, mut stop: watch::Receiver<Stop>) -> Result<(), PipelineError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-    let runtime = runtime.map_err(|source| PipelineError::Io { op: "start", path: state.dir.clone(), source })?;
-    match runtime.block_on(state.follow(&mut stop)) {
+    let ended = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+        Ok(runtime) => {
+            // Operators are guarded one by one; this is for what nobody thought of, which must not end in silence.
+            let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(state.follow(&mut stop))));
+            let bug = |panic: Box<dyn Any + Send>| format!("the run loop panicked: {}", panic_text(panic.as_ref()));
+            ended.unwrap_or_else(|panic| Err(Left::Failed(PipelineError::Invalid(bug(panic)))))
+        }
+        Err(source) => Err(Left::Failed(PipelineError::Io { op: "start", path: state.dir.clone(), source })),
+    };
+    match ended {
         Ok(()) => {
             if state.progressed() {
                 state.checkpoint();
@@ -310,6 +319,8 @@ pub(super) fn run(mut state: State, mut stop: watch::Receiver<Stop>) -> Result<(
         Err(Left::Failed(error)) => {
             tracing::error!(%error, "the run loop has ended: no more alerts until a restart");
             state.health.set("ended", error.to_string());
+            // Work waits from now on, whether there is some at this moment or not.
+            state.health.stage.waiting(1, now_us());
             Err(error)
         }
     }

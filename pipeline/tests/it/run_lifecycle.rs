@@ -9,8 +9,10 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::checkpoint::{Checkpoint, Checkpoints};
 use tidegate_pipeline::fs::{Fault, Fs, SimFs, SimOp};
 use tidegate_pipeline::{
-    Emitter, Health, LogBatch, Operator, OutputLog, PipelineError, RunConfig, RunHandle, RunLoop, RunParts,
+    Append, AppendReply, Emitter, Health, LogBatch, LogBounds, Offset, Operator, OutputLog, PipelineError, RunConfig,
+    RunHandle, RunLoop, RunParts, StreamLog,
 };
+use tokio::sync::watch;
 
 use crate::scripted::{Each, Fate, ScriptedLog, events, soon, until};
 
@@ -44,8 +46,8 @@ impl Run {
         self.log.push(Dataset::SecurityEvents, events(&rows));
     }
 
-    fn start(&self, operators: Vec<Box<dyn Operator>>) -> Result<RunHandle, PipelineError> {
-        RunLoop::start(RunParts {
+    fn parts(&self, operators: Vec<Box<dyn Operator>>) -> RunParts {
+        RunParts {
             log: self.log.clone(),
             output: Arc::new(OutputLog::new(self.output.clone())),
             operators,
@@ -54,7 +56,11 @@ impl Run {
             dir: PathBuf::from(DIR),
             config: self.config.clone(),
             stage: self.health.stage("run"),
-        })
+        }
+    }
+
+    fn start(&self, operators: Vec<Box<dyn Operator>>) -> Result<RunHandle, PipelineError> {
+        RunLoop::start(self.parts(operators))
     }
 
     /// The events behind the alerts.
@@ -357,7 +363,41 @@ async fn a_loop_whose_log_is_closed_says_so() {
     run.push(&["a"]);
     let handle = run.start(vec![each("")]).expect("a loop");
     until("the stage says so", || run.detail().contains("ended: ")).await;
+    until("the stage is stuck", || !run.health.stuck(tidegate_pipeline::clock::now_us(), 1_000).is_empty()).await;
     assert!(matches!(handle.drain(soon()).await, Err(PipelineError::Append(_))));
+}
+
+/// A log with a bug.
+struct Buggy(Arc<ScriptedLog>);
+
+impl StreamLog for Buggy {
+    fn append(&self, append: Append) -> AppendReply {
+        self.0.append(append)
+    }
+
+    fn read(&self, _from: Offset, _bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        panic!("a bug")
+    }
+
+    fn forget(&self, below: Offset) -> Result<(), PipelineError> {
+        self.0.forget(below)
+    }
+
+    fn watch(&self) -> watch::Receiver<LogBounds> {
+        self.0.watch()
+    }
+}
+
+#[tokio::test]
+async fn a_panic_outside_of_operators_does_not_end_the_loop_in_silence() {
+    let run = Run::new();
+    let mut parts = run.parts(vec![each("")]);
+    parts.log = Arc::new(Buggy(run.log.clone()));
+    let handle = RunLoop::start(parts).expect("a loop");
+    run.push(&["a"]);
+    until("the stage says so", || run.detail().contains("ended: the run loop panicked: a bug")).await;
+    until("the stage is stuck", || !run.health.stuck(tidegate_pipeline::clock::now_us(), 1_000).is_empty()).await;
+    handle.drain(soon()).await.expect_err("it ended before");
 }
 
 #[tokio::test]
