@@ -1,5 +1,7 @@
 //! The metrics of this crate: a closed set, recorded per request, group or connection, never per event.
 
+use crate::decode::metrics as decode;
+
 /// Connections open now, upgraded ones not included.
 pub const HTTP_CONNECTIONS: &str = "tidegate_ingest_http_connections";
 /// Times that the accept loop waited because `connections_max` was reached.
@@ -54,4 +56,22 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (DECODE_SECONDS, "histogram", "Seconds a decode thread spent on a group."),
     (ACK_SECONDS, "histogram", "Seconds from appending a group to the log's answer."),
     (DECODE_PANICS_TOTAL, "counter", "Panics of a decoder, caught; the body that caused one is answered with 500."),
+    // Of decoding.
+    (decode::DUPLICATE_KEYS, "counter", "Values overridden by a later key of the same name in one object."),
+    (decode::REPAIRED, "counter", "Events with a number beyond 64 bits (kept as text) or a lone surrogate (replaced)."),
+    (decode::TIMES_UNPARSABLE, "counter", "Events whose own time could not be read, stored at their receive time."),
+    (decode::FIELDS_REFUSED, "counter", "Values kept in _rest because their tenant has as many own fields as it may."),
+    (decode::FAMILIES, "gauge", "Sets of columns that a decoder builds at a time, by the layouts that it sees."),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_metrics_of_decoding_are_among_all() {
+        for (name, kind, _) in decode::NAMES {
+            assert!(NAMES.iter().any(|(known, of, _)| known == name && of == kind), "{name}");
+        }
+    }
+}

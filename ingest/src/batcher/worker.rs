@@ -11,11 +11,39 @@ use super::inflating::inflated;
 use super::settle::{Group, Waiting};
 use super::{BatcherConfig, Job, Queue};
 use crate::decode::{Body, BodyResult, Decoded, Decoder};
+use crate::error::IngestError;
 use crate::metrics as names;
 
-pub(super) struct Worker {
-    new_decoder: Box<dyn Fn() -> Decoder + Send>,
-    decoder: Decoder,
+/// What a decode thread needs of a decoder: [`Decoder`], and one that fails on demand in the tests.
+pub(super) trait Decode {
+    fn push(&mut self, body: Body) -> BodyResult;
+    fn flush(&mut self) -> Result<Decoded, IngestError>;
+    fn buffered_bytes(&self) -> usize;
+    fn buffered_rows(&self) -> usize;
+}
+
+impl Decode for Decoder {
+    fn push(&mut self, body: Body) -> BodyResult {
+        self.push(body)
+    }
+
+    fn flush(&mut self) -> Result<Decoded, IngestError> {
+        self.flush()
+    }
+
+    fn buffered_bytes(&self) -> usize {
+        self.buffered_bytes()
+    }
+
+    fn buffered_rows(&self) -> usize {
+        self.buffered_rows()
+    }
+}
+
+pub(super) struct Worker<D> {
+    new_decoder: Box<dyn Fn() -> D + Send>,
+    decoder: D,
+    inflated_bytes: u64,
     inflated_bytes_max: usize,
     group_bytes_max: usize,
     group_rows_max: usize,
@@ -29,9 +57,9 @@ struct Member {
     result: BodyResult,
 }
 
-impl Worker {
+impl<D: Decode> Worker<D> {
     pub(super) fn new(
-        new_decoder: Box<dyn Fn() -> Decoder + Send>,
+        new_decoder: Box<dyn Fn() -> D + Send>,
         config: &BatcherConfig,
         log: Arc<dyn StreamLog>,
         runtime: Handle,
@@ -39,6 +67,7 @@ impl Worker {
         Self {
             decoder: new_decoder(),
             new_decoder,
+            inflated_bytes: 0,
             inflated_bytes_max: config.inflated_bytes_max,
             group_bytes_max: config.group_bytes_max,
             group_rows_max: config.group_rows_max,
@@ -109,7 +138,7 @@ impl Worker {
             Ok(bytes) => bytes,
             Err(problem) => return Push::Refused(problem),
         };
-        metrics::counter!(names::INFLATED_BYTES_TOTAL).increment(bytes.len() as u64);
+        self.inflated_bytes += bytes.len() as u64;
         let body = Body {
             org_id: job.org_id.clone(),
             dataset: job.dataset,
@@ -178,6 +207,7 @@ impl Worker {
         }
         metrics::counter!(names::BODIES_TOTAL).increment(bodies as u64);
         metrics::counter!(names::BODY_BYTES_TOTAL).increment(sent_bytes as u64);
+        metrics::counter!(names::INFLATED_BYTES_TOTAL).increment(std::mem::take(&mut self.inflated_bytes));
         metrics::histogram!(names::GROUP_ROWS).record(group_rows as f64);
         metrics::histogram!(names::DECODE_SECONDS).record(started.elapsed());
     }
@@ -202,4 +232,119 @@ fn fail(job: Job) {
     let problem = Problem::new(500, "decode_failed", "the server failed to decode this body; nothing of it was stored")
         .hint("the log of the server has the reason under this request id; please report it with the body");
     let _ = job.reply.send(Err(problem));
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{RecordBatch, StringArray};
+    use arrow::datatypes::{DataType, Field, Schema};
+    use tidegate_events::Dataset;
+    use tidegate_pipeline::EventBatch;
+    use tidegate_pipeline::log::MemoryLog;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::batcher::Settled;
+    use crate::decode::{BodyFormat, RowRef};
+    use crate::http::Sent;
+
+    /// Makes a row of each body; panics at the push of `panic`, at a flush with `late` in it, and fails one with `full`.
+    #[derive(Default)]
+    struct Fragile {
+        bodies: Vec<String>,
+    }
+
+    impl Decode for Fragile {
+        fn push(&mut self, body: Body) -> BodyResult {
+            let text = String::from_utf8(body.bytes).expect("text");
+            assert!(text != "panic", "on purpose");
+            self.bodies.push(text);
+            BodyResult { items: 1, ..BodyResult::default() }
+        }
+
+        fn flush(&mut self) -> Result<Decoded, IngestError> {
+            assert!(!self.bodies.iter().any(|body| body == "late"), "on purpose");
+            if self.bodies.iter().any(|body| body == "full") {
+                return Err(IngestError::ColumnFull("a".into()));
+            }
+            let ids: StringArray = std::mem::take(&mut self.bodies).into_iter().map(Some).collect();
+            let rows = (0..).take(arrow::array::Array::len(&ids)).map(|body| RowRef { body, item: 0 }).collect();
+            let schema = Schema::new(vec![Field::new("event_id", DataType::Utf8, true)]);
+            let batch = RecordBatch::try_new(Arc::new(schema), vec![Arc::new(ids)])?;
+            let batch = EventBatch { dataset: Dataset::SecurityEvents, rows: batch, keys: Vec::new() };
+            Ok(Decoded { batches: vec![batch], rows: vec![rows] })
+        }
+
+        fn buffered_bytes(&self) -> usize {
+            self.bodies.iter().map(String::len).sum()
+        }
+
+        fn buffered_rows(&self) -> usize {
+            self.bodies.len()
+        }
+    }
+
+    type Answer = oneshot::Receiver<Result<Settled, Problem>>;
+
+    fn job(text: &str, ack: Ack) -> (Job, Answer) {
+        let (reply, answer) = oneshot::channel();
+        let job = Job {
+            sent: Sent::of(text.as_bytes()),
+            encodings: Vec::new(),
+            org_id: "acme".into(),
+            dataset: Dataset::SecurityEvents,
+            source: None,
+            format: BodyFormat::Json,
+            received_us: 0,
+            idempotency_key: None,
+            request_id: "r".into(),
+            ack,
+            detail: true,
+            reply,
+        };
+        (job, answer)
+    }
+
+    async fn decode(texts: &[&str], config: BatcherConfig) -> (Vec<Result<String, &'static str>>, Arc<MemoryLog>) {
+        let log = Arc::new(MemoryLog::new(16, 1 << 20));
+        let mut worker = Worker::new(Box::new(Fragile::default), &config, log.clone(), Handle::current());
+        let (jobs, answers): (Vec<Job>, Vec<Answer>) = texts.iter().map(|text| job(text, Ack::Disk)).unzip();
+        worker.decode(jobs, Ack::Disk);
+        let mut results = Vec::new();
+        for answer in answers {
+            let answer = answer.await.expect("an answer");
+            results.push(answer.map(|settled| settled.stored[0].event_id.clone()).map_err(|problem| problem.code));
+        }
+        (results, log)
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_the_decoder_fails_alone() {
+        for poison in ["panic", "late", "full"] {
+            for at in 0..4 {
+                let mut texts = vec!["a", "b", "c"];
+                texts.insert(at, poison);
+                let (results, log) = decode(&texts, BatcherConfig::default()).await;
+                for (text, result) in texts.iter().zip(results) {
+                    let expected = if *text == poison { Err("decode_failed") } else { Ok((*text).to_owned()) };
+                    assert_eq!(result, expected, "{poison} at {at}");
+                }
+                assert_eq!(log.bounds().next, 3, "each neighbour is stored once");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn groups_end_at_their_bounds() {
+        let texts = ["a", "b", "c", "d", "e"];
+        for (config, appends) in [
+            (BatcherConfig::default(), 1),
+            (BatcherConfig { group_rows_max: 2, ..BatcherConfig::default() }, 3),
+            (BatcherConfig { group_bytes_max: 3, ..BatcherConfig::default() }, 2),
+        ] {
+            let (results, log) = decode(&texts, config).await;
+            assert_eq!(results, texts.map(|text| Ok(text.to_owned())));
+            assert_eq!(log.read(0, usize::MAX).expect("readable").len(), appends);
+        }
+    }
 }

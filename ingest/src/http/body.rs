@@ -24,6 +24,11 @@ const BODY_OVERHEAD_BYTES: usize = 1024;
 /// keep a whole read buffer alive.
 const FRAME_KEPT_BYTES: usize = 16 * 1024;
 
+/// From this many frames on, a body must bring some bytes with each: frames of a byte or none cost more to take than to
+/// send.
+const FRAMES_FREE: u64 = 4096;
+const FRAME_BYTES_MIN: u64 = 8;
+
 /// How slow a body may be.
 #[derive(Debug, Clone, Copy)]
 pub struct BodyPace {
@@ -130,6 +135,13 @@ pub(crate) struct Sent {
 }
 
 impl Sent {
+    /// A body for tests, with room in a budget of its own.
+    #[cfg(test)]
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let held = InFlight::new(1 << 30, 1 << 20).enter().expect("room");
+        Self { parts: vec![Bytes::copy_from_slice(bytes)], bytes: bytes.len(), held }
+    }
+
     /// Its length.
     pub(crate) fn len(&self) -> usize {
         self.bytes
@@ -204,7 +216,7 @@ async fn read_frames(
     }
     let started = Instant::now();
     let mut last = started;
-    let mut received: u64 = 0;
+    let (mut received, mut frames) = (0u64, 0u64);
     let alarm = tokio::time::sleep_until(started + pace.gap_max);
     tokio::pin!(alarm);
     loop {
@@ -217,8 +229,12 @@ async fn read_frames(
                 })?;
                 let Ok(frame) = frame.into_data() else { continue };
                 received += frame.len() as u64;
+                frames += 1;
                 if received > bytes_max as u64 {
                     return Err(too_large(bytes_max));
+                }
+                if frames > FRAMES_FREE && received < frames * FRAME_BYTES_MIN {
+                    return Err(too_fragmented());
                 }
                 last = Instant::now();
                 take(frame)?;
@@ -240,6 +256,11 @@ async fn read_frames(
 fn too_large(bytes_max: usize) -> Problem {
     Problem::new(413, "body_too_large", format!("the body is larger than {bytes_max} bytes"))
         .hint("send fewer events in each request; there is no bound on their number")
+}
+
+fn too_fragmented() -> Problem {
+    Problem::new(400, "body_too_fragmented", "the body comes in chunks of a few bytes")
+        .hint("send larger chunks, or a Content-Length")
 }
 
 fn too_slow(pace: BodyPace) -> Problem {

@@ -320,7 +320,8 @@ where
         if close && version != Version::HTTP_2 && response.status() != hyper::StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        Ok(response.map(|body| Counted { body, _rearm: Rearm(progress), _serving: serving }))
+        serving.waits_for_peer(true);
+        Ok(response.map(|body| Counted { body, _rearm: Rearm(progress), serving }))
     }
 }
 
@@ -364,7 +365,7 @@ impl Drop for Rearm {
 struct Counted {
     body: ReplyBody,
     _rearm: Rearm,
-    _serving: Serving,
+    serving: Serving,
 }
 
 impl Body for Counted {
@@ -372,7 +373,10 @@ impl Body for Counted {
     type Error = io::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        this.serving.waits_for_peer(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

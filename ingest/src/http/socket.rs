@@ -4,6 +4,7 @@
 //! The timers of a connection live in [`Progress`], which the socket, the requests and the supervisor of the connection
 //! share: the socket notes bytes, requests note that they are being served, the supervisor decides.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,6 +29,9 @@ pub(crate) struct Progress {
     head_since: AtomicU64,
     write_blocked_since: AtomicU64,
     http2: AtomicBool,
+    /// Since when each answer on HTTP/2 that is not asked for more waits for its peer, by the number of its request.
+    stalled: Mutex<BTreeMap<u32, u64>>,
+    next_request: AtomicU32,
     pub(crate) head: Mutex<HeadWatch>,
 }
 
@@ -59,6 +63,8 @@ impl Progress {
             head_since: AtomicU64::new(0),
             write_blocked_since: AtomicU64::new(0),
             http2: AtomicBool::new(false),
+            stalled: Mutex::default(),
+            next_request: AtomicU32::new(0),
             head: Mutex::new(HeadWatch::new(head_bytes_max)),
         }
     }
@@ -72,7 +78,8 @@ impl Progress {
         self.http2.store(http2, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
-        Serving(self.clone())
+        let number = self.next_request.fetch_add(1, Ordering::Relaxed);
+        Serving { progress: self.clone(), number, http2 }
     }
 
     fn read_some(&self, bytes: &[u8]) {
@@ -99,6 +106,9 @@ impl Progress {
         if over(self.write_blocked_since.load(Ordering::Relaxed), patience.write) {
             return Some(Overdue::Write);
         }
+        if self.stalled.lock().values().any(|since| over(*since, patience.write)) {
+            return Some(Overdue::Write);
+        }
         if self.requests.load(Ordering::Relaxed) > 0 {
             return None;
         }
@@ -112,12 +122,33 @@ impl Progress {
 
 /// A request being served on a connection, until its answer has been sent or dropped.
 #[derive(Debug)]
-pub(crate) struct Serving(Arc<Progress>);
+pub(crate) struct Serving {
+    progress: Arc<Progress>,
+    number: u32,
+    http2: bool,
+}
+
+impl Serving {
+    /// Says whose turn it is: the peer's, to make room for what was handed out, or ours, to bring more. On HTTP/1 the socket
+    /// itself shows it; on HTTP/2 a peer may close the window of one stream and keep reading the others.
+    pub(crate) fn waits_for_peer(&self, waits: bool) {
+        if !self.http2 {
+            return;
+        }
+        let mut stalled = self.progress.stalled.lock();
+        if waits {
+            stalled.insert(self.number, self.progress.now());
+        } else {
+            stalled.remove(&self.number);
+        }
+    }
+}
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.0.idle_since.store(self.0.now(), Ordering::Relaxed);
-        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+        self.waits_for_peer(false);
+        self.progress.idle_since.store(self.progress.now(), Ordering::Relaxed);
+        self.progress.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -244,6 +275,23 @@ mod tests {
         assert_eq!(progress.overdue(PATIENCE), None, "idle from now on");
         tokio::time::advance(Duration::from_secs(61)).await;
         assert_eq!(progress.overdue(PATIENCE), Some(Overdue::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stalled_stream_of_http2_is_overdue() {
+        let progress = Arc::new(Progress::new(1024));
+        let (one, two) = (progress.begin(true), progress.begin(true));
+        one.waits_for_peer(true);
+        two.waits_for_peer(true);
+        two.waits_for_peer(false);
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert_eq!(progress.overdue(PATIENCE), Some(Overdue::Write));
+        drop(one);
+        assert_eq!(progress.overdue(PATIENCE), None);
+        let old = progress.begin(false);
+        old.waits_for_peer(true);
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert_eq!(progress.overdue(PATIENCE), None, "HTTP/1 is seen at the socket");
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Empty, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
@@ -27,6 +27,10 @@ async fn echo(seen: Arc<Mutex<Vec<String>>>, request: Request<Incoming>) -> Resp
             json(StatusCode::OK, "{}".into(), "slow")
         }
         "/large" => json(StatusCode::OK, "x".repeat(64 << 20), ""),
+        "/frames" => {
+            let frames = (0..100).map(|_| Ok(Frame::data(Bytes::from(vec![b'x'; 64 * 1024]))));
+            Response::new(StreamBody::new(futures::stream::iter(frames)).boxed_unsync())
+        }
         "/unread" => json(StatusCode::PAYLOAD_TOO_LARGE, r#"{"too":"large"}"#.into(), ""),
         _ => {
             let pace = BodyPace { gap_max: Duration::from_millis(300), rate_bytes_min: 1000 };
@@ -160,6 +164,39 @@ async fn a_client_that_does_not_read_its_answer_is_cut() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(wire.answer().await.is_none(), "the answer cannot have come whole");
     assert_eq!(server.drained().await.cut, 0, "the connection is gone");
+}
+
+#[tokio::test]
+async fn a_stream_of_http2_whose_window_stays_closed_is_cut() {
+    let (server, _) = start(quick()).await;
+    let tcp = TcpStream::connect(server.at).await.expect("connects");
+    let (mut client, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(16 * 1024)
+        .handshake(TokioIo::new(tcp))
+        .await
+        .expect("a handshake");
+    let connection = tokio::spawn(connection);
+    let ask = |path: &str| Request::get(format!("http://x{path}")).body(Empty::<Bytes>::new()).expect("a request");
+    let unread = client.send_request(ask("/frames")).await.expect("an answer");
+    let started = Instant::now();
+    while !connection.is_finished() && started.elapsed() < Duration::from_secs(5) {
+        // Others on the connection are read: the socket itself is not blocked.
+        let _ = client.send_request(ask("/a")).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(connection.is_finished(), "still there after {:?}", started.elapsed());
+    drop(unread);
+}
+
+#[tokio::test]
+async fn a_body_in_crumbs_is_refused() {
+    let (server, _) = start(quick()).await;
+    let mut request = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    for _ in 0..5_000 {
+        request.extend_from_slice(b"1\r\nx\r\n");
+    }
+    let answer = server.ask(&request).await;
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (400, Some("body_too_fragmented")));
 }
 
 #[tokio::test]
