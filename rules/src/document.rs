@@ -16,6 +16,12 @@ use crate::problem::{Fault, RuleFile, RuleProblem};
 /// The parser gives up at 64; counted here before its grammar recurses.
 const CONDITION_DEPTH_MAX: usize = 64;
 
+/// The parser recurses for each `not` of a row of them.
+const NEGATIONS_MAX: usize = 256;
+
+/// See [`flow_cost`]. A rule in block style with some flow lists stays below 10^6.
+const FLOW_COST_MAX: u64 = 300_000_000;
+
 /// What a document is.
 pub(crate) enum Parsed {
     Rule(Box<SigmaRule>),
@@ -164,6 +170,9 @@ fn fault_of(message: &str) -> Fault {
 
 /// Walks the YAML of a part without building it.
 fn check_shape(text: &str, nodes_max: usize) -> Result<(), Fault> {
+    if flow_cost(text) > FLOW_COST_MAX {
+        return Err(Fault::new("the document has too many brackets").hint("write lists and maps in block style"));
+    }
     let nodes = Cell::new(0);
     for document in yaml_serde::Deserializer::from_str(text) {
         if let Err(error) = (Walk { nodes: &nodes, nodes_max, condition: false }).deserialize(document) {
@@ -172,6 +181,17 @@ fn check_shape(text: &str, nodes_max: usize) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// An upper bound on the steps that the YAML scanner takes over flow collections: at each token it looks at every bracket
+/// that is open. Brackets in quotes count too: telling them apart is the scanner's own work.
+fn flow_cost(text: &str) -> u64 {
+    let (mut opening, mut tokens) = (0u64, 0u64);
+    for byte in text.bytes() {
+        opening += u64::from(matches!(byte, b'[' | b'{'));
+        tokens += u64::from(matches!(byte, b'[' | b'{' | b']' | b'}' | b',' | b':' | b'-' | b'?' | b'\n'));
+    }
+    opening * tokens
 }
 
 #[derive(Clone, Copy)]
@@ -196,6 +216,9 @@ impl Walk<'_> {
         if self.condition && nesting(text) > CONDITION_DEPTH_MAX {
             return Err(E::custom(format!("a condition nests deeper than {CONDITION_DEPTH_MAX} parentheses")));
         }
+        if self.condition && negations(text) > NEGATIONS_MAX {
+            return Err(E::custom(format!("a condition says `not` more than {NEGATIONS_MAX} times")));
+        }
         // Only the key `condition` is ever looked at.
         Ok(text.chars().take("condition".len() + 1).collect())
     }
@@ -212,6 +235,10 @@ fn nesting(condition: &str) -> usize {
         deepest = deepest.max(depth);
     }
     deepest
+}
+
+fn negations(condition: &str) -> usize {
+    condition.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| *word == "not").count()
 }
 
 impl<'de> DeserializeSeed<'de> for Walk<'_> {

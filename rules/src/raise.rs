@@ -10,7 +10,8 @@ use tidegate_events::{Alert, Dataset, alert_id};
 use crate::compile::program::ViewId;
 use crate::compile::{Rule, RuleSet};
 use crate::config::RulesConfig;
-use crate::eval::values_of;
+use crate::eval::{searched_values, values_of};
+use crate::fold::fold;
 
 /// The most fields shown in one alert.
 const FIELDS_MAX: usize = 32;
@@ -107,8 +108,19 @@ impl<'a> Events<'a> {
             asset: owned(self.asset),
             resource: owned(self.resource),
             message: message(&rule.title, &self.fields(row, shown, rules, 64)),
-            matched: matched(&self.fields(row, &rule.fields, rules, config.alert_value_bytes_max)),
+            matched: self.matched(row, rule, rules, config),
         }
+    }
+
+    /// The fields of the rule with the event's values; for keywords, the columns that hold one.
+    fn matched(&self, row: usize, rule: &Rule, rules: &RuleSet, config: &RulesConfig) -> String {
+        let bytes_max = config.alert_value_bytes_max;
+        let mut shown = self.fields(row, &rule.fields, rules, bytes_max);
+        if !rule.keywords.is_empty() {
+            let holds = |value: &str| rule.keywords.iter().any(|keyword| fold(value).contains(keyword.as_str()));
+            shown.extend(searched_values(self.rows, row, bytes_max, holds).into_iter().take(FIELDS_MAX));
+        }
+        matched(&shown)
     }
 
     fn fold(&self, row: usize, alert: &mut Alert, config: &RulesConfig) {

@@ -7,9 +7,11 @@ use rsigma_parser::{
 };
 
 use crate::compile::interner::Interner;
+use crate::compile::matcher::Matcher;
 use crate::compile::modifiers::{Test, apply};
 use crate::compile::program::Node;
 use crate::config::RulesConfig;
+use crate::fold::fold;
 use crate::logsource::Resolved;
 use crate::problem::Fault;
 
@@ -22,7 +24,8 @@ pub(crate) struct DetectionCompiler<'a> {
     pub config: &'a RulesConfig,
     /// The fields that the rule names, in the order they are met, for the alert.
     pub fields: Vec<String>,
-    pub keywords: bool,
+    /// The keywords met, folded, as far as they are plain text.
+    pub keywords: Vec<String>,
     /// Predicates so far.
     pub predicates: usize,
 }
@@ -119,7 +122,11 @@ impl DetectionCompiler<'_> {
             return Err(Fault::new("an empty selection can never match"));
         }
         let tests = apply(modifiers, values, true, self.config)?;
-        self.keywords = true;
+        let plain = |test: &Test| match test {
+            Test::Value(Matcher::Text { literal, .. }) => Some(fold(literal).into_owned()),
+            _ => None,
+        };
+        self.keywords.extend(tests.values.iter().flatten().filter_map(plain));
         let view = self.interner.keyword_view(self.log_source);
         self.combine(&tests.values, tests.all, tests.negated, &mut |this, test| match test {
             Test::Value(matcher) => this.predicate(view, matcher.clone()),
@@ -167,7 +174,7 @@ impl DetectionCompiler<'_> {
         Ok(if negated { node.negate() } else { node })
     }
 
-    fn predicate(&mut self, view: u32, matcher: crate::compile::matcher::Matcher) -> Result<Node, Fault> {
+    fn predicate(&mut self, view: u32, matcher: Matcher) -> Result<Node, Fault> {
         self.predicates += 1;
         if self.predicates > self.config.rule_predicates_max {
             return Err(Fault::new(format!("the rule has more than {} values", self.config.rule_predicates_max))

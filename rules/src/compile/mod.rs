@@ -50,8 +50,8 @@ pub struct Rule {
     pub(crate) shown: Vec<(String, ViewId)>,
     pub(crate) program: Node,
     pub(crate) log_source: usize,
-    /// Whether keywords are searched in the whole event.
-    pub(crate) keywords: bool,
+    /// The keywords that are searched in the whole event, folded, as far as they are plain text.
+    pub(crate) keywords: Vec<String>,
 }
 
 /// A log source that rules use, compiled.
@@ -79,6 +79,8 @@ pub struct RuleSet {
     pub(crate) predicates: Vec<Predicate>,
     /// For each predicate, the rules that it is a witness of.
     pub(crate) witnessed: Vec<Vec<u32>>,
+    /// For each predicate, the rules that it is in.
+    pub(crate) users: Vec<Vec<u32>>,
     /// The view of `source`.
     pub(crate) source_view: ViewId,
 }
@@ -108,9 +110,12 @@ impl RuleSet {
                 });
                 continue;
             }
-            for (part, parsed) in parse_file(file, config, &mut problems) {
-                compiler.document(file, &part, parsed, &mut problems);
+            let mut of_file = Vec::new();
+            for (part, parsed) in parse_file(file, config, &mut of_file) {
+                compiler.document(file, &part, parsed, &mut of_file);
             }
+            of_file.sort_by_key(|problem| (problem.line, problem.column));
+            problems.append(&mut of_file);
         }
         Ok((compiler.finish(), problems))
     }
@@ -190,7 +195,7 @@ impl<'a> Compiler<'a> {
             log_source,
             config: self.config,
             fields: Vec::new(),
-            keywords: false,
+            keywords: Vec::new(),
             predicates: 0,
         };
         let program = detection.compile(&rule.detection)?;
@@ -318,8 +323,10 @@ impl<'a> Compiler<'a> {
             predicates.get(id as usize).map_or(0, |predicate: &Predicate| Matcher::selectivity(&predicate.matcher))
         };
         let mut witnessed = vec![Vec::new(); predicates.len()];
-        for (at, rule) in self.rules.iter().enumerate() {
+        let mut users = vec![Vec::new(); predicates.len()];
+        for (at, rule) in self.rules.iter_mut().enumerate() {
             let Some(routed) = self.log_sources.get_mut(rule.log_source) else { continue };
+            rule.program.order(&selectivity);
             match rule.program.witness(&selectivity) {
                 Some(witness) => {
                     for predicate in witness.predicates {
@@ -331,7 +338,12 @@ impl<'a> Compiler<'a> {
                 None => routed.unwitnessed.push(at),
             }
             rule.program.visit(&mut |leaf| match leaf {
-                Leaf::Predicate(id) => routed.views.extend(predicates.get(id as usize).map(|predicate| predicate.view)),
+                Leaf::Predicate(id) => {
+                    routed.views.extend(predicates.get(id as usize).map(|predicate| predicate.view));
+                    if let Some(users) = users.get_mut(id as usize) {
+                        users.push(at as u32);
+                    }
+                }
                 Leaf::View(view) => routed.views.push(view),
             });
         }
@@ -339,7 +351,7 @@ impl<'a> Compiler<'a> {
             routed.views.sort_unstable();
             routed.views.dedup();
         }
-        for rules in &mut witnessed {
+        for rules in witnessed.iter_mut().chain(&mut users) {
             rules.sort_unstable();
             rules.dedup();
         }
@@ -349,6 +361,7 @@ impl<'a> Compiler<'a> {
             views: self.interner.views,
             predicates,
             witnessed,
+            users,
             source_view: self.source_view,
         }
     }

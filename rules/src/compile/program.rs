@@ -29,8 +29,6 @@ pub(crate) enum Node {
 }
 
 impl Node {
-    pub const NEVER: Self = Self::Or(Vec::new());
-
     /// All of them; one alone is itself.
     pub fn all(mut nodes: Vec<Node>) -> Self {
         if nodes.len() == 1 { nodes.swap_remove(0) } else { Self::And(nodes) }
@@ -82,6 +80,22 @@ impl Node {
         }
     }
 
+    /// Puts what is rarely true first in every `And`, so that programs narrow quickly; negations come last.
+    pub fn order(&mut self, selectivity: &impl Fn(PredicateId) -> usize) {
+        match self {
+            Self::And(nodes) => {
+                nodes.iter_mut().for_each(|node| node.order(selectivity));
+                nodes.sort_by_cached_key(|node| {
+                    let rare = node.witness(selectivity).map_or(0, |witness| witness.selectivity);
+                    (matches!(node, Self::Not(_)), std::cmp::Reverse(rare))
+                });
+            }
+            Self::Or(nodes) | Self::AtLeast(_, nodes) => nodes.iter_mut().for_each(|node| node.order(selectivity)),
+            Self::Not(node) => node.order(selectivity),
+            Self::Predicate(_) | Self::Present(_) | Self::Fields { .. } => {}
+        }
+    }
+
     fn witness_of_any(nodes: &[Node], selectivity: &impl Fn(PredicateId) -> usize) -> Option<Witness> {
         let mut predicates = Vec::new();
         let mut least = usize::MAX;
@@ -125,7 +139,7 @@ mod tests {
             (Node::AtLeast(2, vec![predicate(1), predicate(2)]), Some(vec![1, 2])),
             (Node::AtLeast(0, vec![predicate(1)]), None),
             // Never true: no predicate needs to be tried.
-            (Node::NEVER, Some(vec![])),
+            (Node::Or(Vec::new()), Some(vec![])),
         ] {
             assert_eq!(node.witness(&selectivity).map(|witness| witness.predicates), witness, "{node:?}");
         }

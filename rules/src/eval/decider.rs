@@ -1,6 +1,7 @@
 //! Decides all predicates of one view on one value, in one pass per kind of predicate.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use aho_corasick::AhoCorasick;
 use regex::Regex;
@@ -11,6 +12,7 @@ use crate::compile::interner::Predicate;
 use crate::compile::matcher::{Cidr, Matcher, Place};
 use crate::compile::program::PredicateId;
 use crate::datetime::{TimePart, parse_time};
+use crate::eval::budget::SAMPLE;
 use crate::fold::fold_into;
 use crate::number::{Comparison, Number};
 
@@ -51,6 +53,9 @@ enum Target {
 pub(crate) struct Scratch {
     folded: String,
     globs: Vec<usize>,
+    decided: u64,
+    /// What regular expressions took, in nanoseconds, for one value in [`SAMPLE`].
+    pub timed: Vec<(PredicateId, u64)>,
 }
 
 impl Decider {
@@ -92,7 +97,7 @@ impl Decider {
         if !self.cased.is_empty() {
             self.cased.decide(value, &mut scratch.globs, out);
         }
-        out.extend(self.regexes.iter().filter(|(regex, _)| regex.is_match(value)).map(|(_, id)| *id));
+        self.decide_regexes(value, scratch, out);
         if !self.cidrs.is_empty()
             && let Ok(address) = value.trim().parse::<IpAddr>()
         {
@@ -115,9 +120,24 @@ impl Decider {
         out.dedup();
     }
 
+    fn decide_regexes(&self, value: &str, scratch: &mut Scratch, out: &mut Vec<PredicateId>) {
+        scratch.decided += 1;
+        let timed = scratch.decided.is_multiple_of(SAMPLE);
+        for (regex, id) in &self.regexes {
+            let started = timed.then(Instant::now);
+            if regex.is_match(value) {
+                out.push(*id);
+            }
+            if let Some(started) = started {
+                scratch.timed.push((*id, started.elapsed().as_nanos() as u64));
+            }
+        }
+    }
+
     fn decide_number(&self, number: Number, out: &mut Vec<PredicateId>) {
         let int = match number {
             Number::Int(int) => Some(int),
+            Number::Decimal { .. } => None,
             Number::Float(bits) => {
                 let float = f64::from_bits(bits);
                 // Exact below 2^53; a larger float is no integer that a rule could have meant.

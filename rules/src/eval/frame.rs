@@ -15,6 +15,11 @@ use crate::fold::fold;
 const NOT_SEARCHED: [&str; 10] =
     ["time", "received_time", "event_id", "org_id", "source", "category", "class", "activity", "severity", "outcome"];
 
+/// Whether keywords are searched in the column.
+pub(crate) fn is_searched(column: &str) -> bool {
+    !NOT_SEARCHED.contains(&column)
+}
+
 /// The columns that rules name, and which views each is in with which rank.
 #[derive(Debug, Default)]
 pub(crate) struct ColumnIndex {
@@ -56,7 +61,7 @@ impl ColumnIndex {
                     columns.push((rank, column));
                 }
             }
-            if !NOT_SEARCHED.contains(&field.name().as_str()) {
+            if is_searched(field.name()) {
                 searched.push(column);
             }
         }

@@ -8,10 +8,12 @@
 //! 3. **Witness**: only rules of which a witness predicate is satisfied somewhere in the batch are looked at.
 //! 4. **Combine**: their programs run on bitmaps of rows, narrowing as they go.
 
-pub(crate) mod column;
+mod budget;
+mod column;
 mod decider;
 mod frame;
 mod memo;
+mod shown;
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -28,26 +30,12 @@ use crate::compile::interner::View;
 use crate::compile::program::{Leaf, PredicateId, ViewId};
 use crate::config::RulesConfig;
 use crate::metrics;
-use column::Column;
+pub use budget::Parked;
+use budget::{Budget, SAMPLE};
 use decider::{Decider, Scratch};
 use frame::{ColumnIndex, Encoded, Frame, RestFields};
 use memo::{Memo, Met, key_of};
-
-/// How many batches go by between two whose rules are timed.
-const TIMED_EVERY: u64 = 8;
-/// Timed rows after which the average of a rule says something.
-const TIMED_ROWS_MIN: u64 = 1_000;
-/// Timed nanoseconds of one rule below which it is never called slow, whatever the average.
-const TIMED_NS_MIN: u64 = 20_000_000;
-
-/// A rule that no longer runs because it took too much time. It runs again when rules change or the program restarts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parked {
-    /// The id of the rule.
-    pub rule_id: String,
-    /// Why.
-    pub reason: String,
-}
+pub(crate) use shown::{searched_values, values_of};
 
 /// What an evaluator did since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -76,9 +64,7 @@ pub struct Evaluator {
     batch: u64,
     /// The last batch in which each rule was a candidate.
     tried: Vec<u64>,
-    spent: Vec<Spent>,
-    rule_event_ns_max: u64,
-    parked: Vec<Parked>,
+    budget: Budget,
     counts: Counts,
     scratch: Scratch,
 }
@@ -89,66 +75,64 @@ struct ViewState {
     memo: Memo,
 }
 
-/// What a rule cost in timed batches.
-#[derive(Debug, Clone, Copy, Default)]
-struct Spent {
-    ns: u64,
-    rows: u64,
-    parked: bool,
-}
-
 impl Evaluator {
     /// An evaluator with an empty memo.
     pub fn new(rules: Arc<RuleSet>, config: &RulesConfig) -> Self {
-        let mut used = vec![false; rules.predicates.len()];
         let mut routing = vec![rules.source_view];
-        let view_of = |id: PredicateId| rules.predicates.get(id as usize).map(|predicate| predicate.view);
         for routed in &rules.log_sources {
-            routed.program.visit(&mut |leaf| {
-                routing.extend(match leaf {
-                    Leaf::Predicate(id) => view_of(id),
-                    Leaf::View(view) => Some(view),
-                })
+            routed.program.visit(&mut |leaf| match leaf {
+                Leaf::Predicate(id) => routing.push(view_of(&rules)(id)),
+                Leaf::View(view) => routing.push(view),
             });
         }
         routing.sort_unstable();
         routing.dedup();
-        let programs = rules.rules.iter().map(|rule| &rule.program);
-        for program in programs.chain(rules.log_sources.iter().map(|routed| &routed.program)) {
-            program.visit(&mut |leaf| {
-                if let Leaf::Predicate(id) = leaf
-                    && let Some(used) = used.get_mut(id as usize)
-                {
-                    *used = true;
-                }
-            });
-        }
-        let mut by_view: Vec<Vec<PredicateId>> = vec![Vec::new(); rules.views.len()];
-        for (id, predicate) in rules.predicates.iter().enumerate() {
-            if let (Some(true), Some(own)) = (used.get(id), by_view.get_mut(predicate.view as usize)) {
-                own.push(id as PredicateId);
-            }
-        }
-        let state = |ids: Vec<PredicateId>| {
-            let predicates = ids.iter().filter_map(|id| Some((*id, rules.predicates.get(*id as usize)?)));
-            ViewState { decider: Decider::new(predicates), memo: Memo::default() }
-        };
-        Self {
+        let mut evaluator = Self {
             index: ColumnIndex::new(&rules.views),
-            views: by_view.into_iter().map(state).collect(),
+            views: Vec::new(),
             routing,
             memo_values_max: config.memo_values_max,
             remembered: 0,
             seed: std::hash::RandomState::new().build_hasher().finish(),
             batch: 0,
             tried: vec![0; rules.rules.len()],
-            spent: vec![Spent::default(); rules.rules.len()],
-            rule_event_ns_max: config.rule_event_ns_max,
-            parked: Vec::new(),
+            budget: Budget::new(rules.rules.len(), config.rule_event_ns_max),
             counts: Counts::default(),
             scratch: Scratch::default(),
             rules,
+        };
+        let deciders = evaluator.deciders(|_| true);
+        evaluator.views =
+            deciders.into_iter().map(|(_, decider)| ViewState { decider, memo: Memo::default() }).collect();
+        evaluator
+    }
+
+    /// Deciders of the predicates that a log source or a rule that is not parked needs, for these views, in order.
+    fn deciders(&self, wanted: impl Fn(ViewId) -> bool) -> Vec<(ViewId, Decider)> {
+        let rules = &self.rules;
+        let running = |users: &Vec<u32>| users.iter().any(|rule| !self.budget.is_parked(*rule as usize));
+        let mut needed: Vec<bool> = rules.users.iter().map(running).collect();
+        for routed in &rules.log_sources {
+            routed.program.visit(&mut |leaf| {
+                if let Leaf::Predicate(id) = leaf
+                    && let Some(needed) = needed.get_mut(id as usize)
+                {
+                    *needed = true;
+                }
+            });
         }
+        let mut by_view: Vec<Vec<PredicateId>> = vec![Vec::new(); rules.views.len()];
+        for (id, predicate) in rules.predicates.iter().enumerate() {
+            if let (Some(true), Some(own)) = (needed.get(id), by_view.get_mut(predicate.view as usize)) {
+                own.push(id as PredicateId);
+            }
+        }
+        let views = by_view.into_iter().enumerate().map(|(view, ids)| (view as ViewId, ids));
+        let decider = |(view, ids): (ViewId, Vec<PredicateId>)| {
+            let predicates = ids.iter().filter_map(|id| Some((*id, rules.predicates.get(*id as usize)?)));
+            (view, Decider::new(predicates))
+        };
+        views.filter(|(view, _)| wanted(*view)).map(decider).collect()
     }
 
     /// The rules.
@@ -158,7 +142,7 @@ impl Evaluator {
 
     /// Rules that were parked.
     pub fn parked(&self) -> &[Parked] {
-        &self.parked
+        &self.budget.reports
     }
 
     /// What was done so far.
@@ -186,6 +170,7 @@ impl Evaluator {
         self.decide(&live, &mut frame);
         let mut found = self.combine(&batch.rows, &live, &mut frame);
         found.sort_unstable();
+        self.settle(rows as u64);
         if self.remembered > self.memo_values_max {
             self.forget();
         }
@@ -285,15 +270,13 @@ impl Evaluator {
         for at in live.keys() {
             candidates.extend(rules.log_sources.get(*at).into_iter().flat_map(|routed| &routed.unwitnessed));
         }
-        let timed = self.batch.is_multiple_of(TIMED_EVERY);
+        let timed = self.batch.is_multiple_of(SAMPLE);
         let mut tenants: FxHashMap<&str, Bitmap> = FxHashMap::default();
         let mut found = Vec::new();
         for at in candidates {
             let (Some(rule), Some(tried)) = (rules.rules.get(at), self.tried.get_mut(at)) else { continue };
             let Some(mask) = live.get(&rule.log_source) else { continue };
-            if std::mem::replace(tried, self.batch) == self.batch
-                || self.spent.get(at).is_some_and(|spent| spent.parked)
-            {
+            if std::mem::replace(tried, self.batch) == self.batch || self.budget.is_parked(at) {
                 continue;
             }
             self.counts.candidates += 1;
@@ -306,32 +289,37 @@ impl Evaluator {
             }
             found.extend(matched.iter().map(|row| (row, at)));
             if let Some(started) = started {
-                self.spend(at, started.elapsed().as_nanos() as u64, frame.rows as u64);
+                self.budget.sampled(at, started.elapsed().as_nanos() as u64);
             }
         }
         found
     }
 
-    /// Adds to what a rule cost, and parks it when that is too much on average.
-    fn spend(&mut self, at: usize, ns: u64, rows: u64) {
-        let Some(spent) = self.spent.get_mut(at) else { return };
-        spent.ns += ns;
-        spent.rows += rows;
-        if spent.rows < TIMED_ROWS_MIN {
+    /// Charges rules for their regular expressions, and parks those that are too slow.
+    fn settle(&mut self, rows: u64) {
+        for (predicate, ns) in self.scratch.timed.drain(..) {
+            for rule in self.rules.users.get(predicate as usize).into_iter().flatten() {
+                self.budget.sampled(*rule as usize, ns);
+            }
+        }
+        let parked = self.budget.end_batch(rows, &self.rules);
+        if parked.is_empty() {
             return;
         }
-        let average = spent.ns / spent.rows;
-        if average > self.rule_event_ns_max && spent.ns > TIMED_NS_MIN {
-            spent.parked = true;
-            let rule_id = self.rules.rules.get(at).map(|rule| rule.id.clone()).unwrap_or_default();
-            let reason = format!("took {average} ns per event, more than {}", self.rule_event_ns_max);
-            tracing::warn!(rule_id, reason, "rule parked; make its expressions cheaper or raise rule_event_ns_max");
-            self.parked.push(Parked { rule_id, reason });
-            ::metrics::gauge!(metrics::PARKED).set(self.parked.len() as f64);
-        } else if spent.rows > 100 * TIMED_ROWS_MIN {
-            // Old costs count less and less.
-            spent.ns /= 2;
-            spent.rows /= 2;
+        ::metrics::gauge!(metrics::PARKED).set(self.budget.reports.len() as f64);
+        let mut views = Vec::new();
+        for rule in parked.iter().filter_map(|at| self.rules.rules.get(*at)) {
+            rule.program.visit(&mut |leaf| {
+                if let Leaf::Predicate(id) = leaf {
+                    views.push(view_of(&self.rules)(id));
+                }
+            });
+        }
+        // What is remembered stays right: it may only name predicates that nobody asks for now.
+        for (view, decider) in self.deciders(|view| views.contains(&view)) {
+            if let Some(state) = self.views.get_mut(view as usize) {
+                state.decider = decider;
+            }
         }
     }
 
@@ -393,24 +381,4 @@ impl Walk<'_> {
         }
         self.pairs.push((decided.number, row));
     }
-}
-
-/// The values of a view in one row, for alerts: each shortened to `bytes_max`.
-pub(crate) fn values_of(rows: &RecordBatch, view: &View, row: usize, bytes_max: usize) -> Vec<String> {
-    const VALUES_MAX: usize = 16;
-    let View::Field(names) = view else { return Vec::new() };
-    let mut values = Vec::new();
-    let mut buffer = String::new();
-    for name in names {
-        let Some(column) = rows.column_by_name(name).and_then(Column::new) else { continue };
-        let mut take = |value: &str| {
-            if values.len() < VALUES_MAX {
-                values.push(value[..value.floor_char_boundary(bytes_max)].to_owned());
-            }
-        };
-        if column.read(row, &mut buffer, &mut take) {
-            break;
-        }
-    }
-    values
 }

@@ -121,7 +121,8 @@ fn own_column(cells: &[(usize, Cell)], rows: usize) -> ArrayRef {
         Cell::One(value) => vec![FieldType { scalar: type_of(value), list: false }],
         Cell::Many(values) => values.iter().flatten().map(|value| FieldType::list_of(type_of(value))).collect(),
     });
-    let kind = types.reduce(FieldType::join).unwrap_or(FieldType::list_of(Scalar::Text));
+    let mut kind = types.reduce(FieldType::join).unwrap_or(FieldType::TEXT);
+    kind.list |= cells.iter().any(|(_, cell)| matches!(cell, Cell::Many(_)));
     let mut by_row: BTreeMap<usize, Vec<Option<&Value>>> = BTreeMap::new();
     for (row, cell) in cells {
         let values = match cell {

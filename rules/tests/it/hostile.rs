@@ -1,1 +1,121 @@
-//! hostile
+//! Rules that are made to hurt: each is answered for within bounds of time, and nothing panics.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tidegate_rules::{Evaluator, RuleFile, RuleSet, RulesConfig};
+
+use crate::flatten::Events;
+
+fn with(detection: &str) -> String {
+    format!("title: T\nid: t\nlogsource: {{product: test}}\ndetection:\n{detection}")
+}
+
+/// Compiles within the time, and says whether the rule was loaded.
+fn loads(name: &str, text: String) -> bool {
+    let started = Instant::now();
+    let (rules, problems) = RuleSet::compile(&[RuleFile::new("a.yml", text)], &RulesConfig::default()).expect("tables");
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(10), "{name} took {took:?}");
+    assert_eq!(rules.rules().len() + usize::from(!problems.is_empty()), 1, "{name}: loaded or reported, {problems:?}");
+    !rules.rules().is_empty()
+}
+
+#[test]
+fn hostile_text_is_reported_in_bounded_time() {
+    let bomb = (1..9).fold("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned(), |text, at| {
+        text + &format!("a{at}: &a{at} [{}]\n", vec![format!("*a{}", at - 1); 10].join(","))
+    });
+    let selections: String = (0..100_000).map(|at| format!("  s{at}: {{f: x}}\n")).collect();
+    let values: String = (0..100_000).map(|at| format!("      - v{at}\n")).collect();
+    let copies = vec!["s"; 5_000].join(" or ");
+    let many: String = (0..1_000).map(|at| format!("      - v{at}\n")).collect();
+    for (name, text) in [
+        ("too large", "x".repeat(2 << 20)),
+        ("alias bomb", bomb),
+        ("wide alias bomb", format!("a: &a [{}]\nb: [{}]\n", "x,".repeat(20_000), "*a,".repeat(20_000))),
+        ("nested flow", format!("a: {}", "[".repeat(100_000))),
+        ("nested maps", format!("a: {}", "{a: ".repeat(50_000))),
+        ("nested blocks", (0..2_000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect()),
+        (
+            "nested parentheses",
+            with(&format!("  s: {{f: x}}\n  condition: {}s{}\n", "(".repeat(30_000), ")".repeat(30_000))),
+        ),
+        ("open parentheses", with(&format!("  s: {{f: x}}\n  condition: \"{}\"\n", "(".repeat(60_000)))),
+        ("escaped parentheses", with(&format!("  s: {{f: x}}\n  condition: \"{}\"\n", "\\x28".repeat(30_000)))),
+        ("many nots", with(&format!("  s: {{f: x}}\n  condition: {}s\n", "not ".repeat(16_000)))),
+        ("many selections", with(&(selections + "  condition: 1 of them\n"))),
+        ("many values", with(&format!("  s:\n    f:\n{values}  condition: s\n"))),
+        ("large selection copied", with(&format!("  s:\n    f:\n{many}  condition: {copies}\n"))),
+        ("long regex", with(&format!("  s: {{f|re: '{}'}}\n  condition: s\n", "a?".repeat(500_000)))),
+        ("repeating regex", with("  s: {f|re: '(((a{100}){100}){100}){100}'}\n  condition: s\n")),
+        (
+            "deep regex",
+            with(&format!("  s: {{f|re: '{}a{}'}}\n  condition: s\n", "(".repeat(5_000), ")".repeat(5_000))),
+        ),
+        ("placeholder", with("  s: {f|expand: '%a%%b%'}\n  condition: s\n")),
+        ("not UTF-8 escapes", with("  s: {f: \"\\xff\\ud800\"}\n  condition: s\n")),
+        ("tabs", "\t\ttitle: x\n".into()),
+        ("control characters", "title: \u{1}\u{0}\n".into()),
+    ] {
+        assert!(!loads(name, text), "{name} was loaded");
+    }
+}
+
+#[test]
+fn large_but_fair_rules_load() {
+    let values: String = (0..10_000).map(|at| format!("      - value{at}\n")).collect();
+    assert!(loads("10,000 values", with(&format!("  s:\n    f|contains:\n{values}  condition: s\n"))));
+    let condition = vec!["s"; 1_000].join(" or ");
+    assert!(loads("1,000 terms", with(&format!("  s: {{f: x}}\n  condition: {condition}\n"))));
+    let deep = format!("{}s{}", "(".repeat(60), ")".repeat(60));
+    assert!(loads("60 parentheses", with(&format!("  s: {{f: x}}\n  condition: {deep}\n"))));
+}
+
+#[test]
+fn hostile_values_are_decided_in_bounded_time() {
+    let text = with(
+        "  a: {f|contains: 'a*a*a*a*a*a*b'}\n  b: {f|re: '(a|aa)+$'}\n  c: {f|contains: 'a?a?a?a?b'}\n  d: {f|endswith: 'b'}\n  condition: 1 of them\n",
+    );
+    let config = RulesConfig::default();
+    let (rules, problems) = RuleSet::compile(&[RuleFile::new("a", text)], &config).expect("tables");
+    assert_eq!(problems, []);
+    let mut evaluator = Evaluator::new(Arc::new(rules), &config);
+    let long = "a".repeat(100_000) + "c";
+    let batch =
+        Events::security("test", &[json!({"f": long}), json!({"f": "\u{0}\u{fffd}é"}), json!({"f": ""})]).batch(0);
+    let started = Instant::now();
+    assert_eq!(evaluator.matches(&batch), []);
+    assert!(started.elapsed() < Duration::from_secs(5), "took {:?}", started.elapsed());
+}
+
+#[test]
+fn a_slow_rule_is_parked_and_the_others_go_on() {
+    // Every `a` of the value starts an attempt that stays possible for long.
+    let slow = "title: Slow\nid: slow\nlogsource: {product: test}\n\
+                detection:\n  s: {f|re: 'a[abx]{150}[ab]{20}'}\n  condition: s\n";
+    let good =
+        "title: Good\nid: good\nlogsource: {product: test}\ndetection:\n  s: {f|startswith: xa}\n  condition: s\n";
+    let config = RulesConfig { rule_event_ns_max: 500, ..RulesConfig::default() };
+    let (rules, problems) =
+        RuleSet::compile(&[RuleFile::new("a", slow), RuleFile::new("b", good)], &config).expect("tables");
+    assert_eq!(problems, []);
+    let mut evaluator = Evaluator::new(Arc::new(rules), &config);
+    let mut rounds = 0;
+    while evaluator.parked().is_empty() && rounds < 50 {
+        // Letters without a period, so that no automaton can learn them; never twenty without an x.
+        let value = |at: usize| {
+            let mut state = at as u64 + 1;
+            let letters = (0..600).map(|place| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                if place % 16 == 0 { 'x' } else { ['a', 'b', 'x'][(state >> 60) as usize % 3] }
+            });
+            json!({"f": format!("xa{}", letters.collect::<String>())})
+        };
+        let events: Vec<_> = (0..100).map(|at| value(rounds * 100 + at)).collect();
+        assert_eq!(evaluator.matches(&Events::security("test", &events).batch(0)).len(), 100);
+        rounds += 1;
+    }
+    assert_eq!(evaluator.parked().iter().map(|parked| parked.rule_id.as_str()).collect::<Vec<_>>(), ["slow"]);
+}

@@ -1,9 +1,11 @@
 //! Integration tests of the rules crate: rule text and events in, matches and alerts out.
 
 mod cases;
-mod corpus;
 mod evaluate;
 mod flatten;
 mod folder;
 mod hostile;
+mod log_sources;
+mod model;
 mod operator;
+mod problems;

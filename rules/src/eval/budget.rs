@@ -1,0 +1,111 @@
+//! What rules cost, and which cost too much. The only place of this crate that looks at a clock: parking is for the operator
+//! of the program, not for the stream, so a replay may park at another place or not at all.
+
+use crate::compile::RuleSet;
+
+/// One batch in so many has its programs timed, and one value in so many its regular expressions.
+pub(crate) const SAMPLE: u64 = 8;
+/// Rows after which an average says something.
+const ROWS_MIN: u64 = 1_000;
+/// Nanoseconds below which a rule is never called slow, whatever the average.
+const NS_MIN: u64 = 20_000_000;
+/// Rows after which old costs count half.
+const ROWS_MAX: u64 = 200_000;
+
+/// A rule that no longer runs because it took too much time. It runs again when rules change or the program restarts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parked {
+    /// The id of the rule.
+    pub rule_id: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The costs of all rules.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    rule_event_ns_max: u64,
+    rows: u64,
+    ns: Vec<u64>,
+    parked: Vec<bool>,
+    /// Rules that cost more than [`NS_MIN`] since they were last looked at.
+    suspects: Vec<usize>,
+    pub reports: Vec<Parked>,
+}
+
+impl Budget {
+    pub fn new(rules: usize, rule_event_ns_max: u64) -> Self {
+        let (ns, parked) = (vec![0; rules], vec![false; rules]);
+        Self { rule_event_ns_max, rows: 0, ns, parked, suspects: Vec::new(), reports: Vec::new() }
+    }
+
+    pub fn is_parked(&self, rule: usize) -> bool {
+        self.parked.get(rule).copied().unwrap_or(false)
+    }
+
+    /// Counts what a timed sample of a rule took.
+    pub fn sampled(&mut self, rule: usize, ns: u64) {
+        if let Some(spent) = self.ns.get_mut(rule) {
+            *spent += ns * SAMPLE;
+            if *spent > NS_MIN {
+                self.suspects.push(rule);
+            }
+        }
+    }
+
+    /// Ends a batch. The rules that are parked now, in order.
+    pub fn end_batch(&mut self, rows: u64, rules: &RuleSet) -> Vec<usize> {
+        self.rows += rows;
+        let mut parked = Vec::new();
+        if self.rows >= ROWS_MIN {
+            let mut suspects = std::mem::take(&mut self.suspects);
+            suspects.sort_unstable();
+            suspects.dedup();
+            for rule in suspects {
+                let average = self.ns.get(rule).map_or(0, |ns| ns / self.rows);
+                if average > self.rule_event_ns_max && !self.is_parked(rule) {
+                    self.park(rule, average, rules);
+                    parked.push(rule);
+                }
+            }
+        }
+        if self.rows > ROWS_MAX {
+            self.rows /= 2;
+            self.ns.iter_mut().for_each(|ns| *ns /= 2);
+        }
+        parked
+    }
+
+    fn park(&mut self, rule: usize, average: u64, rules: &RuleSet) {
+        if let Some(parked) = self.parked.get_mut(rule) {
+            *parked = true;
+        }
+        let rule_id = rules.rules.get(rule).map(|rule| rule.id.clone()).unwrap_or_default();
+        let reason = format!("took {average} ns per event, more than {}", self.rule_event_ns_max);
+        tracing::warn!(rule_id, reason, "rule parked; make its expressions cheaper or raise rule_event_ns_max");
+        self.reports.push(Parked { rule_id, reason });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RulesConfig;
+    use crate::problem::RuleFile;
+
+    #[test]
+    fn a_rule_is_parked_for_its_average_and_only_once() {
+        let text = "title: A\nid: a\nlogsource: {product: x}\ndetection: {s: {f: v}, condition: s}";
+        let (rules, _) = RuleSet::compile(&[RuleFile::new("a", text)], &RulesConfig::default()).expect("tables");
+        let mut budget = Budget::new(1, 1_000);
+        budget.sampled(0, 100_000_000);
+        assert_eq!(budget.end_batch(10, &rules), [0usize; 0], "too few rows");
+        assert_eq!(budget.end_batch(1_000, &rules), [0]);
+        assert_eq!(budget.reports.len(), 1);
+        budget.sampled(0, 100_000_000);
+        assert_eq!(budget.end_batch(1_000, &rules), [0usize; 0]);
+        let mut cheap = Budget::new(1, 1_000);
+        cheap.sampled(0, 1_000);
+        assert_eq!(cheap.end_batch(100_000, &rules), [0usize; 0]);
+    }
+}
