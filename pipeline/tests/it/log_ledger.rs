@@ -88,7 +88,7 @@ impl Ledger {
             let batches = log.read(from, 4 << 10).unwrap_or_else(|error| panic!("{context}: {error}"));
             let Some(last) = batches.last() else { break };
             for (offset, id) in ids(&batches) {
-                assert!(offset >= from && offset < bounds.next, "{context}: {id} at {offset}");
+                assert!(offset >= from && offset < log.bounds().next, "{context}: {id} at {offset}");
                 from = offset + 1;
                 let before = stored.insert(id.clone(), offset);
                 assert_eq!(before, None, "{context}: {id} is there twice, at {offset} too");
