@@ -39,11 +39,11 @@ use crate::metrics as names;
 pub struct HttpConfig {
     /// Open connections at once, upgraded ones included. More wait in the backlog of the operating system.
     pub connections_max: usize,
-    /// From the first byte of a request head to its last one.
+    /// From the first byte of a request head to its last one; for the first request, from the start of the connection.
     pub head_ms_max: u64,
     /// Bytes of a request head; also what is read from a socket at a time.
     pub head_bytes_max: usize,
-    /// Without any request on the connection.
+    /// Without any request on a connection that has had one.
     pub idle_ms_max: u64,
     /// Without the peer reading any byte of what we write.
     pub write_ms_max: u64,

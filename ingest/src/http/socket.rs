@@ -60,7 +60,8 @@ impl Progress {
             accepted: Instant::now(),
             requests: AtomicU32::new(0),
             idle_since: AtomicU64::new(1),
-            head_since: AtomicU64::new(0),
+            // A new connection owes its first request as if it had begun: silence is no better than a trickle.
+            head_since: AtomicU64::new(1),
             write_blocked_since: AtomicU64::new(0),
             http2: AtomicBool::new(false),
             stalled: Mutex::default(),
@@ -257,6 +258,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_bound_bites_in_its_own_state() {
         let progress = Arc::new(Progress::new(1024));
+        tokio::time::advance(Duration::from_secs(9)).await;
+        assert_eq!(progress.overdue(PATIENCE), None);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(progress.overdue(PATIENCE), Some(Overdue::Head), "never a byte");
+        drop(progress.begin(false));
         tokio::time::advance(Duration::from_secs(59)).await;
         assert_eq!(progress.overdue(PATIENCE), None, "idle, within the bound");
         progress.read_some(b"POST / HT");
