@@ -93,6 +93,8 @@ Example: tidegate sql \"SELECT source, count(*) AS n FROM security_events GROUP 
 pub enum DocsPage {
     /// `docs/configuration.md`.
     Configuration,
+    /// `docs/metrics.md`.
+    Metrics,
 }
 
 /// Flags that start a server.

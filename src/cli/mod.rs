@@ -21,6 +21,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::config::{self, Config, ConfigErrors};
+use crate::serve::telemetry;
 use args::{Command, DocsPage, Invocation};
 use style::Style;
 
@@ -93,6 +94,7 @@ fn run(invocation: Invocation, parts: Parts, out: &mut (dyn Write + Send)) -> an
     match invocation.command {
         Command::Completions { shell } => return print(&completions(shell), out),
         Command::Docs { page: DocsPage::Configuration } => return print(config::reference().as_bytes(), out),
+        Command::Docs { page: DocsPage::Metrics } => return print(telemetry::metrics_page().as_bytes(), out),
         _ => {}
     }
     let loaded = config::load(&invocation.sources)?;

@@ -43,7 +43,7 @@ pub async fn run(config: &Config, style: Style, out: &mut (dyn Write + Send)) ->
 /// An alert in one line: when, how grave, what, and about whom.
 pub fn line(fired: &Fired, style: Style) -> String {
     let when = fired.text("last_time");
-    let when = when.split_once('.').map_or(when, |(seconds, _)| seconds).replace('T', " ");
+    let when = when.split_once('.').map_or(when.trim_end_matches('Z'), |(seconds, _)| seconds).replace('T', " ");
     let about = ["actor", "asset", "resource"].map(|name| fired.text(name));
     let about: Vec<&str> = about.into_iter().filter(|text| !text.is_empty()).collect();
     format!(

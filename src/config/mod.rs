@@ -193,7 +193,7 @@ pub struct SendConfig {
     /// The most events in a request.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub batch_events_max: usize,
-    /// The most bytes in a request, before compression. The server's bound `http.body_bytes_max` must be larger.
+    /// The most bytes in a request, before compression. The server's bound `ingest.body_bytes_max` must be larger.
     #[schemars(range(min = 1024, max = 1_073_741_824))]
     pub batch_bytes_max: usize,
     /// The largest single event, in bytes.

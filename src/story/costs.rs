@@ -241,11 +241,12 @@ fn gpu_charge(number: u64) -> Charged {
         service: "Amazon Elastic Compute Cloud",
         category: "Compute",
         resource: format!(
-            "arn:aws:ec2:{}:{}:instance/i-0{:016x}",
+            "arn:aws:ec2:{}:{}:instance/i-0{}",
             QUIET_REGION.0,
             ACCOUNTS[0].id,
-            0x9d2f_4400_u64 + number
+            Random::new(number).hex(16)
         ),
+
         kind: "p5.48xlarge",
         sku: "APN3-BoxUsage:p5.48xlarge",
         unit: "Hrs",

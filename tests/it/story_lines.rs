@@ -23,7 +23,7 @@ fn the_same_seed_size_and_end_tell_the_same_story() {
 
 #[test]
 fn a_story_has_as_many_events_as_asked_for_in_order_and_on_time() {
-    for events in [1_000, 5_000, 20_000] {
+    for events in [1_000, 5_000] {
         let story = story(1, events);
         assert_eq!(story.len(), events);
         assert!(story.windows(2).all(|pair| pair[0].at <= pair[1].at), "{events}: out of order");
@@ -120,7 +120,7 @@ fn the_attacks_are_told_whatever_the_seed_and_the_size() {
         ("log cleared", 1, |_, r| r["EventID"] == 1102 && r["Channel"] == "Security"),
         ("GPU cost", 40, |kind, r| kind == Kind::Focus && r["ResourceType"] == "p5.48xlarge"),
     ];
-    for (seed, events) in [(7, 2_000), (99, 20_000)] {
+    for (seed, events) in [(7, 2_000), (99, 6_000)] {
         let records: Vec<(Kind, Value)> = story(seed, events).iter().map(|item| (item.kind, json(item))).collect();
         for (what, least, is) in scenes {
             let found = records.iter().filter(|(kind, record)| is(*kind, record)).count();
@@ -139,7 +139,7 @@ fn nothing_ordinary_looks_like_the_attack() {
             || (r["EventID"] == 10 && r["TargetImage"].as_str().is_some_and(|image| image.ends_with("lsass.exe")))
     };
     let count = |events| story(7, events).iter().filter(|item| suspicious(&json(item))).count();
-    assert_eq!(count(2_000), count(20_000), "more ordinary events brought more suspicious ones");
+    assert_eq!(count(2_000), count(8_000), "more ordinary events brought more suspicious ones");
 }
 
 #[test]

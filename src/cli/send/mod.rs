@@ -51,8 +51,19 @@ pub struct Summary {
 /// # Errors
 /// When the input cannot be read or the server cannot be given all of it. What was acknowledged is noted.
 pub async fn send(config: &Config, file: &Path, show: impl FnOnce(Option<u64>) -> Progress) -> anyhow::Result<Summary> {
+    send_input(config, input::open(file)?, show).await
+}
+
+/// [`send`] for an input that is open.
+///
+/// # Errors
+/// As [`send`].
+pub async fn send_input(
+    config: &Config,
+    input: Input,
+    show: impl FnOnce(Option<u64>) -> Progress,
+) -> anyhow::Result<Summary> {
     let url: ServerUrl = config.client.url.parse()?;
-    let input = input::open(file)?;
     let progress = Arc::new(show(input.identity.as_ref().map(|identity| identity.bytes)));
     let plan = Plan::new(config, &url, &input)?;
     let (batches, route) = plan.open(config, input)?;

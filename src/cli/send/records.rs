@@ -1,7 +1,7 @@
 //! Splits a stream of bytes into records without holding more than one: NDJSON by lines, arrays by their brackets, CSV by
 //! rows. What a record means is the server's business; here only its edges are found.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, Read};
 
 use anyhow::{Context, bail};
 use tidegate_events::focus;
@@ -31,7 +31,7 @@ impl Format {
 /// A stream of records.
 #[derive(Debug)]
 pub struct Records<R> {
-    reader: BufReader<R>,
+    window: Window<R>,
     format: Format,
     /// Bytes consumed.
     position: u64,
@@ -50,7 +50,48 @@ enum Array {
     Inside(bool),
 }
 
+/// How much is read at once.
 const WINDOW_BYTES: usize = 256 * 1024;
+/// The object around an array must show its array within so many bytes.
+const WRAPPER_BYTES_MAX: usize = 4096;
+
+/// The bytes that are read and not yet consumed. Unlike that of a buffered reader, its view can be made longer: pipes and
+/// decompressors hand out a few bytes at a time.
+#[derive(Debug)]
+struct Window<R> {
+    reader: R,
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+    ended: bool,
+}
+
+impl<R: Read> Window<R> {
+    fn new(reader: R) -> Self {
+        Self { reader, bytes: vec![0; WINDOW_BYTES].into_boxed_slice(), start: 0, end: 0, ended: false }
+    }
+
+    /// At least so many bytes, up to [`WRAPPER_BYTES_MAX`]; fewer only before the end.
+    fn peek(&mut self, at_least: usize) -> anyhow::Result<&[u8]> {
+        while self.end - self.start < at_least && !self.ended {
+            self.bytes.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+            match self.reader.read(&mut self.bytes[self.end..]) {
+                Ok(read) => {
+                    self.end += read;
+                    self.ended = read == 0;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("cannot read the input"),
+            }
+        }
+        Ok(&self.bytes[self.start..self.end])
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.start += bytes;
+    }
+}
 
 impl<R: Read> Records<R> {
     /// Finds out the format from the first bytes.
@@ -58,16 +99,16 @@ impl<R: Read> Records<R> {
     /// # Errors
     /// When they are of no format that can be sent.
     pub fn new(reader: R, event_bytes_max: usize) -> anyhow::Result<Self> {
-        let mut reader = BufReader::with_capacity(WINDOW_BYTES, reader);
+        let mut window = Window::new(reader);
         let mut position = 0;
-        if reader.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
-            reader.consume(3);
+        if window.peek(3)?.starts_with(b"\xef\xbb\xbf") {
+            window.consume(3);
             position = 3;
         }
         let format = Format::Ndjson;
-        let mut records = Self { reader, format, position, event_bytes_max, header: Vec::new(), array: Array::Outside };
+        let mut records = Self { window, format, position, event_bytes_max, header: Vec::new(), array: Array::Outside };
         records.skip_space()?;
-        let start = records.reader.fill_buf()?;
+        let start = records.window.peek(WRAPPER_BYTES_MAX)?;
         records.format = match start.first() {
             Some(b'[') => Format::Array,
             Some(b'{') if wrapper(start).is_some() => Format::Array,
@@ -108,13 +149,11 @@ impl<R: Read> Records<R> {
         while self.format == Format::Array && self.position < position {
             scratch.clear();
             if !self.next_element(&mut scratch)? {
-                bail!(
-                    "the input ends before byte {position}, where the last run stopped: it has changed; use --restart"
-                );
+                break;
             }
         }
         while self.position < position {
-            let window = self.reader.fill_buf()?.len();
+            let window = self.window.peek(1)?.len();
             if window == 0 {
                 bail!(
                     "the input ends before byte {position}, where the last run stopped: it has changed; use --restart"
@@ -139,13 +178,13 @@ impl<R: Read> Records<R> {
     }
 
     fn consume(&mut self, bytes: usize) {
-        self.reader.consume(bytes);
+        self.window.consume(bytes);
         self.position += bytes as u64;
     }
 
     fn skip_space(&mut self) -> anyhow::Result<()> {
         loop {
-            let window = self.reader.fill_buf().context("cannot read the input")?;
+            let window = self.window.peek(1)?;
             let space = window.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
             let all = space == window.len() && space > 0;
             self.consume(space);
@@ -156,7 +195,7 @@ impl<R: Read> Records<R> {
     }
 
     fn peek(&mut self) -> anyhow::Result<Option<u8>> {
-        Ok(self.reader.fill_buf().context("cannot read the input")?.first().copied())
+        Ok(self.window.peek(1)?.first().copied())
     }
 
     fn too_large(&self, start: u64) -> anyhow::Error {
@@ -170,7 +209,7 @@ impl<R: Read> Records<R> {
     fn take_line(&mut self, into: &mut Vec<u8>, start: u64, from: usize) -> anyhow::Result<bool> {
         let before = into.len();
         loop {
-            let window = self.reader.fill_buf().context("cannot read the input")?;
+            let window = self.window.peek(1)?;
             if window.is_empty() {
                 return Ok(into.len() > before);
             }
@@ -234,7 +273,7 @@ impl<R: Read> Records<R> {
     /// Reads up to and with the `[` of a document.
     fn open_array(&mut self) -> anyhow::Result<()> {
         self.skip_space()?;
-        let start = self.reader.fill_buf()?;
+        let start = self.window.peek(WRAPPER_BYTES_MAX)?;
         let (bytes, wrapped) = match start.first() {
             Some(b'[') => (1, false),
             _ => match wrapper(start) {
@@ -275,7 +314,7 @@ impl<R: Read> Records<R> {
         let (start, from) = (self.position, into.len());
         let mut edge = Edge::default();
         loop {
-            let window = self.reader.fill_buf().context("cannot read the input")?;
+            let window = self.window.peek(1)?;
             if window.is_empty() {
                 bail!("the event at byte {start} is cut off");
             }
@@ -299,7 +338,7 @@ impl<R: Read> Records<R> {
     fn close_wrapper(&mut self) -> anyhow::Result<()> {
         let mut edge = Edge { depth: 1, ..Edge::default() };
         loop {
-            let window = self.reader.fill_buf().context("cannot read the input")?;
+            let window = self.window.peek(1)?;
             if window.is_empty() {
                 bail!("the object around the array is cut off at byte {}", self.position);
             }

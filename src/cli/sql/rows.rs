@@ -49,7 +49,7 @@ fn texts(batch: &RecordBatch) -> Result<Vec<StringArray>, ArrowError> {
 fn column_texts(column: &ArrayRef) -> Result<StringArray, ArrowError> {
     let options = FormatOptions::new()
         .with_null("")
-        .with_timestamp_tz_format(Some("%Y-%m-%d %H:%M:%S%.6fZ"))
+        .with_timestamp_tz_format(Some("%Y-%m-%d %H:%M:%S%.fZ"))
         .with_duration_format(DurationFormat::Pretty);
     let formatter = ArrayFormatter::try_new(column, &options)?;
     (0..column.len())
@@ -139,10 +139,10 @@ mod tests {
         assert_eq!(
             table(&[batch]),
             "\
-time                        │ actor │ cost              │ score │ tags
-────────────────────────────┼───────┼───────────────────┼───────┼───────
-1970-01-01 00:00:00.000000Z │ maria │ 1.500000000000000 │ 0.5   │ [a, b]
-1970-01-01 00:00:01.500000Z │       │                   │ 2.0   │
+time                     │ actor │ cost              │ score │ tags
+─────────────────────────┼───────┼───────────────────┼───────┼───────
+1970-01-01 00:00:00Z     │ maria │ 1.500000000000000 │ 0.5   │ [a, b]
+1970-01-01 00:00:01.500Z │       │                   │ 2.0   │
 "
         );
     }
