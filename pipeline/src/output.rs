@@ -2,7 +2,8 @@
 //!
 //! An alert's `seq` is its offset in the output log, and it is a column of the row: it must be known before the append.
 //! So there is one writer at a time: who appends holds the turn until the answer is there. The run loop appends alerts,
-//! deliveries append dead letters, both through here.
+//! deliveries append dead letters, both through here. While the log is full both wait: what frees it is the delivery of what
+//! it holds, or a higher bound.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use tidegate_events::{Alert, Dataset, alerts_to_batch};
 use tokio::sync::Mutex;
 
 use crate::error::{AppendError, PipelineError};
-use crate::log::{Ack, Append, AppendReply, EventBatch, Offset, StreamLog};
+use crate::log::{Ack, Append, EventBatch, Offset, StreamLog};
 
 /// Alerts that came of one batch of the ingest log.
 #[derive(Debug, Clone)]
@@ -26,16 +27,9 @@ pub struct AlertGroup {
 /// The output log, shared by all that write to it.
 pub struct OutputLog {
     log: Arc<dyn StreamLog>,
-    turn: Mutex<Turn>,
-}
-
-/// What is known of the log's end.
-#[derive(Default)]
-struct Turn {
-    /// Where the next append lands; not known at first, and after a failure, which may burn offsets.
-    next: Option<Offset>,
-    /// The answer that a writer who was cancelled did not wait for.
-    unanswered: Option<AppendReply>,
+    /// Where the next append lands. Not known at first, after a failure (which may burn offsets), and after a writer who
+    /// did not wait for the answer.
+    turn: Mutex<Option<Offset>>,
 }
 
 impl OutputLog {
@@ -89,27 +83,24 @@ impl OutputLog {
     }
 
     /// Where the next append lands. When that is not known, the log is asked: an append without rows has no effect, and its
-    /// answer names the offset.
-    async fn next_offset(&self, turn: &mut Turn) -> Result<Offset, PipelineError> {
-        if turn.next.is_none() || turn.unanswered.is_some() {
+    /// answer, which comes after those of all appends before it, names the offset.
+    async fn next_offset(&self, turn: &mut Option<Offset>) -> Result<Offset, PipelineError> {
+        if turn.is_none() {
             let rows = RecordBatch::new_empty(Dataset::Alerts.core_schema());
             self.append(turn, vec![EventBatch { dataset: Dataset::Alerts, rows, keys: Vec::new() }]).await?;
         }
-        Ok(turn.next.unwrap_or_else(|| self.log.bounds().next))
+        Ok(turn.unwrap_or_else(|| self.log.bounds().next))
     }
 
-    async fn append(&self, turn: &mut Turn, batches: Vec<EventBatch>) -> Result<Option<Range<Offset>>, PipelineError> {
-        if let Some(reply) = &mut turn.unanswered {
-            // Whatever the answer is, nothing is under way after it.
-            reply.await.ok();
-        }
-        turn.next = None;
-        // The reply stays in the turn while it is awaited: a caller that goes away leaves it to the next one.
-        let reply = turn.unanswered.insert(self.log.append(Append { batches, ack: Ack::Disk }));
-        let answer = reply.await.unwrap_or(Err(AppendError::Closed));
-        turn.unanswered = None;
-        let offsets = answer?.offsets;
-        turn.next = offsets.last().map(|range| range.end);
+    async fn append(
+        &self,
+        turn: &mut Option<Offset>,
+        batches: Vec<EventBatch>,
+    ) -> Result<Option<Range<Offset>>, PipelineError> {
+        *turn = None;
+        let reply = self.log.append(Append { batches, ack: Ack::Disk });
+        let offsets = reply.await.unwrap_or(Err(AppendError::Closed))?.offsets;
+        *turn = offsets.last().map(|range| range.end);
         let first = offsets.iter().find(|range| !range.is_empty());
         let last = offsets.iter().rfind(|range| !range.is_empty());
         Ok(first.zip(last).map(|(first, last)| first.start..last.end))

@@ -1,5 +1,6 @@
 //! The integration tests of the pipeline, in one binary.
 
+mod fs_twins;
 mod log_contract;
 mod log_damage;
 mod log_faults;

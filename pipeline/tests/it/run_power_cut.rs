@@ -59,7 +59,8 @@ async fn run(fs: &SimFs) -> Result<(), PipelineError> {
     // A dead disk is tried again without end.
     tokio::time::timeout(Duration::from_millis(60), done).await.ok();
     let drained = handle.drain(Instant::now() + Duration::from_millis(10)).await;
-    (log.close(), output.close());
+    log.close();
+    output.close();
     drained.map(|_| ())
 }
 
