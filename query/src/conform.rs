@@ -8,10 +8,10 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, ListArray, RecordBatch, UInt64Array, new_null_array};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch, StringArray, UInt64Array, new_null_array};
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::{CastOptions, cast_with_options, take};
-use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Float64Type, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::common::{Result, ScalarValue};
@@ -28,7 +28,13 @@ pub fn conform(column: &ArrayRef, target: &DataType) -> Result<ArrayRef, ArrowEr
     match (column.data_type(), target) {
         (from, to) if from == to => Ok(column.clone()),
         (DataType::Null, to) => Ok(new_null_array(to, column.len())),
-        (DataType::List(_), DataType::List(_)) => cast(column, target),
+        (DataType::List(_), DataType::List(item)) => {
+            let Some(lists) = column.as_list_opt::<i32>() else {
+                return Err(ArrowError::CastError("a list that is none".into()));
+            };
+            let values = cast(lists.values(), item.data_type())?;
+            Ok(Arc::new(ListArray::try_new(item.clone(), lists.offsets().clone(), values, lists.nulls().cloned())?))
+        }
         (_, DataType::List(item)) => {
             let values = cast(column, item.data_type())?;
             let present = (0..values.len()).map(|row| usize::from(values.is_valid(row)));
@@ -41,7 +47,7 @@ pub fn conform(column: &ArrayRef, target: &DataType) -> Result<ArrayRef, ArrowEr
             Ok(Arc::new(ListArray::try_new(item.clone(), offsets, values, nulls)?))
         }
         (DataType::List(_), _) => {
-            let Some(lists) = column.as_any().downcast_ref::<ListArray>() else {
+            let Some(lists) = column.as_list_opt::<i32>() else {
                 return Err(ArrowError::CastError("a list that is none".into()));
             };
             let first = |row: usize| {
@@ -55,6 +61,11 @@ pub fn conform(column: &ArrayRef, target: &DataType) -> Result<ArrayRef, ArrowEr
 }
 
 fn cast(column: &ArrayRef, target: &DataType) -> Result<ArrayRef, ArrowError> {
+    if let (DataType::Float64, DataType::Utf8) = (column.data_type(), target) {
+        // Integers that met a float in one file are floats there and integers in the log: as text they are the same.
+        let floats = column.as_primitive::<Float64Type>();
+        return Ok(Arc::new(floats.iter().map(|value| value.map(|value| value.to_string())).collect::<StringArray>()));
+    }
     cast_with_options(column, target, &CastOptions { safe: true, ..CastOptions::default() })
 }
 
@@ -152,7 +163,7 @@ impl PhysicalExprAdapter for ConformAdapter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::{BooleanArray, Float64Array, Int64Array, StringArray};
+    use arrow::array::{BooleanArray, Float64Array, Int64Array};
     use arrow::util::display::array_value_to_string;
     use tidegate_events::{FieldType, Scalar};
 
@@ -177,7 +188,7 @@ mod tests {
             (&ints, FieldType::TEXT, ["1", "∅", "3"]),
             (&ints, FieldType::FLOAT, ["1.0", "∅", "3.0"]),
             (&texts, FieldType::INT, ["1", "∅", "∅"]),
-            (&floats, FieldType::TEXT, ["1.5", "∅", "2.0"]),
+            (&floats, FieldType::TEXT, ["1.5", "∅", "2"]),
             (&bools, FieldType::TEXT, ["true", "∅", "false"]),
             (&ints, FieldType::list_of(Scalar::Int), ["[1]", "∅", "[3]"]),
             (&texts, FieldType::list_of(Scalar::Text), ["[1]", "∅", "[x]"]),

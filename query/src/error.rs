@@ -159,7 +159,7 @@ pub(crate) fn from_datafusion(error: &DataFusionError) -> QueryError {
             if let Some(inner) = inner.downcast_ref::<DataFusionError>() {
                 return from_datafusion(inner);
             }
-            internal(error)
+            from_other(&inner.to_string()).unwrap_or_else(|| internal(error))
         }
         DataFusionError::SQL(parser, _) => QueryError::Syntax(clean(&parser.to_string())),
         DataFusionError::SchemaError(schema, _) => from_schema(schema),
@@ -170,6 +170,7 @@ pub(crate) fn from_datafusion(error: &DataFusionError) -> QueryError {
         DataFusionError::Execution(message) | DataFusionError::Configuration(message) => {
             QueryError::Invalid { message: clean(message), hint: String::new() }
         }
+        DataFusionError::Internal(message) => from_other(message).unwrap_or_else(|| internal(error)),
         DataFusionError::ArrowError(arrow, _) => from_arrow(arrow, error),
         DataFusionError::ResourcesExhausted(_) => QueryError::Memory { bytes_max: 0 },
         _ => internal(error),
@@ -191,10 +192,18 @@ fn from_arrow(arrow: &ArrowError, error: &DataFusionError) -> QueryError {
             if let Some(ours) = inner.downcast_ref::<QueryError>() {
                 return ours.clone();
             }
-            inner.downcast_ref::<DataFusionError>().map_or_else(|| internal(error), from_datafusion)
+            let ours = inner.downcast_ref::<DataFusionError>().map(from_datafusion);
+            ours.or_else(|| from_other(&inner.to_string())).unwrap_or_else(|| internal(error))
         }
         _ => internal(error),
     }
+}
+
+/// Errors of the regex crate, whose type DataFusion hides: they show the pattern and nothing else.
+fn from_other(message: &str) -> Option<QueryError> {
+    let told = ["regex parse error", "Compiled regex exceeds", "Regular expression did not compile"];
+    let of_regex = told.iter().any(|told| message.contains(told));
+    of_regex.then(|| QueryError::Invalid { message: clean(message), hint: String::new() })
 }
 
 fn from_schema(schema: &SchemaError) -> QueryError {

@@ -18,6 +18,7 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::expressions::{Column as ColumnExpr, DynamicFilterPhysicalExpr};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::filter_pushdown::{
@@ -174,8 +175,8 @@ impl HistoryExec {
         let schema = Arc::new(scan.schema.project(scan.projection)?);
         let mut columns = scan.projection.to_vec();
         columns.push(scan.schema.index_of(Dataset::ORG_ID)?);
-        let mut options = TableParquetOptions::default();
-        options.global = config.execution.parquet.clone();
+        let options =
+            TableParquetOptions { global: config.execution.parquet.clone(), ..TableParquetOptions::default() };
         let cache = store.runtime.cache_manager.get_file_metadata_cache();
         let source = ParquetSource::new(scan.schema.clone())
             .with_table_parquet_options(options)
@@ -304,11 +305,13 @@ impl ExecutionPlan for HistoryExec {
     ) -> Result<FilterPushdownPropagation<Arc<dyn ExecutionPlan>>> {
         // What the query says came with the scan. What comes later are bounds that joins and LIMIT learn while they run.
         let unsupported = vec![PushedDown::No; result.parent_filters.len()];
-        if phase == FilterPushdownPhase::Pre {
-            return Ok(FilterPushdownPropagation::with_parent_pushdown_result(unsupported));
-        }
-        let inner = self.inner.handle_child_pushdown_result(phase, result, config)?;
         let propagation = FilterPushdownPropagation::with_parent_pushdown_result(unsupported);
+        let mut safe = result;
+        safe.parent_filters.retain(|filter| bound_of_columns(&filter.filter));
+        if phase == FilterPushdownPhase::Pre || safe.parent_filters.is_empty() {
+            return Ok(propagation);
+        }
+        let inner = self.inner.handle_child_pushdown_result(phase, safe, config)?;
         Ok(match inner.updated_node {
             None => propagation,
             Some(inner) => {
@@ -317,6 +320,12 @@ impl ExecutionPlan for HistoryExec {
             }
         })
     }
+}
+
+/// Whether a filter is a bound on plain columns that another operator learns while it runs. It is evaluated on rows of
+/// other tenants too, so that nothing that can fail may be in it (see `leakproof` in `table.rs`).
+fn bound_of_columns(filter: &Arc<dyn PhysicalExpr>) -> bool {
+    filter.is::<DynamicFilterPhysicalExpr>() && filter.children().iter().all(|child| child.is::<ColumnExpr>())
 }
 
 /// The tenant's rows of a batch, without the column that said so.

@@ -30,6 +30,7 @@ pub enum Nulls {
 pub struct RowWriter {
     keys: Vec<Vec<u8>>,
     nulls: Nulls,
+    embedded: Option<usize>,
 }
 
 impl RowWriter {
@@ -41,7 +42,14 @@ impl RowWriter {
             key.push(b':');
             key
         };
-        Self { keys: schema.fields().iter().map(|field| key(field.name())).collect(), nulls }
+        Self { keys: schema.fields().iter().map(|field| key(field.name())).collect(), nulls, embedded: None }
+    }
+
+    /// The same, but the text of the column `at` is JSON already: it is put in as it is, unless it does not parse.
+    #[must_use]
+    pub fn embed(mut self, at: Option<usize>) -> Self {
+        self.embedded = at;
+        self
     }
 
     /// Appends each row of `batch` as an object to `out`, with `end` called after each.
@@ -58,7 +66,7 @@ impl RowWriter {
         for row in 0..batch.num_rows() {
             out.push(b'{');
             let mut first = true;
-            for (key, column) in self.keys.iter().zip(&columns) {
+            for (at, (key, column)) in self.keys.iter().zip(&columns).enumerate() {
                 if self.nulls == Nulls::Omit && column.is_null(row) {
                     continue;
                 }
@@ -67,13 +75,22 @@ impl RowWriter {
                 }
                 first = false;
                 out.extend_from_slice(key);
-                column.write(row, out)?;
+                match column {
+                    Column::Text(texts) if self.embedded == Some(at) && is_json(texts, row) => {
+                        out.extend_from_slice(texts.value(row).as_bytes());
+                    }
+                    column => column.write(row, out)?,
+                }
             }
             out.push(b'}');
             end(out);
         }
         Ok(())
     }
+}
+
+fn is_json(texts: &StringArray, row: usize) -> bool {
+    texts.is_valid(row) && serde_json::from_str::<serde::de::IgnoredAny>(texts.value(row)).is_ok()
 }
 
 /// Each value of a column as JSON text; `None` for null.
@@ -283,7 +300,7 @@ fn write_decimal(value: i128, scale: i8, out: &mut Vec<u8>) {
     }
 }
 
-/// A time without its zone: `2026-11-22T00:13:19.25` with as many digits (0, 3, 6, 9) as it needs.
+/// A time without its zone: `2026-11-22T00:13:19.250000`, with as many digits (0, 3, 6, 9) as its type has.
 fn write_time(ticks: i64, per_second: i64, out: &mut Vec<u8>) {
     let (seconds, rest) = (ticks.div_euclid(per_second), ticks.rem_euclid(per_second));
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
@@ -292,14 +309,11 @@ fn write_time(ticks: i64, per_second: i64, out: &mut Vec<u8>) {
         format_args!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60),
         out,
     );
-    let nanos = rest * (1_000_000_000 / per_second);
-    if nanos == 0 {
-    } else if nanos % 1_000_000 == 0 {
-        write_shown(format_args!(".{:03}", nanos / 1_000_000), out);
-    } else if nanos % 1_000 == 0 {
-        write_shown(format_args!(".{:06}", nanos / 1_000), out);
-    } else {
-        write_shown(format_args!(".{nanos:09}"), out);
+    match per_second {
+        1 => {}
+        1_000 => write_shown(format_args!(".{rest:03}"), out),
+        1_000_000 => write_shown(format_args!(".{rest:06}"), out),
+        _ => write_shown(format_args!(".{rest:09}"), out),
     }
 }
 
@@ -367,7 +381,7 @@ mod tests {
             String::from_utf8(out).expect("text")
         };
         let first = "{\"t\":\"q\\\"\\\\\\u0001é\",\"f\":1e300,\"i\":-5,\"u\":18446744073709551615,\"d\":-1.5,\
-                     \"at\":\"2023-11-14T22:13:20.250Z\",\"l\":[\"a\",null]}\n";
+                     \"at\":\"2023-11-14T22:13:20.250000Z\",\"l\":[\"a\",null]}\n";
         let second =
             "{\"t\":null,\"f\":null,\"i\":null,\"u\":0,\"d\":0,\"at\":\"1969-12-31T23:59:59.999999Z\",\"l\":null}\n";
         assert_eq!(shown(Nulls::Keep), format!("{first}{second}"));

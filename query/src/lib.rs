@@ -141,6 +141,7 @@ impl Query {
         // Whoever waits for the plan may leave: the job then ends at its next look at the meter.
         let waiting = StopOnDrop(Some(meter.clone()));
         let (shared, view, planned) = (self.shared.clone(), view.clone(), meter.clone());
+        let kept = view.clone();
         let job = move || {
             let config = &shared.config;
             let memory = QueryPool::new(
@@ -163,7 +164,7 @@ impl Query {
         let (plan, context, place) = answer.inspect_err(metrics::error)?;
         metrics::seconds(metrics::PLAN_SECONDS, started);
         waiting.keep();
-        Ok(QueryStream::start(plan, context, &self.shared.cpu, config, place, (meter, started)))
+        Ok(QueryStream::start(plan, context, &self.shared.cpu, config, (place, kept), (meter, started)))
     }
 }
 

@@ -26,8 +26,11 @@ pub(crate) enum Ask {
     /// A text, which goes through the whole gate.
     Sql(String),
     /// A plan that this crate builds from parameters; values are literals in it, never text.
-    Plan(Box<dyn FnOnce(&SessionContext) -> Result<LogicalPlan> + Send>),
+    Plan(Build),
 }
+
+/// Builds a plan from the tables of a session.
+pub(crate) type Build = Box<dyn FnOnce(&SessionContext) -> Result<LogicalPlan> + Send>;
 
 /// Builds the session of one query.
 pub(crate) fn session(

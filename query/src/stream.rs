@@ -15,6 +15,7 @@ use crate::error::{QueryError, from_datafusion};
 use crate::gate::functions::bytes;
 use crate::meter::Meter;
 use crate::metrics;
+use crate::view::View;
 use crate::watch::Place;
 
 /// Batches that wait for a slow reader, at most.
@@ -35,19 +36,19 @@ pub struct QueryStream {
 }
 
 impl QueryStream {
-    /// Starts `plan` on the runtime `cpu`. The place is given back when the last thread has left the plan.
+    /// Starts `plan` on the runtime `cpu`. Its place and its view are given back when nothing of the plan runs any more.
     pub(crate) fn start(
         plan: Arc<dyn ExecutionPlan>,
         context: Arc<TaskContext>,
         cpu: &tokio::runtime::Handle,
         config: &QueryConfig,
-        place: Place,
+        kept: (Place, Arc<View>),
         (meter, started): (Arc<Meter>, Instant),
     ) -> Self {
         let schema = plan.schema();
         let (send, batches) = mpsc::channel(WAITING_BATCHES);
         let task = cpu.spawn(async move {
-            let _place = place;
+            let _kept = kept;
             let mut rows = match execute_stream(plan, context) {
                 Ok(rows) => rows,
                 Err(error) => {

@@ -9,7 +9,7 @@ use datafusion::common::{DFSchema, Result, TableReference};
 use datafusion::dataframe::DataFrame;
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::utils::conjunction;
-use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType, col, lit};
+use datafusion::logical_expr::{Expr, Operator, TableProviderFilterPushDown, TableType, col, lit};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
@@ -78,9 +78,9 @@ impl TableProvider for EventTable {
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
         // Inexact: history skips what it can, the tail does not look, and the filter above decides.
-        let usable = |filter: &&Expr| match filter.is_volatile() {
-            true => TableProviderFilterPushDown::Unsupported,
-            false => TableProviderFilterPushDown::Inexact,
+        let usable = |filter: &&Expr| match leakproof(filter) {
+            true => TableProviderFilterPushDown::Inexact,
+            false => TableProviderFilterPushDown::Unsupported,
         };
         Ok(filters.iter().map(usable).collect())
     }
@@ -106,7 +106,8 @@ impl TableProvider for EventTable {
         let mut plans: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
 
         let tenant = col(Dataset::ORG_ID).in_list(orgs.iter().map(|org| lit(&**org)).collect(), false);
-        let wanted = conjunction(filters.iter().cloned().chain([tenant])).unwrap_or_else(|| lit(true));
+        let filters = filters.iter().filter(|filter| leakproof(filter)).cloned();
+        let wanted = conjunction([tenant].into_iter().chain(filters)).unwrap_or_else(|| lit(true));
         let named = DFSchema::try_from(self.schema.clone())?;
         let predicate = state.create_physical_expr(wanted, &named)?;
         let files = prune(&self.view.snapshot.files, self.dataset, &orgs, &self.schema, &predicate);
@@ -133,6 +134,31 @@ impl TableProvider for EventTable {
             _ => UnionExec::try_new(plans),
         }
     }
+}
+
+/// Whether a filter can be evaluated on rows of other tenants, which share files with this one's: it must never be an
+/// error for any value, or the error would tell what those rows hold. Comparisons of columns with constants are safe; casts,
+/// arithmetic and functions are not.
+fn leakproof(filter: &Expr) -> bool {
+    let plain = |expr: &Expr| matches!(expr, Expr::Column(_) | Expr::Literal(..));
+    match filter {
+        Expr::Column(_) | Expr::Literal(..) => true,
+        Expr::BinaryExpr(binary) if matches!(binary.op, Operator::And | Operator::Or) => {
+            leakproof(&binary.left) && leakproof(&binary.right)
+        }
+        Expr::BinaryExpr(binary) => compares(binary.op) && plain(&binary.left) && plain(&binary.right),
+        Expr::Not(inner) => leakproof(inner),
+        Expr::IsNull(inner) | Expr::IsNotNull(inner) => plain(inner),
+        Expr::Between(between) => [&between.expr, &between.low, &between.high].into_iter().all(|expr| plain(expr)),
+        Expr::InList(list) => plain(&list.expr) && list.list.iter().all(plain),
+        Expr::Like(like) => plain(&like.expr) && matches!(*like.pattern, Expr::Literal(..)),
+        _ => false,
+    }
+}
+
+fn compares(op: Operator) -> bool {
+    use Operator::{Eq, Gt, GtEq, IsDistinctFrom, IsNotDistinctFrom, Lt, LtEq, NotEq};
+    matches!(op, Eq | NotEq | Lt | LtEq | Gt | GtEq | IsDistinctFrom | IsNotDistinctFrom)
 }
 
 /// All tables of one view: catalog list, catalog and schema at once. Nothing can be registered.

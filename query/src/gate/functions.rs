@@ -192,15 +192,13 @@ type Call<'a> = &'a dyn Fn(ScalarFunctionArgs) -> Result<ColumnarValue>;
 fn run(args: ScalarFunctionArgs, growth: Growth, bounds: &Bounds, name: &str, call: Call<'_>) -> Result<ColumnarValue> {
     bounds.meter.check()?;
     let constant = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
+    let rows = if constant { 1 } else { args.number_rows };
+    let grows = !matches!(growth, Growth::Slow | Growth::Product);
+    let bytes_max = if constant && grows { CONSTANT_BYTES_MAX } else { bounds.bytes_max };
     let too_large = || {
-        let message = format!(
-            "{name} would produce more than {} bytes",
-            if constant { CONSTANT_BYTES_MAX } else { bounds.bytes_max }
-        );
+        let message = format!("{name} would produce more than {bytes_max} bytes, or take too long");
         Err(DataFusionError::External(Box::new(QueryError::TooLarge(message))))
     };
-    let rows = if constant { 1 } else { args.number_rows };
-    let bytes_max = if constant { CONSTANT_BYTES_MAX } else { bounds.bytes_max };
     let estimate = estimate(&args.args, rows as u128, growth)?;
     if estimate <= u128::from(bytes_max) {
         return call(args);
@@ -219,7 +217,7 @@ fn run(args: ScalarFunctionArgs, growth: Growth, bounds: &Bounds, name: &str, ca
             config_options: args.config_options.clone(),
         };
         pieces.push(run(piece, growth, bounds, name, call)?.into_array(count)?);
-        if pieces.iter().map(|piece| bytes(piece)).sum::<u128>() > u128::from(bytes_max) {
+        if pieces.iter().map(bytes).sum::<u128>() > u128::from(bytes_max) {
             return too_large();
         }
     }
@@ -247,7 +245,12 @@ fn estimate(args: &[ColumnarValue], rows: u128, growth: Growth) -> Result<u128> 
             let separator = longest(0)?.min(longest(1)?.max(1)).max(longest(1)?.min(longest(0)?));
             all()? * (separator + 2) + separator * args.len() as u128 * rows
         }
-        Growth::Times => (size(0)? + 4 * rows) * number(1)?.max(0) as u128,
+        Growth::Times => {
+            let text = args.first().is_some_and(|arg| arg.data_type().is_string());
+            // A text has its offset besides; an element of a list may be as small as a bit.
+            let once = if text { size(0)?.saturating_sub(4 * rows) } else { size(0)? + 4 * rows };
+            once * number(1)?.max(0) as u128 + 16 * rows
+        }
         Growth::Width => rows * number(1)?.max(0) as u128 * (4 + longest(2)?.min(64)),
         Growth::Replace => (size(0)? + rows) * (1 + longest(2)?.max(longest(1)?.min(16))),
         Growth::Series => series(args, rows)?,

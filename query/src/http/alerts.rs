@@ -1,6 +1,6 @@
 //! `GET /v2/alerts`, `GET /v2/alerts/{id}`, and stored alerts for the feed.
 
-use arrow::array::AsArray;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use datafusion::functions_nested::expr_fn::array_has;
 use datafusion::logical_expr::{Expr, lit};
@@ -8,7 +8,7 @@ use hyper::Response;
 use tidegate_events::{Dataset, Level};
 use tidegate_pipeline::keys::Principal;
 
-use super::events::{Filters, column, time_range, write_list};
+use super::events::{Filters, column, time_range, write_with};
 use super::params::{Params, cursor_parts, cursor_text};
 use super::{Body, answered};
 use crate::error::{QueryError, internal};
@@ -46,13 +46,12 @@ impl Query {
     pub async fn alerts_after(
         &self,
         org_id: &str,
-        after_seq: u64,
-        upto: u64,
+        after_seq: i64,
+        upto: i64,
         limit: usize,
     ) -> Result<Vec<(u64, String)>, QueryError> {
         metrics::query("feed");
-        let number = |seq: u64| lit(i64::try_from(seq).unwrap_or(i64::MAX));
-        let wanted = column(SEQ).gt(number(after_seq)).and(column(SEQ).lt(number(upto)));
+        let wanted = column(SEQ).gt(lit(after_seq)).and(column(SEQ).lt(lit(upto)));
         let plan = move |table: TableReader| {
             let rows = table.read(Dataset::Alerts)?.filter(wanted)?;
             rows.sort(vec![column(SEQ).sort(true, false)])?.limit(0, Some(limit))
@@ -62,7 +61,7 @@ impl Query {
         let seqs = seqs.as_primitive::<Int64Type>().clone();
         let mut texts = Vec::with_capacity(rows.num_rows());
         let mut out = Vec::new();
-        let writer = RowWriter::new(rows.schema_ref(), Nulls::Omit);
+        let (rows, writer) = shown(&rows)?;
         let take = |out: &mut Vec<u8>| texts.push(String::from_utf8_lossy(&std::mem::take(out)).into_owned());
         writer.write(&rows, &mut out, take).map_err(|error| internal(&error))?;
         Ok(seqs.values().iter().map(|seq| u64::try_from(*seq).unwrap_or(0)).zip(texts).collect())
@@ -91,7 +90,7 @@ impl Query {
         let more = rows.num_rows() > limit;
         let rows = rows.slice(0, limit.min(rows.num_rows()));
         let mut out = b"{\"alerts\":[".to_vec();
-        write_list(&rows, &mut out)?;
+        write_alerts(&rows, &mut out)?;
         out.extend_from_slice(b"],\"cursor\":");
         let seqs = rows.column_by_name(SEQ).and_then(|seqs| seqs.as_primitive_opt::<Int64Type>().cloned());
         match seqs.filter(|seqs| more && !seqs.is_empty()) {
@@ -115,10 +114,25 @@ impl Query {
             return Err(QueryError::NotFound("there is no alert with this id".into()));
         }
         let mut out = b"{\"alert\":".to_vec();
-        write_list(&rows, &mut out)?;
+        write_alerts(&rows, &mut out)?;
         out.push(b'}');
         Ok(out)
     }
+}
+
+/// The alerts as clients see them, with their writer: without the tenant, of which there is only one, and with `matched`
+/// as the object that it is. The feed shows alerts the same way.
+fn shown(rows: &RecordBatch) -> Result<(RecordBatch, RowWriter), QueryError> {
+    let schema = rows.schema();
+    let kept: Vec<usize> = (0..rows.num_columns()).filter(|at| schema.field(*at).name() != Dataset::ORG_ID).collect();
+    let rows = rows.project(&kept).map_err(|error| internal(&error))?;
+    let writer = RowWriter::new(rows.schema_ref(), Nulls::Omit).embed(rows.schema_ref().index_of("matched").ok());
+    Ok((rows, writer))
+}
+
+fn write_alerts(rows: &RecordBatch, out: &mut Vec<u8>) -> Result<(), QueryError> {
+    let (rows, writer) = shown(rows)?;
+    write_with(&writer, &rows, out)
 }
 
 fn alert_filters(params: &Params) -> Result<Filters, QueryError> {

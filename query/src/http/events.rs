@@ -226,9 +226,13 @@ impl Query {
 }
 
 /// Writes the rows of a batch with commas between, nulls left out.
-pub(crate) fn write_list(rows: &RecordBatch, out: &mut Vec<u8>) -> Result<(), QueryError> {
+fn write_list(rows: &RecordBatch, out: &mut Vec<u8>) -> Result<(), QueryError> {
+    write_with(&RowWriter::new(rows.schema_ref(), Nulls::Omit), rows, out)
+}
+
+/// Writes the rows of a batch with commas between.
+pub(crate) fn write_with(writer: &RowWriter, rows: &RecordBatch, out: &mut Vec<u8>) -> Result<(), QueryError> {
     let before = out.len();
-    let writer = RowWriter::new(rows.schema_ref(), Nulls::Omit);
     writer.write(rows, out, |out| out.push(b',')).map_err(|error| internal(&error))?;
     if out.len() > before {
         out.pop();

@@ -1,0 +1,9 @@
+//! The query layer from outside: SQL, gate, tenants, doors, cancellation.
+
+mod cancel;
+mod doors;
+mod fixture;
+mod hostile;
+mod moving;
+mod slt;
+mod tenants;

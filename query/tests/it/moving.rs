@@ -1,0 +1,114 @@
+//! Rows move from the log to history while queries run: each query sees each acknowledged row exactly once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
+use tidegate_events::{Dataset, FieldType};
+use tidegate_pipeline::{FieldCatalog, History, Snapshot, StreamLog};
+use tidegate_query::{Query, QueryConfig, QueryParts, Scope};
+
+use crate::fixture::{Mode, World, rows};
+
+/// Rows `from..to`, numbered by `n`, in an order of time of their own.
+fn numbered(from: u64, to: u64) -> arrow::array::RecordBatch {
+    let line = |at: u64| {
+        let (minute, org) = (at * 7 % 60, if at.is_multiple_of(3) { "globex" } else { "acme" });
+        format!(
+            r#"{{"time":"2026-01-01T00:{minute:02}:00Z","received_time":"2026-01-01T00:00:00Z","event_id":"e{at}","org_id":"{org}","source":"s","n":{at}}}"#
+        )
+    };
+    let lines: Vec<String> = (from..to).map(line).collect();
+    rows(Dataset::SecurityEvents, &[("n", FieldType::INT)], &lines.join("\n"))
+}
+
+async fn numbers(query: &Query, org_id: &str, sql: &str) -> Vec<i64> {
+    let rows = query.sql(&Scope::tenant(org_id), sql).await.expect("a stream").collect().await.expect("rows");
+    let columns = rows.iter().find(|batch| batch.num_rows() > 0).expect("a row").columns().to_vec();
+    columns.iter().map(|column| column.as_primitive::<Int64Type>().value(0)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_row_is_seen_once_while_rows_arrive_and_move() {
+    let world = Arc::new(World::empty(QueryConfig::default()));
+    world.append(Dataset::SecurityEvents, numbered(0, 6)).await;
+    let (acknowledged, done) = (Arc::new(AtomicU64::new(6)), Arc::new(AtomicBool::new(false)));
+    let writer = {
+        let (world, acknowledged, done) = (world.clone(), acknowledged.clone(), done.clone());
+        tokio::spawn(async move {
+            let mut next = 6;
+            while !done.load(Ordering::Relaxed) && next < 3_000 {
+                let to = next + 1 + next * 31 % 17;
+                world.append(Dataset::SecurityEvents, numbered(next, to)).await;
+                acknowledged.store(to, Ordering::SeqCst);
+                next = to;
+                tokio::task::yield_now().await;
+            }
+        })
+    };
+    let mover = {
+        let (world, done) = (world.clone(), done.clone());
+        tokio::spawn(async move {
+            let mut step = 1;
+            while !done.load(Ordering::Relaxed) {
+                let next = world.log.bounds().next;
+                // Any row can be the cursor, also one within a batch.
+                world.store(next - step % 11 % next, 0);
+                step += 7;
+                tokio::task::yield_now().await;
+            }
+        })
+    };
+    for round in 0..25u32 {
+        let before = acknowledged.load(Ordering::SeqCst);
+        let sql = "SELECT count(*), count(DISTINCT event_id), min(n), max(n) FROM security_events";
+        let acme = numbers(&world.query, "acme", sql).await;
+        let after = acknowledged.load(Ordering::SeqCst) as i64 + 17;
+        let [count, distinct, _, largest] = acme[..] else { panic!("{acme:?}") };
+        assert_eq!(count, distinct, "round {round}: a row twice");
+        let expected = (0..=largest).filter(|at| at % 3 != 0).count() as i64;
+        assert_eq!(count, expected, "round {round}: a row is missing below {largest}");
+        assert!(largest + 3 > before as i64 && largest <= after, "round {round}: {before} {largest} {after}");
+        // Two uses of a table in one query agree.
+        let agreed = "SELECT (SELECT count(*) FROM security_events) - (SELECT count(*) FROM security_events a JOIN security_events b ON a.event_id = b.event_id)";
+        assert_eq!(numbers(&world.query, "globex", agreed).await, [0], "round {round}");
+    }
+    done.store(true, Ordering::Relaxed);
+    writer.await.expect("the writer");
+    mover.await.expect("the mover");
+}
+
+/// A history that hands out a stale snapshot first, whose rows the log has forgotten meanwhile.
+struct Stale {
+    stale: Arc<Snapshot>,
+    fresh: Arc<Snapshot>,
+    asked: AtomicUsize,
+}
+
+impl History for Stale {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        if self.asked.fetch_add(1, Ordering::Relaxed) == 0 { self.stale.clone() } else { self.fresh.clone() }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_whose_rows_are_forgotten_is_taken_anew() {
+    let world = World::told(Mode::Mixed).await;
+    let fresh = world.history.0.lock().clone();
+    // Batches are forgotten whole: the log starts at the batch that holds the cursor.
+    world.log.forget(fresh.log_cursor).expect("forgotten");
+    assert!(world.log.bounds().first > 0);
+    let cpu = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
+    let query = Query::new(QueryParts {
+        log: world.log.clone(),
+        output: world.output.clone(),
+        history: Arc::new(Stale { stale: Arc::default(), fresh, asked: AtomicUsize::new(0) }),
+        log_fields: Arc::new(|| Arc::new(FieldCatalog::default())),
+        config: QueryConfig::default(),
+        cpu: cpu.handle().clone(),
+    })
+    .expect("a query layer");
+    assert_eq!(numbers(&query, "acme", "SELECT count(*) FROM security_events").await, [8]);
+    cpu.shutdown_background();
+}
