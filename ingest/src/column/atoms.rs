@@ -57,8 +57,22 @@ enum Values {
     Nulls(usize),
     Bools(BooleanBufferBuilder),
     Ints(Vec<i64>),
-    Floats(Vec<f64>),
+    Floats(Floats),
     Texts(Texts),
+}
+
+/// Floats, and which of them came as whole numbers: those widen to text as what they were.
+#[derive(Debug, Default)]
+struct Floats {
+    values: Vec<f64>,
+    ints: Vec<usize>,
+}
+
+impl Floats {
+    fn push_int(&mut self, value: i64) {
+        self.ints.push(self.values.len());
+        self.values.push(value as f64);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -119,7 +133,7 @@ impl Atoms {
             Values::Nulls(count) => *count,
             Values::Bools(values) => values.len(),
             Values::Ints(values) => values.len(),
-            Values::Floats(values) => values.len(),
+            Values::Floats(floats) => floats.values.len(),
             Values::Texts(values) => values.offsets.len() - 1,
         }
     }
@@ -145,7 +159,7 @@ impl Atoms {
             Values::Nulls(count) => *count += missing,
             Values::Bools(values) => values.append_n(missing, false),
             Values::Ints(values) => values.resize(len, 0),
-            Values::Floats(values) => values.resize(len, 0.0),
+            Values::Floats(floats) => floats.values.resize(len, 0.0),
             Values::Texts(values) => values.pad(missing),
         }
     }
@@ -156,8 +170,9 @@ impl Atoms {
         match (&mut self.values, atom) {
             (Values::Texts(values), Atom::Text(text)) => self.overflow |= !values.push(text),
             (Values::Ints(values), Atom::Int(value)) => values.push(value),
-            (Values::Floats(values), Atom::Float(value)) => values.push(value),
+            (Values::Floats(floats), Atom::Float(value)) => floats.values.push(value),
             (Values::Bools(values), Atom::Bool(value)) => values.append(value),
+            (Values::Floats(floats), Atom::Int(value)) if exact(value) => floats.push_int(value),
             _ => return self.push_other(atom),
         }
         self.nulls.append_non_null();
@@ -173,8 +188,7 @@ impl Atoms {
         match (&mut self.values, atom) {
             (Values::Bools(values), Atom::Bool(value)) => values.append(value),
             (Values::Ints(values), Atom::Int(value)) => values.push(value),
-            (Values::Floats(values), Atom::Float(value)) => values.push(value),
-            (Values::Floats(values), Atom::Int(value)) => values.push(value as f64),
+            (Values::Floats(floats), Atom::Float(value)) => floats.values.push(value),
             (Values::Texts(values), atom) => {
                 let mut text = String::new();
                 atom.write_text(&mut text);
@@ -196,9 +210,10 @@ impl Atoms {
             (Values::Bools(_), Atom::Bool(_))
             | (Values::Ints(_), Atom::Int(_))
             | (Values::Floats(_), Atom::Float(_)) => {}
-            (Values::Floats(_), Atom::Int(value)) if exact(value) => {}
             (Values::Ints(ints), Atom::Float(_)) if ints.iter().copied().all(exact) => {
-                self.values = Values::Floats(ints.iter().map(|value| *value as f64).collect());
+                let values = ints.iter().map(|value| *value as f64).collect();
+                let ints = (0..ints.len()).filter(|at| self.nulls.is_valid(*at)).collect();
+                self.values = Values::Floats(Floats { values, ints });
             }
             _ => self.widen_to_text(),
         }
@@ -220,7 +235,7 @@ impl Atoms {
             Atom::Float(_) => {
                 let mut values = Vec::with_capacity(room);
                 values.resize(nulls, 0.0);
-                Values::Floats(values)
+                Values::Floats(Floats { values, ints: Vec::new() })
             }
             Atom::Text(_) | Atom::Big(_) | Atom::Null => {
                 let mut values = Texts::with_capacity(room);
@@ -249,7 +264,11 @@ impl Atoms {
         match &self.values {
             Values::Bools(values) => Atom::Bool(values.get_bit(at)),
             Values::Ints(values) => values.get(at).map_or(Atom::Null, |value| Atom::Int(*value)),
-            Values::Floats(values) => values.get(at).map_or(Atom::Null, |value| Atom::Float(*value)),
+            Values::Floats(floats) => match floats.values.get(at) {
+                Some(value) if floats.ints.binary_search(&at).is_ok() => Atom::Int(*value as i64),
+                Some(value) => Atom::Float(*value),
+                None => Atom::Null,
+            },
             Values::Nulls(_) | Values::Texts(_) => Atom::Null,
         }
     }
@@ -266,7 +285,11 @@ impl Atoms {
                 *values = kept;
             }
             Values::Ints(values) => *values = keep.iter().filter_map(|at| values.get(*at).copied()).collect(),
-            Values::Floats(values) => *values = keep.iter().filter_map(|at| values.get(*at).copied()).collect(),
+            Values::Floats(floats) => {
+                let ints = keep.iter().enumerate().filter(|(_, at)| floats.ints.binary_search(at).is_ok());
+                floats.ints = ints.map(|(kept, _)| kept).collect();
+                floats.values = keep.iter().filter_map(|at| floats.values.get(*at).copied()).collect();
+            }
             // A null has no bytes, so the text itself stays as it is.
             Values::Texts(values) => {
                 let mut offsets = Vec::with_capacity(keep.len() + 1);
@@ -296,7 +319,7 @@ impl Atoms {
             }
             Values::Bools(mut values) => Arc::new(BooleanArray::new(values.finish(), nulls)),
             Values::Ints(values) => Arc::new(Int64Array::try_new(ScalarBuffer::from(values), nulls)?),
-            Values::Floats(values) => Arc::new(Float64Array::try_new(ScalarBuffer::from(values), nulls)?),
+            Values::Floats(floats) => Arc::new(Float64Array::try_new(ScalarBuffer::from(floats.values), nulls)?),
             Values::Texts(values) => Arc::new(values.into_array(nulls)?),
         })
     }

@@ -162,6 +162,12 @@ mod tests {
         check(&[(1, Int(3))], 3, DataType::Int64, &["-", "3", "-"]);
         check(&[(0, Int(3)), (1, Float(0.5))], 2, DataType::Float64, &["3.0", "0.5"]);
         check(&[(0, Float(0.5)), (2, Int(3))], 3, DataType::Float64, &["0.5", "-", "3.0"]);
+        check(
+            &[(0, Int(3)), (2, Float(4.0)), (3, Int(5)), (4, Bool(true))],
+            5,
+            DataType::Utf8,
+            &["3", "-", "4.0", "5", "true"],
+        );
         check(&[(0, Int(big)), (1, Float(0.5))], 2, DataType::Utf8, &["9007199254740993", "0.5"]);
         check(&[(0, Float(0.1)), (1, Int(big))], 2, DataType::Utf8, &["0.1", "9007199254740993"]);
         check(&[(0, Int(-1)), (3, Text("x"))], 4, DataType::Utf8, &["-1", "-", "-", "x"]);

@@ -1,6 +1,6 @@
 //! What the tests of decoding share: bodies in, cells out as text.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::TimestampMicrosecondType;
@@ -62,7 +62,9 @@ pub struct Outcome {
 }
 
 pub fn decoder(config: DecodeConfig) -> Decoder {
-    Decoder::new(Arc::new(Mappings::builtin().expect("the shipped mappings")), config, 42)
+    static MAPPINGS: LazyLock<Arc<Mappings>> =
+        LazyLock::new(|| Arc::new(Mappings::builtin().expect("the shipped mappings")));
+    Decoder::new(MAPPINGS.clone(), config, 42)
 }
 
 pub fn decode(cases: &[Case]) -> Outcome {

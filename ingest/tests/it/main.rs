@@ -1,6 +1,9 @@
 //! Tests of ingest from outside.
 
 mod decode_bodies;
+mod decode_columns;
+mod decode_hostile;
+mod decode_model;
 mod decoding;
 mod http_events;
 mod http_listener;
