@@ -26,7 +26,8 @@ pub trait Operator: Send {
     /// Takes up a saved state.
     ///
     /// # Errors
-    /// When the bytes are not a state of this operator.
+    /// When the bytes are not a state of this operator, which is then as if it had not been called: the run loop goes on with
+    /// it afresh.
     fn restore(&mut self, state: &[u8]) -> Result<(), PipelineError> {
         let _ = state;
         Ok(())
