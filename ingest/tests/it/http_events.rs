@@ -4,7 +4,8 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::AsArray;
+use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::ipc::writer::StreamWriter;
 use hyper::body::Incoming;
 use hyper::header::HeaderName;
 use hyper::{Request, Response};
@@ -80,6 +81,17 @@ fn lines(ids: &[&str]) -> String {
     ids.iter().map(|id| event(id) + "\n").collect()
 }
 
+fn arrow_stream() -> Vec<u8> {
+    let texts = |name: &str, values: [&str; 2]| -> (String, ArrayRef) {
+        (name.to_owned(), Arc::new(StringArray::from(values.to_vec())))
+    };
+    let batch = [texts("_id", ["a", "b"]), texts("message", ["x", "y"])];
+    let batch = RecordBatch::try_from_iter(batch).expect("a batch");
+    let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).expect("memory");
+    writer.write(&batch).expect("memory");
+    writer.into_inner().expect("memory")
+}
+
 fn encoded(encoding: &str, body: &[u8]) -> Vec<u8> {
     let mut sent = Vec::new();
     match encoding {
@@ -104,18 +116,22 @@ async fn each_form_goes_in_in_each_encoding() {
     let door = Door::with_defaults().await;
     let array = format!("[{},{}]", event("a"), event("b"));
     let wrapped = format!("{{\"events\":[{},{}]}}", event("a"), event("b"));
-    let forms = [
-        ("/v2/events", "application/json", event("a"), 1),
-        ("/v2/events/bulk", "application/json", array, 2),
-        ("/v2/events/bulk", "application/json", wrapped, 2),
-        ("/v2/events/bulk", "application/x-ndjson", lines(&["a", "b", "c"]), 3),
-        ("/v2/events/bulk?dataset=cost_events", "application/json", r#"[{"BilledCost":1}]"#.to_owned(), 1),
+    let csv =
+        "BilledCost,ChargePeriodStart,ServiceName\n1.25,2026-01-01T00:00:00Z,compute\n2,2026-01-01T00:00:00Z,disk\n";
+    let forms: [(&str, &str, Vec<u8>, i32); 7] = [
+        ("/v2/events", "application/json", event("a").into(), 1),
+        ("/v2/events/bulk", "application/json", array.into(), 2),
+        ("/v2/events/bulk", "application/json", wrapped.into(), 2),
+        ("/v2/events/bulk", "application/x-ndjson", lines(&["a", "b", "c"]).into(), 3),
+        ("/v2/events/bulk?dataset=cost_events", "application/json", r#"[{"BilledCost":1}]"#.into(), 1),
+        ("/v2/costs/bulk", "text/csv", csv.into(), 2),
+        ("/v2/events/bulk", "application/vnd.apache.arrow.stream", arrow_stream(), 2),
     ];
     let mut tenant = 0;
     for (path, content_type, body, items) in &forms {
         for encoding in ["identity", "gzip", "zstd", "deflate"] {
             tenant += 1;
-            let sent = encoded(encoding, body.as_bytes());
+            let sent = encoded(encoding, body);
             let headers = format!("Org: t{tenant}\r\nContent-Type: {content_type}\r\nContent-Encoding: {encoding}\r\n");
             let sized = door.post(path, &headers, &sent).await;
             assert_eq!(sized.status, 200, "{path} {content_type} {encoding}: {sized:?}");
