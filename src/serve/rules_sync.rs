@@ -11,7 +11,7 @@ use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::keys::DEFAULT_ORG;
 use tidegate_pipeline::registry::{Action, Change, Registry};
 use tidegate_rules::folder::{RuleAction, RuleFolder, changes};
-use tidegate_rules::{Rule, RuleFile, RuleProblem, RuleSet, RulesConfig, RulesError, pack};
+use tidegate_rules::{Rule, RuleFile, RuleProblem, RuleSet, RulesConfig, pack};
 
 /// The value of `kind` in rows of `changes` about rules.
 pub const RULE_KIND: &str = "rule";
@@ -101,23 +101,26 @@ impl RulesSync {
             self.registry.apply(part.collect()).await.context("write rule changes to the log")?;
         }
         if !difference.is_empty() || self.view.read().rules.is_empty() {
-            self.look(wanted, skipped).await?;
+            self.look(wanted, skipped);
         }
         Ok(difference.len())
     }
 
-    /// Compiles the rules for the endpoint and the log lines; the run loop compiles its own, at the offset of the change.
-    async fn look(&self, wanted: BTreeMap<String, String>, skipped: Vec<String>) -> anyhow::Result<()> {
-        let config = self.config.clone();
-        let compile = move || {
+    /// Compiles the rules for the endpoint and the log lines, beside what goes on: thousands of rules take a moment, and a
+    /// start does not wait for it. The run loop compiles its own, at the offset of the change.
+    fn look(&self, wanted: BTreeMap<String, String>, skipped: Vec<String>) {
+        let (config, view) = (self.config.clone(), self.view.clone());
+        tokio::task::spawn_blocking(move || {
             let files: Vec<_> = wanted.into_iter().map(|(name, text)| RuleFile::new(name, text)).collect();
-            let (set, problems) = RuleSet::compile(&files, &config)?;
-            Ok::<_, RulesError>((set.rules().iter().map(shown).collect::<Vec<_>>(), problems))
-        };
-        let (rules, problems) = tokio::task::spawn_blocking(compile).await.context("compile rules")??;
-        tracing::info!(rules = rules.len(), problems = problems.len(), "rules in force");
-        *self.view.write() = Arc::new(RulesView { rules, problems, skipped });
-        Ok(())
+            match RuleSet::compile(&files, &config) {
+                Ok((set, problems)) => {
+                    let rules: Vec<_> = set.rules().iter().map(shown).collect();
+                    tracing::info!(rules = rules.len(), problems = problems.len(), "rules in force");
+                    *view.write() = Arc::new(RulesView { rules, problems, skipped });
+                }
+                Err(error) => tracing::error!(%error, "the rules could not be compiled; a bug"),
+            }
+        });
     }
 }
 

@@ -1,5 +1,7 @@
 //! Logs and metrics of the process: the only process-wide state there is, besides the allocator.
 
+use std::io::IsTerminal;
+
 use anyhow::Context;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
@@ -12,7 +14,9 @@ use crate::config::LogFormat;
 /// When the filter does not parse, or logging was started before.
 pub fn start_logs(format: LogFormat, level: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(level).with_context(|| format!("log level {level:?}"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    #[expect(clippy::disallowed_methods, reason = "NO_COLOR is no setting of ours but of the terminal: no-color.org")]
+    let colours = std::io::stderr().is_terminal() && std::env::var("NO_COLOR").is_err();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     let started = match format {
         LogFormat::Human => lines.with_target(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
@@ -28,6 +32,7 @@ pub fn metrics() -> Vec<Metric> {
     [
         tidegate_pipeline::metrics::NAMES,
         tidegate_ingest::metrics::NAMES,
+        tidegate_ingest::decode::metrics::NAMES,
         tidegate_rules::metrics::NAMES,
         tidegate_sinks::metrics::NAMES,
         tidegate_query::metrics::NAMES,

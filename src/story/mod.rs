@@ -10,6 +10,7 @@ mod attacks;
 pub mod cast;
 mod cloudtrail;
 mod costs;
+mod fleet;
 mod random;
 mod reference;
 mod time;
@@ -149,7 +150,7 @@ impl Story {
         if self.random.per_mille(550) {
             Item { at, kind: Kind::CloudTrail, line: cloudtrail::ordinary(&mut self.random, &mut self.ids, at) }
         } else {
-            Item { at, kind: Kind::Windows, line: windows::ordinary(&mut self.random, at) }
+            Item { at, kind: Kind::Windows, line: fleet::ordinary(&mut self.random, at) }
         }
     }
 }

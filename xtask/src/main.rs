@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
     let done = match task.as_str() {
         "test" => test(&rest),
-        "docs" => cargo(&["run", "--quiet", "--", "docs", "write", "docs"]),
+        "docs" => page("configuration") && page("metrics"),
         "ci" => test(&[]) && cargo(&["fmt", "--all", "--check"]) && lint(),
         "-h" | "--help" | "help" => {
             print!("{USAGE}");
@@ -39,6 +39,26 @@ fn main() -> ExitCode {
 /// loopback ports and in temporary folders.
 fn test(rest: &[&str]) -> bool {
     cargo(&[&["test", "--workspace"], rest].concat())
+}
+
+/// Writes one generated page of docs/ anew. A test compares them with the program.
+fn page(name: &str) -> bool {
+    let made = Command::new(env!("CARGO")).args(["run", "--quiet", "--", "docs", name]).output();
+    match made {
+        Ok(output) if output.status.success() => {
+            let path = format!("docs/{name}.md");
+            let written = std::fs::write(&path, output.stdout);
+            written.map_err(|error| eprintln!("cannot write {path}: {error}")).is_ok()
+        }
+        Ok(output) => {
+            eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+            false
+        }
+        Err(error) => {
+            eprintln!("cannot run cargo: {error}");
+            false
+        }
+    }
 }
 
 fn lint() -> bool {

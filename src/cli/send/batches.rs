@@ -72,7 +72,7 @@ impl<R: Read> Batches<R> {
     /// As [`Records::next_into`].
     pub fn next_batch(&mut self) -> anyhow::Result<Option<Batch>> {
         let format = self.records.format();
-        let mut body = Vec::with_capacity(self.bounds.bytes_max.min(BODY_START_BYTES));
+        let mut body = Vec::with_capacity(self.bounds.bytes_max.min(BODY_BYTES_USUAL) + EVENT_BYTES_USUAL);
         body.extend_from_slice(if format == Format::Array { b"[" } else { self.records.header() });
         let empty = body.len();
         let mut records = 0;
@@ -128,5 +128,7 @@ impl<R: Read> Batches<R> {
     }
 }
 
-/// How much a body reserves at first: most are far below the bound.
-const BODY_START_BYTES: usize = 1024 * 1024;
+/// A body reserves its bound and room for the event that goes past it, so that it does not grow to twice of that. What it
+/// does not fill stays untouched and takes no memory.
+const BODY_BYTES_USUAL: usize = 8 * 1024 * 1024;
+const EVENT_BYTES_USUAL: usize = 64 * 1024;

@@ -21,6 +21,10 @@ A statement ends with a semicolon and may span lines.
   \\q              leave (or Ctrl-D); Ctrl-C drops what was begun
 Own fields of events are quoted: SELECT \"userIdentity.userName\" FROM security_events LIMIT 3;";
 
+/// What `\d` asks: the tables of events, not those of the catalog.
+const TABLES: &str =
+    "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' ORDER BY table_name";
+
 /// What a line asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line<'a> {
@@ -40,7 +44,7 @@ pub fn command(line: &str) -> Line<'_> {
     let rest = rest.trim().trim_end_matches(';');
     match (word, rest) {
         ("\\q", _) => Line::Leave,
-        ("\\d", "") => Line::Ask("SHOW TABLES".to_owned()),
+        ("\\d", "") => Line::Ask(TABLES.to_owned()),
         ("\\d", table) => Line::Ask(format!("DESCRIBE {table}")),
         ("\\format", format) => Line::Format(format),
         _ => Line::Help,
@@ -154,7 +158,7 @@ mod tests {
     fn backslash_commands() {
         for (line, wanted) in [
             ("\\q", Line::Leave),
-            ("\\d", Line::Ask("SHOW TABLES".to_owned())),
+            ("\\d", Line::Ask(TABLES.to_owned())),
             ("\\d alerts;", Line::Ask("DESCRIBE alerts".to_owned())),
             ("\\format json", Line::Format("json")),
             ("\\?", Line::Help),
