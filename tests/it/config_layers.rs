@@ -168,5 +168,7 @@ fn all_problems_are_told_at_once() {
 fn the_reference_page_is_the_one_in_docs() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
     let page = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(page == reference(), "docs/configuration.md is out of date: run `cargo xtask docs`");
+    let made = reference();
+    let differs = page.lines().zip(made.lines()).find(|(page, made)| page != made);
+    assert!(page == made, "docs/configuration.md is out of date ({differs:?}): run `cargo xtask docs`");
 }
