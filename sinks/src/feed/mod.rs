@@ -63,8 +63,8 @@ pub struct FeedConfig {
     pub tenant_subscribers_max: usize,
     /// Rows of the output log that a subscriber which was up to date may fall behind before it is told of a gap.
     pub lag_rows_max: u64,
-    /// Rows of the newest alerts that are kept rendered for all subscribers.
-    pub cache_rows_max: usize,
+    /// Memory of the newest alerts that are kept rendered for all subscribers.
+    pub cache_bytes_max: usize,
     /// Stored alerts that are fetched at a time for a subscriber that resumes below the log.
     pub backfill_rows_max: usize,
     /// Without the peer taking what is sent.
@@ -85,7 +85,7 @@ impl Default for FeedConfig {
             subscribers_max: 1_000,
             tenant_subscribers_max: 200,
             lag_rows_max: 50_000,
-            cache_rows_max: 10_000,
+            cache_bytes_max: 32 * 1024 * 1024,
             backfill_rows_max: 500,
             write_ms_max: 10_000,
             ping_ms: 30_000,
@@ -140,7 +140,7 @@ impl Feed {
         backfill: Backfill,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        let tail = Arc::new(Tail::new(output, config.cache_rows_max));
+        let tail = Arc::new(Tail::new(output, config.cache_bytes_max));
         let (recheck, open) = (OnceLock::new(), Mutex::default());
         Self { shared: Arc::new(Shared { tail, config, backfill, recheck, stopping, open }) }
     }

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tidegate_pipeline::{LogBounds, Offset, PipelineError};
 use tokio::sync::watch;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -62,6 +64,20 @@ impl From<PipelineError> for Broken {
     }
 }
 
+/// What a read brought.
+enum Read {
+    Log(Found),
+    /// Stored alerts below the given first offset of the log.
+    History(Vec<(u64, String)>, Offset),
+}
+
+/// A stretch that is counted instead of told.
+struct Skip {
+    end: Offset,
+    missed: u64,
+    resume_after: i64,
+}
+
 pub(super) struct Subscription {
     tail: Arc<Tail>,
     backfill: Backfill,
@@ -71,6 +87,9 @@ pub(super) struct Subscription {
     cursor: Offset,
     /// Whether it ever was at the end of the log.
     caught_up: bool,
+    skip: Option<Skip>,
+    /// The read under way. It is kept here, so that a caller that stops waiting for a while does not start it again.
+    reading: Option<BoxFuture<'static, Result<Read, Broken>>>,
     lag_rows_max: u64,
     backfill_rows_max: usize,
 }
@@ -91,24 +110,43 @@ impl Subscription {
             Start::At(offset) => offset,
         };
         let (lag_rows_max, backfill_rows_max) = bounds_max;
-        Self { tail, backfill, bounds, org_id, filter, cursor, caught_up: false, lag_rows_max, backfill_rows_max }
+        Self {
+            tail,
+            backfill,
+            bounds,
+            org_id,
+            filter,
+            cursor,
+            caught_up: false,
+            skip: None,
+            reading: None,
+            lag_rows_max,
+            backfill_rows_max,
+        }
     }
 
-    /// Waits for what comes next; never empty. Dropping the future loses nothing.
+    /// Waits for what comes next; never empty. Dropping the future loses nothing, and a read under way goes on.
     pub(super) async fn next(&mut self) -> Result<Vec<Told>, Broken> {
         loop {
-            let bounds = *self.bounds.borrow_and_update();
-            if self.cursor >= bounds.next {
-                self.caught_up = true;
-                self.bounds.changed().await.map_err(|_| Broken::LogClosed)?;
-                continue;
+            if self.reading.is_none() {
+                let bounds = *self.bounds.borrow_and_update();
+                if self.cursor >= bounds.next {
+                    self.caught_up = true;
+                    self.bounds.changed().await.map_err(|_| Broken::LogClosed)?;
+                    continue;
+                }
+                self.reading = Some(self.read(bounds));
             }
-            let told = if self.cursor < bounds.first {
-                self.read_history(bounds.first).await?
-            } else if self.caught_up && bounds.next - self.cursor > self.lag_rows_max {
-                self.skip_to(bounds.next).await?
-            } else {
-                self.read_log().await?
+            let Some(reading) = &mut self.reading else { continue };
+            let read = reading.await;
+            self.reading = None;
+            let told = match read? {
+                Read::Log(Found::Forgotten) => continue,
+                Read::Log(Found::Pages(pages, next)) => {
+                    let alerts: Vec<_> = pages.iter().map(|page| page.alerts(&self.org_id)).collect();
+                    self.pass(alerts.iter().flat_map(|alerts| alerts.iter()), next)
+                }
+                Read::History(stored, first) => self.pass_stored(stored, first)?,
             };
             if !told.is_empty() {
                 return Ok(told);
@@ -116,74 +154,71 @@ impl Subscription {
         }
     }
 
-    fn take<'a>(&self, alerts: impl IntoIterator<Item = &'a Rendered>, from: Offset) -> Vec<Told> {
-        let wanted = alerts.into_iter().filter(|alert| alert.seq >= from && self.filter.matches(&alert.facts));
-        wanted.map(|alert| Told::Alert { seq: alert.seq, frame: alert.frame.clone() }).collect()
-    }
-
-    async fn read_log(&mut self) -> Result<Vec<Told>, Broken> {
-        let from = self.cursor;
-        let Found::Pages(pages, next) = self.tail.read(from).await? else {
-            // Retention passed the cursor while we looked; the bounds will say so in a moment.
-            tokio::time::sleep(FORGOTTEN_PAUSE).await;
-            return Ok(Vec::new());
-        };
-        let mut told = Vec::new();
-        for page in pages {
-            told.extend(self.take(page.alerts(&self.org_id).iter(), from));
+    /// Begins to read at the cursor, which is below the end of the log.
+    fn read(&mut self, bounds: LogBounds) -> BoxFuture<'static, Result<Read, Broken>> {
+        let cursor = self.cursor;
+        if self.skip.is_none() && self.caught_up && bounds.next - cursor > self.lag_rows_max {
+            self.skip = Some(Skip { end: bounds.next, missed: 0, resume_after: signed(cursor) - 1 });
         }
-        self.cursor = next.max(from);
-        Ok(told)
+        if cursor < bounds.first {
+            let stretch = Stretch {
+                org_id: self.org_id.clone(),
+                after_seq: signed(cursor) - 1,
+                before_seq: signed(bounds.first),
+                limit: self.backfill_rows_max,
+            };
+            let stored = (self.backfill)(stretch);
+            return async move { Ok(Read::History(stored.await.map_err(Broken::Unreadable)?, bounds.first)) }.boxed();
+        }
+        let tail = self.tail.clone();
+        let read = async move {
+            let found = tail.read(cursor).await?;
+            if matches!(found, Found::Forgotten) {
+                // Retention passed the cursor while we looked; the bounds will say so in a moment.
+                tokio::time::sleep(FORGOTTEN_PAUSE).await;
+            }
+            Ok(Read::Log(found))
+        };
+        read.boxed()
     }
 
-    /// What the log no longer holds, below `first`.
-    async fn read_history(&mut self, first: Offset) -> Result<Vec<Told>, Broken> {
-        let signed = |offset: Offset| i64::try_from(offset).unwrap_or(i64::MAX);
-        let stretch = Stretch {
-            org_id: self.org_id.clone(),
-            after_seq: signed(self.cursor) - 1,
-            before_seq: signed(first),
-            limit: self.backfill_rows_max,
-        };
-        let asked = (self.backfill)(stretch);
-        let stored = asked.await.map_err(Broken::Unreadable)?;
+    fn pass_stored(&mut self, stored: Vec<(u64, String)>, first: Offset) -> Result<Vec<Told>, Broken> {
         let whole = stored.len() < self.backfill_rows_max;
-        let mut told = Vec::new();
-        let mut cursor = self.cursor;
-        for (seq, alert) in stored {
-            if seq < cursor || seq >= first {
-                return Err(Broken::Unreadable(format!("history gave seq {seq} between {cursor} and {first}")));
+        let mut from = self.cursor;
+        for (seq, _) in &stored {
+            if !(from..first).contains(seq) {
+                return Err(Broken::Unreadable(format!("history gave seq {seq} where {from}..{first} was asked for")));
             }
-            let rendered = Rendered::new(seq, &alert, Facts::of_json(&alert));
-            told.extend(self.take([&rendered], cursor));
-            cursor = seq + 1;
+            from = seq + 1;
         }
-        self.cursor = if whole { first } else { cursor };
-        Ok(told)
+        let render = |(seq, alert): &(u64, String)| Rendered::new(*seq, alert, Facts::of_json(alert));
+        let rendered: Vec<Rendered> = stored.iter().map(render).collect();
+        Ok(self.pass(rendered.iter(), if whole { first } else { from }))
     }
 
-    /// Counts what is skipped up to `end`, and goes there.
-    async fn skip_to(&mut self, end: Offset) -> Result<Vec<Told>, Broken> {
-        let resume_after = i64::try_from(self.cursor).unwrap_or(i64::MAX) - 1;
-        let (mut at, mut missed) = (self.cursor, 0);
-        while at < end {
-            let Found::Pages(pages, next) = self.tail.read(at).await? else { break };
-            for page in pages {
-                let alerts = page.alerts(&self.org_id);
-                let skipped = alerts.iter().filter(|alert| (at..end).contains(&alert.seq));
-                missed += skipped.filter(|alert| self.filter.matches(&alert.facts)).count() as u64;
-            }
-            if next <= at {
-                break;
-            }
-            at = next;
+    /// Moves the cursor to `next` past `alerts`: tells of those that the filter lets through, or counts them.
+    fn pass<'a>(&mut self, alerts: impl Iterator<Item = &'a Rendered>, next: Offset) -> Vec<Told> {
+        let end = self.skip.as_ref().map_or(next, |skip| skip.end.min(next)).max(self.cursor);
+        let from = std::mem::replace(&mut self.cursor, end);
+        let wanted = alerts.filter(|alert| (from..end).contains(&alert.seq) && self.filter.matches(&alert.facts));
+        let Some(skip) = &mut self.skip else {
+            return wanted.map(|alert| Told::Alert { seq: alert.seq, frame: alert.frame.clone() }).collect();
+        };
+        skip.missed += wanted.count() as u64;
+        if end < skip.end {
+            return Vec::new();
         }
-        self.cursor = end;
+        let Skip { missed, resume_after, .. } = *skip;
+        self.skip = None;
         if missed == 0 {
-            return Ok(Vec::new());
+            return Vec::new();
         }
         metrics::counter!(names::FEED_GAPS).increment(1);
         metrics::counter!(names::FEED_MISSED_ALERTS).increment(missed);
-        Ok(vec![Told::Gap { missed, resume_after }])
+        vec![Told::Gap { missed, resume_after }]
     }
+}
+
+fn signed(offset: Offset) -> i64 {
+    i64::try_from(offset).unwrap_or(i64::MAX)
 }

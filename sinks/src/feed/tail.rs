@@ -16,6 +16,9 @@ use super::render;
 /// Memory of one read of the log.
 const READ_BYTES_MAX: usize = 1 << 20;
 
+/// Pages that a subscriber gets at a time.
+const PAGES_AT_ONCE: usize = 16;
+
 /// An alert on its way to subscribers.
 #[derive(Debug)]
 pub(super) struct Rendered {
@@ -36,6 +39,8 @@ impl Rendered {
 pub(super) struct Page {
     pub(super) offset: Offset,
     pub(super) next: Offset,
+    /// Memory: the batch, and as much again for what is rendered of it.
+    bytes: usize,
     batch: Arc<LogBatch>,
     by_org: HashMap<Box<str>, Vec<usize>>,
     rendered: Mutex<HashMap<Box<str>, Arc<[Rendered]>>>,
@@ -54,7 +59,8 @@ impl Page {
                 }
             }
         }
-        Self { offset: batch.offset, next: batch.next_offset(), batch, by_org, rendered: Mutex::default() }
+        let bytes = batch.rows.get_array_memory_size().saturating_mul(2);
+        Self { offset: batch.offset, next: batch.next_offset(), bytes, batch, by_org, rendered: Mutex::default() }
     }
 
     /// The alerts of a tenant, in order.
@@ -85,16 +91,53 @@ pub(super) enum Found {
     Forgotten,
 }
 
+/// Consecutive pages, the newest last, and their memory.
+#[derive(Debug, Default)]
+struct Pages {
+    pages: VecDeque<Arc<Page>>,
+    bytes: usize,
+}
+
+impl Pages {
+    /// Some pages from the one that holds `from` on.
+    fn from(&self, from: Offset) -> Vec<Arc<Page>> {
+        let first = self.pages.partition_point(|page| page.next <= from);
+        let pages = self.pages.range(first..).take(PAGES_AT_ONCE);
+        if self.pages.get(first).is_some_and(|page| page.offset <= from) {
+            pages.cloned().collect()
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Adds pages that follow the newest one; drops the oldest ones over the bound.
+    fn push(&mut self, fresh: &[Arc<Page>], bytes_max: usize) {
+        for page in fresh {
+            self.bytes += page.bytes;
+            self.pages.push_back(page.clone());
+        }
+        while self.bytes > bytes_max
+            && let Some(page) = self.pages.pop_front()
+        {
+            self.bytes -= page.bytes;
+        }
+    }
+}
+
 /// The newest pages of a log.
 pub(super) struct Tail {
     log: Arc<dyn StreamLog>,
-    rows_max: u64,
-    pages: tokio::sync::Mutex<VecDeque<Arc<Page>>>,
+    bytes_max: usize,
+    pages: tokio::sync::Mutex<Pages>,
 }
 
 impl Tail {
-    pub(super) fn new(log: Arc<dyn StreamLog>, rows_max: usize) -> Self {
-        Self { log, rows_max: rows_max as u64, pages: tokio::sync::Mutex::default() }
+    pub(super) fn new(log: Arc<dyn StreamLog>, bytes_max: usize) -> Self {
+        Self { log, bytes_max, pages: tokio::sync::Mutex::default() }
     }
 
     pub(super) fn log(&self) -> &Arc<dyn StreamLog> {
@@ -108,14 +151,12 @@ impl Tail {
     pub(super) async fn read(&self, from: Offset) -> Result<Found, PipelineError> {
         // Subscribers that wait for the same new batch queue here; the first reads it, the others find it.
         let mut pages = self.pages.lock().await;
-        let cached: Vec<Arc<Page>> = pages.iter().filter(|page| page.next > from).take(16).cloned().collect();
-        if let (Some(first), Some(last)) = (cached.first(), cached.last())
-            && first.offset <= from
-        {
+        let cached = pages.from(from);
+        if let Some(last) = cached.last() {
             let next = last.next;
             return Ok(Found::Pages(cached, next));
         }
-        match pages.back().map(|page| page.next) {
+        match pages.pages.back().map(|page| page.next) {
             // Someone who catches up reads for himself, beside the others.
             Some(end) if from < end => {
                 drop(pages);
@@ -131,12 +172,9 @@ impl Tail {
                 && fresh.windows(2).all(|pair| matches!(pair, [left, right] if left.next == right.offset))
                 && fresh.last().is_none_or(|page| page.next == *next);
             if whole {
-                pages.extend(fresh.iter().cloned());
+                pages.push(fresh, self.bytes_max);
             } else {
                 pages.clear();
-            }
-            while pages.front().is_some_and(|page| next - page.offset > self.rows_max) {
-                pages.pop_front();
             }
         }
         Ok(found)

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::json;
 use tidegate_pipeline::Problem;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -98,8 +99,20 @@ impl End {
         Self { why, told: None }
     }
 
+    fn stopping() -> Self {
+        Self::told("drain", CloseCode::Away, "the server is stopping")
+    }
+
     fn told(why: &'static str, code: CloseCode, reason: &'static str) -> Self {
         Self { why, told: Some((code, reason)) }
+    }
+}
+
+fn written(result: Result<Result<(), WsError>, Elapsed>) -> Result<(), End> {
+    match result {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(End::gone("gone")),
+        Err(_) => Err(End::gone("slow")),
     }
 }
 
@@ -112,7 +125,7 @@ impl Session {
         loop {
             let step = tokio::select! {
                 biased;
-                () = self.seat.stopping() => return End::told("drain", CloseCode::Away, "the server is stopping"),
+                () = self.seat.stopping() => return End::stopping(),
                 _ = rechecks.tick() => Ok(()),
                 message = self.source.next() => {
                     unanswered = 0;
@@ -132,9 +145,7 @@ impl Session {
                         metrics::counter!(names::FEED_FRAMES).increment(told.len() as u64);
                         self.send(told.iter().map(|told| Message::Text(told.frame())).collect()).await
                     }
-                    Err(Broken::LogClosed) => {
-                        return End::told("drain", CloseCode::Away, "the server is stopping");
-                    }
+                    Err(Broken::LogClosed) => return End::stopping(),
                     Err(Broken::Unreadable(reason)) => {
                         tracing::error!(reason, org_id = &*self.seat.principal.org_id, "a stream of alerts ended");
                         return End::told("unreadable", CloseCode::Error, "alerts cannot be read now");
@@ -150,18 +161,21 @@ impl Session {
         }
     }
 
-    /// Sends messages, as long as the peer takes some of them in time.
+    /// Sends messages, as long as the peer takes some of them in time, and the server does not stop.
     async fn send(&mut self, messages: Vec<Message>) -> Result<(), End> {
         let write_max = self.seat.write_max();
-        let sent = |result: Result<Result<(), WsError>, _>| match result {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::gone("gone")),
-            Err(_) => Err(End::gone("slow")),
+        let sink = &mut self.sink;
+        let sending = async {
+            for message in messages {
+                written(timeout(write_max, sink.feed(message)).await)?;
+            }
+            written(timeout(write_max, sink.flush()).await)
         };
-        for message in messages {
-            sent(timeout(write_max, self.sink.feed(message)).await)?;
+        tokio::select! {
+            biased;
+            sent = sending => sent,
+            () = self.seat.stopping() => Err(End::stopping()),
         }
-        sent(timeout(write_max, self.sink.flush()).await)
     }
 
     async fn received(&mut self, message: Option<Result<Message, WsError>>) -> Result<(), End> {

@@ -30,6 +30,8 @@ pub struct Door {
     pub feed: Arc<Feed>,
     /// What history is asked for.
     pub asked: Arc<Mutex<Vec<Stretch>>>,
+    /// How long history takes to answer.
+    pub slowness: Arc<Mutex<Duration>>,
     stop: watch::Sender<bool>,
     stored: Arc<Mutex<Vec<(String, u64, String)>>>,
 }
@@ -50,8 +52,9 @@ impl Door {
         let log = Arc::new(MemoryLog::new(16, 1 << 30));
         let stored: Arc<Mutex<Vec<(String, u64, String)>>> = Arc::default();
         let asked: Arc<Mutex<Vec<Stretch>>> = Arc::default();
+        let slowness: Arc<Mutex<Duration>> = Arc::default();
         let backfill = {
-            let (stored, asked) = (stored.clone(), asked.clone());
+            let (stored, asked, slowness) = (stored.clone(), asked.clone(), slowness.clone());
             move |stretch: Stretch| -> BoxFuture<'static, Result<Vec<(u64, String)>, String>> {
                 let between = |seq: u64| (stretch.after_seq + 1..stretch.before_seq).contains(&(seq as i64));
                 let rows: Vec<_> = stored
@@ -62,7 +65,11 @@ impl Door {
                     .map(|(_, seq, json)| (*seq, json.clone()))
                     .collect();
                 asked.lock().push(stretch);
-                Box::pin(async { Ok(rows) })
+                let slowness = *slowness.lock();
+                Box::pin(async move {
+                    tokio::time::sleep(slowness).await;
+                    Ok(rows)
+                })
             }
         };
         let stop = watch::Sender::new(false);
@@ -87,7 +94,7 @@ impl Door {
                 });
             }
         });
-        Self { at, log, feed, asked, stop, stored }
+        Self { at, log, feed, asked, slowness, stop, stored }
     }
 
     pub fn stop(&self) {

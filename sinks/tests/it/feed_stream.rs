@@ -38,7 +38,7 @@ async fn alerts_come_in_order_to_their_tenant_only() {
 
 #[tokio::test]
 async fn a_follower_resumes_without_gap_or_repeat_across_history_and_log() {
-    let config = FeedConfig { backfill_rows_max: 3, cache_rows_max: 4, ..FeedConfig::default() };
+    let config = FeedConfig { backfill_rows_max: 3, cache_bytes_max: 20_000, ..FeedConfig::default() };
     let door = Door::open(config).await;
     for at in 0..20u64 {
         // Every fifth batch is of something else, and every other alert of another tenant.
@@ -223,23 +223,27 @@ async fn a_peer_that_does_not_read_is_told_of_its_gap_when_it_reads_again() {
         tokio::task::yield_now().await;
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let mut seen = Vec::new();
-    let gap = loop {
+    let (mut seen, mut missed, mut gaps) = (Vec::new(), 0, Vec::new());
+    while seen.len() as u64 + missed < 160 * 250 {
         let frame = slow.frame().await;
         match frame["seq"].as_u64() {
             Some(seq) => seen.push(seq),
-            None => break frame,
+            None => {
+                assert_eq!(frame["type"], "gap");
+                let resume = frame["resume_after"].as_i64().expect("a seq");
+                assert!(seen.iter().all(|seq| *seq as i64 <= resume), "it resumes after what was sent");
+                missed += frame["missed"].as_u64().expect("a count");
+                gaps.push((resume, seen.len()));
+            }
         }
-    };
-    assert_eq!(gap["type"], "gap");
-    let missed = gap["missed"].as_u64().expect("a count");
+    }
     assert_eq!(seen.len() as u64 + missed, 160 * 250, "every alert was sent or counted, and no other tenant's");
-    let resume = gap["resume_after"].as_i64().expect("a seq");
-    assert!(seen.iter().all(|seq| *seq as i64 <= resume) && seen.is_sorted());
+    assert!(seen.is_sorted_by(|left, right| left < right));
+    let (resume, seen_before) = *gaps.first().expect("a gap");
     let next = door.raise(&[("acme", Level::Low)]).await;
     assert_eq!(slow.seqs(1).await, [next], "and goes on with the newest");
     let mut again = door.follow(&format!("?after={resume}")).await;
-    let caught_up = again.seqs(missed as usize + 1).await;
+    let caught_up = again.seqs(160 * 250 - seen_before + 1).await;
     assert_eq!(caught_up.last(), Some(&next), "what was missed can be had");
     assert!(caught_up.first().is_some_and(|first| *first as i64 > resume));
 }
@@ -291,6 +295,40 @@ async fn a_stop_closes_streams_with_going_away() {
     assert!(text.ends_with("0\r\n\r\n"), "a whole answer: {text}");
     door.subscribers(0).await;
     assert_eq!(door.follow_as("acme", "", &[]).await.err(), Some(503));
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_peer_that_does_not_read() {
+    let config = FeedConfig { write_ms_max: 60_000, lag_rows_max: u64::MAX, ..FeedConfig::default() };
+    let door = Door::open(config).await;
+    let mut dead = door.raw(&upgrade("")).await;
+    read_until(&mut dead, "\r\n\r\n").await;
+    door.subscribers(1).await;
+    let batch: Vec<_> = (0..500).map(|_| ("acme", Level::High)).collect();
+    for _ in 0..80 {
+        door.raise(&batch).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(door.feed.subscribers(), 1, "it is stuck, not gone");
+    let started = Instant::now();
+    door.stop();
+    door.subscribers(0).await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn history_that_is_slow_is_waited_for() {
+    let door = Door::open(FeedConfig { ping_ms: 300, backfill_rows_max: 2, ..FeedConfig::default() }).await;
+    door.raise(&[("acme", Level::High), ("acme", Level::High), ("acme", Level::High)]).await;
+    door.forget(3);
+    door.raise(&[("acme", Level::High)]).await;
+    *door.slowness.lock() = Duration::from_millis(1_500);
+    let mut follower = door.follow("?after=-1").await;
+    let mut events =
+        door.raw("GET /v2/alerts/stream?after=-1 HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n").await;
+    assert_eq!(follower.seqs(4).await, [0, 1, 2, 3]);
+    assert!(read_until(&mut events, "id: 3\n").await.contains("id: 2\n"));
+    assert_eq!(door.asked.lock().len(), 4, "each stretch is asked for once by each");
 }
 
 #[tokio::test]
