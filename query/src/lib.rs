@@ -150,7 +150,7 @@ impl Query {
                 shared.memory.clone(),
                 config.memory_bytes_max,
             );
-            let bounds = Bounds { meter: planned, bytes_max: config.function_bytes_max as u64 };
+            let bounds = Bounds::new(planned, config.function_bytes_max);
             let tables = Tables::new(&view, &shared.store, config.tail_chunk_bytes_max);
             let state = session(config, &shared.store, tables, Arc::new(memory), &bounds);
             let state = state.map_err(|error| error::from_datafusion(&error))?;

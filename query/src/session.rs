@@ -90,7 +90,7 @@ pub(crate) fn plan_of(
         Ask::Plan(build) => build(&SessionContext::new_with_state(state.clone())).map_err(told)?,
     };
     plan::check(&logical)?;
-    let logical = bound(logical, bounds).map_err(told)?;
+    let logical = bound(logical, bounds, 4 * config.query_memory_bytes_max as u64).map_err(told)?;
     let physical = futures::executor::block_on(state.create_physical_plan(&logical)).map_err(told)?;
     let physical = guard(physical, &bounds.meter, BATCH_ROWS, config.query_memory_bytes_max).map_err(told)?;
     if let Some(reason) = bounds.meter.reason() {

@@ -6,12 +6,13 @@
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::{concat, max};
 use arrow::datatypes::{DataType, FieldRef, Int64Type};
 use datafusion::catalog::{TableFunction, TableFunctionArgs, TableFunctionImpl, TableProvider};
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, DataFusionError, Result, ScalarValue, plan_err};
 use datafusion::functions_table::generate_series::{GenerateSeriesFunc, RangeFunc};
 use datafusion::logical_expr::expr::{ScalarFunction, WindowFunction};
@@ -95,14 +96,28 @@ const NOT_OVER_WINDOWS: [&str; 2] = ["array_agg", "string_agg"];
 #[derive(Debug, Clone)]
 pub(crate) struct Bounds {
     pub(crate) meter: Arc<Meter>,
-    pub(crate) bytes_max: u64,
+    /// Of one call on one batch. Shared: it shrinks when a plan has many calls.
+    pub(crate) bytes_max: Arc<AtomicU64>,
 }
 
-/// Swaps every function of the plan that needs a bound for its bounded twin.
+impl Bounds {
+    pub(crate) fn new(meter: Arc<Meter>, bytes_max: usize) -> Self {
+        Self { meter, bytes_max: Arc::new(AtomicU64::new(bytes_max as u64)) }
+    }
+
+    fn bytes_max(&self) -> u64 {
+        self.bytes_max.load(Ordering::Relaxed)
+    }
+}
+
+/// Swaps every function of the plan that needs a bound for its bounded twin. What all calls of the plan may produce for one
+/// batch together is `batch_bytes_max`.
 ///
 /// # Errors
 /// [`QueryError::NotAllowed`] for an aggregate that may not run over a window.
-pub(crate) fn bound(plan: LogicalPlan, bounds: &Bounds) -> Result<LogicalPlan> {
+pub(crate) fn bound(plan: LogicalPlan, bounds: &Bounds, batch_bytes_max: u64) -> Result<LogicalPlan> {
+    let share = batch_bytes_max / copies(&plan)?.max(1);
+    bounds.bytes_max.fetch_min(share.max(CONSTANT_BYTES_MAX), Ordering::Relaxed);
     let swap = |expr: Expr| match expr {
         Expr::ScalarFunction(call) => Ok(match Bounded::of(&call.func, bounds) {
             Some(bounded) => {
@@ -118,6 +133,22 @@ pub(crate) fn bound(plan: LogicalPlan, bounds: &Bounds) -> Result<LogicalPlan> {
     };
     let node = |plan: LogicalPlan| plan.map_expressions(|expr| expr.transform_up(swap));
     Ok(plan.transform_up_with_subqueries(node)?.data)
+}
+
+/// How many expressions of the plan may hold a copy of a value at the same time.
+fn copies(plan: &LogicalPlan) -> Result<u64> {
+    let mut copies = 0;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                let copies_values =
+                    matches!(expr, Expr::ScalarFunction(_) | Expr::Case(_) | Expr::Cast(_) | Expr::TryCast(_));
+                copies += u64::from(copies_values);
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(copies)
 }
 
 fn keeps_all(call: &WindowFunction) -> bool {
@@ -194,7 +225,7 @@ fn run(args: ScalarFunctionArgs, growth: Growth, bounds: &Bounds, name: &str, ca
     let constant = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
     let rows = if constant { 1 } else { args.number_rows };
     let grows = !matches!(growth, Growth::Slow | Growth::Product);
-    let bytes_max = if constant && grows { CONSTANT_BYTES_MAX } else { bounds.bytes_max };
+    let bytes_max = if constant && grows { CONSTANT_BYTES_MAX } else { bounds.bytes_max() };
     let too_large = || {
         let message = format!("{name} would produce more than {bytes_max} bytes, or take too long");
         Err(DataFusionError::External(Box::new(QueryError::TooLarge(message))))

@@ -14,6 +14,7 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Literal;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::coop::CooperativeExec;
+use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
 use datafusion::physical_plan::joins::utils::JoinFilter;
 use datafusion::physical_plan::joins::{
     CrossJoinExec, HashJoinExec, NestedLoopJoinExec, NestedLoopJoinExecBuilder, SortMergeJoinExec,
@@ -22,10 +23,11 @@ use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::unnest::UnnestExec;
 
 use super::functions::bytes;
+use super::rows::{BoundedRowsExec, Multiplies};
 use crate::error::QueryError;
 use crate::meter::Meter;
 
-/// Makes `plan` stoppable. Call it last, after the optimizer.
+/// Makes `plan` stoppable, and bounds the rows that go into what multiplies rows. Call it last, after the optimizer.
 ///
 /// # Errors
 /// [`QueryError::TooLarge`] for constants that would fill more than `bytes_max` in a batch of `batch_rows`.
@@ -54,6 +56,11 @@ pub(crate) fn guard(
         if !multiplies {
             return Ok(Transformed::no(plan));
         }
+        let multiplies = if plan.is::<UnnestExec>() { Multiplies::Lists } else { Multiplies::Rows };
+        let children = plan.children().into_iter();
+        let children = children.map(|child| Arc::new(BoundedRowsExec::new(child.clone(), multiplies, bytes_max)) as _);
+        let children = children.collect();
+        let plan = plan.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Keep))?;
         let plan = match plan.downcast_ref::<NestedLoopJoinExec>() {
             Some(join) => watched_join(join, meter)?,
             None => plan,

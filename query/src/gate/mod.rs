@@ -4,10 +4,11 @@
 //! 2. [`statement`]: exactly one statement of a kind that reads, and how many tables it reads in the end.
 //! 3. [`plan`]: the logical plan holds no node that writes or leaves the tenant's tables.
 //! 4. [`functions`]: functions that blow up their input are bounded by what they would produce.
-//! 5. [`guard`]: the physical plan yields, stops when told to, and does not build one huge batch.
+//! 5. [`guard`]: the physical plan yields and stops when told to; [`rows`]: it does not multiply what is large already.
 
 pub(crate) mod functions;
 pub(crate) mod guard;
 pub(crate) mod plan;
+pub(crate) mod rows;
 pub(crate) mod statement;
 pub(crate) mod text;
