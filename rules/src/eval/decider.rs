@@ -28,6 +28,9 @@ pub(crate) struct Decider {
     times: Vec<(TimePart, Comparison, Number, PredicateId)>,
 }
 
+/// Literals found in one value before the list of them is compacted: a literal may be in a long value millions of times.
+const HITS_MAX: usize = 4096;
+
 /// Literals and patterns over the same form of the value.
 #[derive(Debug, Default)]
 struct Texts {
@@ -116,8 +119,7 @@ impl Decider {
             };
             out.extend(self.times.iter().filter(holds).map(|(.., id)| *id));
         }
-        out.sort_unstable();
-        out.dedup();
+        compact(out);
     }
 
     fn decide_regexes(&self, value: &str, scratch: &mut Scratch, out: &mut Vec<PredicateId>) {
@@ -160,7 +162,13 @@ impl Texts {
         globs.clear();
         globs.extend(&self.unfiltered);
         if let Some(literals) = &self.literals {
+            let mut full = HITS_MAX;
             for found in literals.find_overlapping_iter(text) {
+                if out.len() + globs.len() > full {
+                    compact(out);
+                    compact(globs);
+                    full = out.len() + globs.len() + HITS_MAX;
+                }
                 for target in self.targets.get(found.pattern().as_usize()).into_iter().flatten() {
                     match target {
                         Target::At(Place::Anywhere, id) => out.push(*id),
@@ -172,14 +180,18 @@ impl Texts {
                 }
             }
         }
-        globs.sort_unstable();
-        globs.dedup();
+        compact(globs);
         for (glob, id) in globs.iter().filter_map(|at| self.globs.get(*at)) {
             if glob.matches(text) {
                 out.push(*id);
             }
         }
     }
+}
+
+fn compact<T: Ord>(list: &mut Vec<T>) {
+    list.sort_unstable();
+    list.dedup();
 }
 
 #[derive(Default)]

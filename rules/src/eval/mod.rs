@@ -219,6 +219,9 @@ impl Evaluator {
         let (Some(state), Some(columns)) = (self.views.get_mut(view as usize), frame.columns.get(view as usize)) else {
             return;
         };
+        if columns.is_empty() {
+            return;
+        }
         let every = matches!(self.rules.views.get(view as usize), Some(View::Keywords { .. }));
         let mut walk = Walk {
             state,

@@ -76,7 +76,7 @@ fn large_but_fair_rules_load() {
 #[test]
 fn hostile_values_are_decided_in_bounded_time() {
     let text = with(
-        "  a: {f|contains: 'a*a*a*a*a*a*b'}\n  b: {f|re: '(a|aa)+$'}\n  c: {f|contains: 'a?a?a?a?b'}\n  d: {f|endswith: 'b'}\n  condition: 1 of them\n",
+        "  a: {f|contains: 'a*a*a*a*a*a*b'}\n  b: {f|re: '(a|aa)+$'}\n  c: {f|contains: 'a?a?a?a?b'}\n  d: {f|endswith: 'b'}\n  e: {g|contains: [ab, ba, aba, bab], g|endswith: ab}\n  condition: 1 of them\n",
     );
     let config = RulesConfig::default();
     let (rules, problems) = RuleSet::compile(&[RuleFile::new("a", text)], &config).expect("tables");
