@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 mod real;
 mod sim;
+mod sim_pages;
 
 pub use real::RealFs;
 pub use sim::{Fault, SimFs, SimOp};

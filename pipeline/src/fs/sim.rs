@@ -16,10 +16,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::sim_pages::{Content, Dice, PAGE};
 use super::{DirChange, Fs, FsFile, Open, parent_of};
-
-const PAGE: usize = 4096;
-const SECTOR: usize = 512;
 
 /// A kind of operation, to count it and to make it fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -111,14 +109,6 @@ struct Pending {
     becomes: Vec<(PathBuf, Option<Node>)>,
 }
 
-#[derive(Debug, Default, Clone)]
-struct Content {
-    live: Vec<u8>,
-    durable: Vec<u8>,
-    dirty: BTreeSet<usize>,
-    resized: bool,
-}
-
 #[derive(Debug, Default)]
 struct State {
     live: BTreeMap<PathBuf, Node>,
@@ -200,7 +190,7 @@ impl SimFs {
     pub fn crash(&self, seed: u64) {
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        let mut dice = Dice(seed);
+        let mut dice = Dice::new(seed);
         for pending in std::mem::take(&mut state.pending) {
             if dice.keeps() {
                 apply(&mut state.durable, &pending.becomes);
@@ -336,46 +326,6 @@ impl State {
     }
 }
 
-impl Content {
-    fn sync(&mut self) {
-        self.durable.resize(self.live.len(), 0);
-        for page in std::mem::take(&mut self.dirty) {
-            let range = page * PAGE..((page + 1) * PAGE).min(self.live.len());
-            if !range.is_empty() {
-                self.durable[range.clone()].copy_from_slice(&self.live[range]);
-            }
-        }
-        self.resized = false;
-    }
-
-    /// What a failed sync does: the pages count as clean and never reach the disk.
-    fn forget_dirty(&mut self) {
-        self.dirty.clear();
-    }
-
-    fn crash(&mut self, dice: &mut Dice) {
-        if self.resized && dice.keeps() {
-            self.durable.resize(self.live.len(), 0);
-        }
-        for page in std::mem::take(&mut self.dirty) {
-            let start = page * PAGE;
-            let mut end = ((page + 1) * PAGE).min(self.live.len());
-            if !dice.keeps() || start >= end {
-                continue;
-            }
-            if dice.keeps() && dice.keeps() {
-                end = end.min(start + SECTOR * (dice.roll() as usize % (PAGE / SECTOR)));
-            }
-            if self.durable.len() < end {
-                self.durable.resize(end, 0);
-            }
-            self.durable[start..end].copy_from_slice(&self.live[start..end]);
-        }
-        self.live = self.durable.clone();
-        self.resized = false;
-    }
-}
-
 fn apply(tree: &mut BTreeMap<PathBuf, Node>, becomes: &[(PathBuf, Option<Node>)]) {
     for (path, node) in becomes {
         match node {
@@ -387,23 +337,6 @@ fn apply(tree: &mut BTreeMap<PathBuf, Node>, becomes: &[(PathBuf, Option<Node>)]
 
 fn is_root(path: &Path) -> bool {
     path.as_os_str().is_empty() || path == Path::new("/") || path == Path::new(".")
-}
-
-/// SplitMix64; seed 0 never keeps anything.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn keeps(&mut self) -> bool {
-        self.0 != 0 && self.roll() & 1 == 1
-    }
 }
 
 fn errno(fault: Fault) -> io::Error {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Fields, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::MetadataVersion;
 use arrow::ipc::writer::{IpcWriteOptions, StreamEncoder};
@@ -18,7 +18,9 @@ use super::format::{ALIGN, PAYLOAD_BYTES_MAX};
 use super::recover::random_salt;
 
 /// Layouts that are remembered; past it all are forgotten and learnt again.
-const SCHEMAS_MAX: usize = 4096;
+const SCHEMAS_MAX: usize = 1024;
+/// Addresses of schemas that are remembered.
+const ADDRESSES_MAX: usize = 128;
 /// Idle encoders kept for a layout.
 const ENCODERS_MAX: usize = 8;
 /// A payload below this is gathered into one buffer: many slices of a few bytes cost more than the copy.
@@ -65,23 +67,45 @@ pub(crate) struct Payload {
 pub(crate) struct Encoder {
     // Field names are chosen by strangers, who must not be able to make two schemas share an id.
     seed: u64,
-    // By the address of the schema: builders are pooled by layout, so the same `Arc` comes again and again. The value holds
-    // the `Arc`, so an address cannot be taken by another schema while it is a key.
-    schemas: Mutex<HashMap<usize, Arc<KnownSchema>, FxBuildHasher>>,
+    caches: Mutex<Caches>,
+}
+
+#[derive(Debug, Default)]
+struct Caches {
+    // By the address of the schema, for callers who pool theirs: the same `Arc` comes again and again. The value holds that
+    // `Arc`, so its address cannot be taken by another schema while it is a key.
+    by_address: HashMap<usize, (SchemaRef, Arc<KnownSchema>), FxBuildHasher>,
+    by_fields: HashMap<Fields, Arc<KnownSchema>>,
 }
 
 impl Encoder {
     /// An encoder with a secret seed of its own for schema ids.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self { seed: random_salt()?, schemas: Mutex::default() })
+        Ok(Self { seed: random_salt()?, caches: Mutex::default() })
     }
 
     /// The schema of a batch, encoded. Refuses types that the format does not have.
     pub fn schema(&self, schema: &SchemaRef) -> Result<Arc<KnownSchema>, ArrowError> {
         let address = Arc::as_ptr(schema) as usize;
-        if let Some(known) = self.schemas.lock().get(&address) {
+        if let Some((_, known)) = self.caches.lock().by_address.get(&address) {
             return Ok(known.clone());
         }
+        let known = self.caches.lock().by_fields.get(schema.fields()).cloned();
+        let known = known.map_or_else(|| KnownSchema::new(schema, self.seed).map(Arc::new), Ok)?;
+        let mut caches = self.caches.lock();
+        if caches.by_address.len() >= ADDRESSES_MAX {
+            caches.by_address.clear();
+        }
+        if caches.by_fields.len() >= SCHEMAS_MAX {
+            caches.by_fields.clear();
+        }
+        caches.by_address.insert(address, (schema.clone(), known.clone()));
+        Ok(caches.by_fields.entry(schema.fields().clone()).or_insert(known).clone())
+    }
+}
+
+impl KnownSchema {
+    fn new(schema: &SchemaRef, seed: u64) -> Result<Self, ArrowError> {
         for field in schema.fields() {
             check_type(field.data_type())?;
         }
@@ -91,23 +115,15 @@ impl Encoder {
         let with_schema = gather(&encoder.encode(&empty)?);
         let without = gather(&encoder.encode(&empty)?);
         let message = with_schema.slice_with_length(0, with_schema.len().saturating_sub(without.len()));
-        let known = Arc::new(KnownSchema {
-            id: xxh3_64_with_seed(&message, self.seed),
+        Ok(Self {
+            id: xxh3_64_with_seed(&message, seed),
             crc: crc32c::crc32c(&message),
             message,
             schema: schema.clone(),
             encoders: Mutex::new(Encoders(vec![encoder])),
-        });
-        let mut schemas = self.schemas.lock();
-        if schemas.len() >= SCHEMAS_MAX {
-            schemas.clear();
-        }
-        schemas.insert(address, known.clone());
-        Ok(known)
+        })
     }
-}
 
-impl KnownSchema {
     /// Encodes rows of this schema, with their keys unless all are zero. `rows` must not be empty.
     pub fn encode(&self, rows: &RecordBatch, keys: &[u128]) -> Result<Payload, ArrowError> {
         let pooled = self.encoders.lock().0.pop();

@@ -28,6 +28,8 @@ pub(crate) struct Ready {
     pub payload: Payload,
     /// Smallest and largest `time`.
     pub times: Option<(i64, i64)>,
+    /// Bytes of memory that the rows keep alive.
+    pub memory: usize,
     /// What is known of the fields of its tenants.
     pub seen: Vec<Arc<Seen>>,
 }

@@ -15,6 +15,7 @@ mod dedup;
 mod encode;
 pub mod format;
 mod group;
+mod listing;
 mod memory;
 mod recover;
 mod scan;
@@ -23,6 +24,7 @@ mod segment_log;
 mod shared;
 pub mod summary;
 mod verify;
+mod whole;
 mod writer;
 
 pub use config::LogConfig;

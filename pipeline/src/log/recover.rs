@@ -5,19 +5,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
-
 use super::encode::Encoder;
-use super::format::{FRAMES_START, FrameHeader, FrameKind, SegmentHeader};
+use super::format::{FRAMES_START, SegmentHeader};
 use super::group::{Commit, Frames, Ready};
-use super::scan::{Damage, Found, Frame, Scanner};
-use super::segment::{Schemas, Segment, report, time_range, unusable};
+use super::listing::{Listing, list, read_header, segment_path, void_offsets};
+use super::scan::{Damage, Frame};
+use super::segment::{Schemas, Segment, report, time_range};
 use super::summary::{Index, Summary};
-use super::{EventBatch, Offset, decode};
+use super::whole::{Scanned, scan};
+use super::{EventBatch, Offset};
 use crate::clock::now_us;
 use crate::error::PipelineError;
 use crate::fields::FieldCatalog;
-use crate::fs::{DirChange, Fs, FsFile, Open};
+use crate::fs::{DirChange, Fs, Open};
 
 /// The last group is only written again when it is not larger than this (a group commit never is, by default).
 const REWRITE_BYTES_MAX: u64 = 256 << 20;
@@ -59,186 +59,6 @@ pub(crate) struct Recovered {
     /// Summaries whose segment is gone: first offset and count of keys.
     pub orphans: BTreeMap<Offset, u64>,
     pub report: OpenReport,
-}
-
-/// The path of a segment file.
-pub(crate) fn segment_path(dir: &Path, first: Offset) -> PathBuf {
-    dir.join(format!("{first:020}.log"))
-}
-
-/// The path of a summary file.
-pub(crate) fn summary_path(dir: &Path, first: Offset) -> PathBuf {
-    dir.join(format!("{first:020}.sum"))
-}
-
-/// The files of a log's folder, by first offset.
-#[derive(Debug, Default)]
-pub(crate) struct Listing {
-    pub logs: BTreeMap<Offset, PathBuf>,
-    pub sums: BTreeMap<Offset, PathBuf>,
-    pub temporary: Vec<PathBuf>,
-}
-
-pub(crate) fn list(fs: &dyn Fs, dir: &Path) -> Result<Listing, PipelineError> {
-    let mut listing = Listing::default();
-    let paths = fs.list(dir).map_err(|source| PipelineError::Io { op: "list", path: dir.to_owned(), source })?;
-    for path in paths {
-        let Some((stem, extension)) =
-            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('.'))
-        else {
-            continue;
-        };
-        let first = Some(stem).filter(|stem| stem.len() == 20).and_then(|stem| stem.parse().ok());
-        match (first, extension) {
-            (Some(first), "log") => _ = listing.logs.insert(first, path),
-            (Some(first), "sum") => _ = listing.sums.insert(first, path),
-            (Some(_), "sum.tmp" | "log.tmp") => listing.temporary.push(path),
-            _ => {}
-        }
-    }
-    Ok(listing)
-}
-
-/// The header of a segment file; `None` when neither copy is whole or it is another segment's.
-pub(crate) fn read_header(file: &dyn FsFile, first: Offset) -> io::Result<Option<SegmentHeader>> {
-    let mut start = [0; FRAMES_START as usize];
-    file.read_at(&mut start, 0)?;
-    Ok(SegmentHeader::decode(&start).filter(|header| header.first == first))
-}
-
-/// The offset from which the rows of each segment are void: the smallest *sealed at* of the segments after it.
-pub(crate) fn void_offsets(headers: &[(Offset, Option<SegmentHeader>)]) -> Vec<Offset> {
-    let mut void_at = Offset::MAX;
-    let mut voids: Vec<_> = headers
-        .iter()
-        .rev()
-        .map(|(first, header)| {
-            let here = void_at;
-            void_at = void_at.min(header.map_or(*first, |header| header.sealed_at));
-            here
-        })
-        .collect();
-    voids.reverse();
-    voids
-}
-
-/// What a scan of a whole segment gives.
-pub(crate) struct Scanned {
-    pub summary: Summary,
-    pub damage: Vec<Damage>,
-    /// Bytes after the last whole frame.
-    pub residue: u64,
-    /// An offset that no row of the segment reaches, not even one in the bytes that could not be read.
-    pub beyond: Offset,
-    /// The batches of the last group commit, which are not in `summary` yet.
-    pub last_group: Vec<(Frame, EventBatch)>,
-}
-
-/// Scans a segment. The frames of its last group are kept apart.
-pub(crate) fn scan(
-    file: &dyn FsFile,
-    first: Offset,
-    header: Option<SegmentHeader>,
-    void_at: Offset,
-    schemas: &Schemas,
-) -> io::Result<Scanned> {
-    let index =
-        Index::new(first, header.map_or(first, |header| header.sealed_at), header.map_or(0, |header| header.salt));
-    let summary = Summary { index, fields: FieldCatalog::default(), keys: Vec::new() };
-    let mut scanned = Scanned { summary, damage: Vec::new(), residue: 0, beyond: first, last_group: Vec::new() };
-    let mut whole_to = FRAMES_START;
-    if header.is_none() {
-        let reason = "the segment's header is not whole".to_owned();
-        let bytes = file.size()?.min(FRAMES_START);
-        scanned.damage.push(Damage { at: 0, bytes, rows: first..first, reason });
-    }
-    let mut scanner = Scanner::new(file, 0, header.map(|header| header.salt), first..void_at)?;
-    loop {
-        match scanner.next()? {
-            Found::End { residue, .. } => {
-                scanned.residue = residue;
-                scanned.summary.index.salt = scanner.salt().unwrap_or_default();
-                // A row takes at least the 8 bytes of its time.
-                let unread = scanner.size().saturating_sub(whole_to) / 8;
-                scanned.beyond = scanned.beyond.saturating_add(unread).min(void_at);
-                return Ok(scanned);
-            }
-            Found::Damage(damage) => {
-                scanned.beyond = scanned.beyond.max(damage.rows.end);
-                whole_to = whole_to.max(damage.at + damage.bytes);
-                scanned.damage.push(damage);
-            }
-            Found::Frame(frame) => {
-                scanned.beyond = scanned.beyond.max(frame.header.next());
-                whole_to = whole_to.max(frame.at + frame.header.frame_len());
-                scanned.take(file, frame, schemas)?;
-            }
-        }
-    }
-}
-
-/// The schema of a batch frame: known, or in any frame of its segment that can be read.
-pub(crate) fn find_schema(file: &dyn FsFile, header: &FrameHeader, schemas: &Schemas) -> io::Result<Option<SchemaRef>> {
-    if let Some(known) = schemas.get(header.schema_id) {
-        return Ok(Some(known));
-    }
-    let mut scanner = Scanner::new(file, 0, Some(header.salt), 0..Offset::MAX)?;
-    loop {
-        match scanner.next()? {
-            Found::End { .. } => return Ok(None),
-            Found::Frame(frame)
-                if frame.header.kind == FrameKind::Schema && frame.header.schema_id == header.schema_id =>
-            {
-                if let Ok(schema) = decode::schema(&frame.payload) {
-                    return Ok(Some(schemas.learn(header.schema_id, schema)));
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-impl Scanned {
-    fn take(&mut self, file: &dyn FsFile, frame: Frame, schemas: &Schemas) -> io::Result<()> {
-        if frame.header.starts_group {
-            self.settle();
-        }
-        if frame.header.kind == FrameKind::Schema {
-            match decode::schema(&frame.payload) {
-                Ok(schema) => _ = schemas.learn(frame.header.schema_id, schema),
-                Err(error) => self.damage.push(unusable(&frame, &error)),
-            }
-            self.summary.index.note(frame.at, &frame.header);
-            return Ok(());
-        }
-        let rows = match find_schema(file, &frame.header, schemas)? {
-            Some(schema) => decode::rows(&frame.header, &frame.payload, schema).map_err(|error| error.to_string()),
-            None => Err("its schema is in no readable frame".to_owned()),
-        };
-        match rows {
-            Ok(rows) => {
-                let keys = decode::keys(&frame.header, &frame.payload);
-                let events = EventBatch { dataset: frame.header.dataset, rows, keys };
-                self.last_group.push((frame, events));
-            }
-            Err(reason) => {
-                self.damage.push(unusable(&frame, &reason));
-                self.settle();
-                self.summary.index.note(frame.at, &frame.header);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the last group into the summary.
-    pub fn settle(&mut self) {
-        for (frame, events) in std::mem::take(&mut self.last_group) {
-            self.summary.index.note(frame.at, &frame.header);
-            self.summary.index.note_times(time_range(&events.rows));
-            self.summary.fields.observe(events.dataset, &events.rows);
-            self.summary.keys.extend(events.keys.iter().filter(|key| **key != 0));
-        }
-    }
 }
 
 /// A segment file as it was found.
@@ -455,7 +275,7 @@ fn rewrite(fs: &dyn Fs, dir: &Path, part: &Part, group: &[(Frame, EventBatch)], 
         fields.observe(events.dataset, &events.rows);
         keys.extend(events.keys.iter().filter(|key| **key != 0));
         let (dataset, rows) = (events.dataset, events.rows.clone());
-        let ready = Ready { dataset, rows, keys: Vec::new(), schema, payload, times, seen: Vec::new() };
+        let ready = Ready { dataset, rows, keys: Vec::new(), schema, payload, times, memory: 0, seen: Vec::new() };
         frames.batch(&ready, frame.header.base, &Default::default());
     }
     frames.finish(next);

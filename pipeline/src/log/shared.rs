@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::error::ArrowError;
 use metrics::{counter, gauge};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -15,9 +16,10 @@ use super::config::LogConfig;
 use super::encode::Encoder;
 use super::format::SegmentHeader;
 use super::group::Ready;
-use super::recover::{scan, summary_path};
+use super::listing::summary_path;
 use super::segment::{Schemas, Segment, memory_bytes, time_range};
 use super::summary::Summary;
+use super::whole::scan;
 use super::writer::Pending;
 use super::{EventBatch, LogBatch, LogBounds, Offset};
 use crate::clock::now_us;
@@ -63,10 +65,14 @@ impl Shared {
     pub fn prepare(&self, batch: EventBatch) -> Result<Ready, ArrowError> {
         let EventBatch { dataset, rows, keys } = batch;
         let schema = self.encoder.schema(&rows.schema())?;
+        // One schema in memory for all batches of a layout, so that readers can know a layout by its address.
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+        let rows = RecordBatch::try_new_with_options(schema.schema.clone(), rows.columns().to_vec(), &options)?;
         let payload = schema.encode(&rows, &keys)?;
         let times = time_range(&rows);
         let seen = self.fields.observe(dataset, schema.id, &rows);
-        Ok(Ready { dataset, rows, keys, schema, payload, times, seen })
+        let memory = memory_bytes(&rows);
+        Ok(Ready { dataset, rows, keys, schema, payload, times, memory, seen })
     }
 
     /// Whether an append may come now: a cheap look before it is encoded.
@@ -229,16 +235,8 @@ impl Shared {
         self.summarise(segment, &scanned.summary)
     }
 
-    /// Lets readers see durable batches.
-    pub fn publish(&self, batches: Vec<LogBatch>, next: Offset) {
-        // Measured outside the lock.
-        let batches: Vec<_> = batches
-            .into_iter()
-            .map(|batch| {
-                let bytes = memory_bytes(&batch.rows);
-                (Arc::new(batch), bytes)
-            })
-            .collect();
+    /// Lets readers see durable batches, each with its bytes of memory.
+    pub fn publish(&self, batches: Vec<(Arc<LogBatch>, usize)>, next: Offset) {
         let mut tail = self.tail.write();
         for (batch, bytes) in batches {
             tail.push(batch, bytes, self.config.tail_bytes_max);

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::format::{FrameKind, SegmentHeader};
-use super::recover::{Listing, find_schema, list, read_header, scan, void_offsets};
+use super::listing::{Listing, list, read_header, void_offsets};
 use super::scan::{Damage, Found, Scanner};
 use super::segment::{Schemas, unusable};
 use super::summary::Summary;
+use super::whole::{find_schema, scan};
 use super::{LogBatch, Offset, decode};
 use crate::error::PipelineError;
 use crate::fs::{Fs, FsFile, Open};

@@ -16,7 +16,8 @@ use tokio::sync::oneshot;
 use super::dedup::{GroupKeys, Window};
 use super::format::{FRAMES_START, SegmentHeader};
 use super::group::{Commit, Frames, Ready};
-use super::recover::{is_full, random_salt, segment_path};
+use super::listing::segment_path;
+use super::recover::{is_full, random_salt};
 use super::segment::Segment;
 use super::shared::Shared;
 use super::summary::{Index, Summary};
@@ -208,10 +209,9 @@ impl Writer {
             self.durable_end = self.next;
             counter!(names::LOG_APPENDED_BYTES).increment(frames.len);
             counter!(names::LOG_GROUPS).increment(1);
-            let batches = group.batches.into_iter().map(|(offset, ready)| LogBatch {
-                offset,
-                dataset: ready.dataset,
-                rows: ready.rows,
+            let batches = group.batches.into_iter().map(|(offset, ready)| {
+                let batch = LogBatch { offset, dataset: ready.dataset, rows: ready.rows };
+                (Arc::new(batch), ready.memory)
             });
             self.shared.publish(batches.collect(), self.next);
         }
