@@ -9,7 +9,7 @@ use tidegate_events::{Dataset, FieldType};
 use tidegate_pipeline::Offset;
 
 use super::columns::{Pick, Picked, SortKeys, joined_columns, schema_of};
-use super::encode::{FileBuild, PageEncoding, discard, file_path};
+use super::encode::{FileBuild, PageEncoding, TenantCount, discard, file_path};
 use super::layout::{Split, SplitRule, hour_of};
 use super::manifest::{FileMeta, TenantFields, Why};
 use super::store::{Change, LogSource, ParquetStore};
@@ -93,8 +93,8 @@ impl<'a> NewFiles<'a> {
     }
 
     /// Ends a file.
-    pub(crate) fn finish(&mut self, build: FileBuild) -> Result<(), SinksError> {
-        self.done.push(build.finish()?);
+    pub(crate) fn finish(&mut self, build: FileBuild, tenants: TenantCount) -> Result<(), SinksError> {
+        self.done.push(build.finish(tenants)?);
         Ok(())
     }
 
@@ -139,11 +139,7 @@ struct SortRow {
 /// Sorts the rows of a dataset, splits them into files and writes these.
 fn write_dataset(files: &mut NewFiles<'_>, dataset: Dataset, batches: Vec<RecordBatch>) -> Result<(), SinksError> {
     let config = &files.store.config;
-    let encoding = PageEncoding {
-        zstd_level: config.commit_zstd_level,
-        row_group_rows: config.row_group_rows,
-        row_group_bytes: config.buffer_bytes_max / 4,
-    };
+    let encoding = PageEncoding { zstd_level: config.commit_zstd_level, row_group_rows: config.row_group_rows };
     let rule = SplitRule {
         tenant_rows_min: config.tenant_rows_min as u64,
         file_rows_min: config.file_rows_min as u64,
@@ -160,10 +156,11 @@ fn write_dataset(files: &mut NewFiles<'_>, dataset: Dataset, batches: Vec<Record
         drop(rows);
         let schema = schema_of(&columns);
         let mut build = files.create(dataset, encoding, schema)?;
+        let mut tenants = TenantCount::default();
         for group in picks.chunks(encoding.row_group_rows) {
-            build.push_group(&columns, &Picked::new(group))?;
+            build.push_group(&columns, &Picked::new(group), &mut tenants)?;
         }
-        files.finish(build)?;
+        files.finish(build, tenants)?;
     }
     Ok(())
 }

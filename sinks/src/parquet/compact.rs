@@ -1,29 +1,27 @@
 //! Compaction: the same rows in fewer files, in the background, in bounded memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arrow::datatypes::FieldRef;
 use metrics::counter;
 use serde::Serialize;
+use tidegate_events::Dataset;
+use tidegate_pipeline::History;
 use tidegate_pipeline::clock::now_us;
 
-use super::columns::Pick;
 use super::commit::NewFiles;
-use super::encode::{CHUNK_ROWS, FileBuild, PageEncoding};
+use super::encode::{CHUNK_ROWS, PageEncoding};
 use super::layout::{Split, SplitRule, hour_of};
 use super::manifest::{FileMeta, Why};
-use super::merge::{InputError, Merge, joined_fields};
+use super::merge::{InputError, NOWHERE, joined_fields, merge_order};
 use super::pick::pick;
 use super::read::FileReader;
 use super::recover::SetAside;
+use super::rewrite::{Output, Source, rewrite};
 use super::store::{Change, ParquetStore};
 use crate::error::SinksError;
 use crate::metrics as names;
-
-/// Bytes of decoded rows that the inputs of a merge hold together.
-const WINDOW_BYTES: u64 = 64 << 20;
-/// Encoded bytes that the outputs of a merge hold together before they write a row group.
-const OUTPUT_BYTES: usize = 96 << 20;
 
 /// What [`ParquetStore::compact_once`] did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -97,24 +95,15 @@ impl ParquetStore {
         let Some(dataset) = files.first().map(|file| file.dataset) else { return Ok(Compacted::default()) };
         let opened = self.open_all(files)?;
         let fields = joined_fields(dataset, &opened).map_err(other)?;
-        let rows: u64 = files.iter().map(|file| file.rows).sum();
-        let counts = self.count_rows(files)?;
-        let batch_rows = self.batch_rows(files);
-        let mut readers = Vec::with_capacity(opened.len());
-        for (input, file) in opened.into_iter().enumerate() {
-            readers.push(file.batches(batch_rows).map_err(|error| InputError { input, error })?);
-        }
-        let mut outputs = Outputs::new(self, dataset, counts, rows, files.len());
-        let wanted = outputs.wanted_fields(&fields);
-        let mut merge = Merge::new(dataset, fields, readers)?;
-        loop {
-            let more = outputs.advance(&mut merge, &wanted)?;
-            if !more {
-                break;
-            }
-        }
-        let added = outputs.finish().map_err(other)?;
-        self.replace(files, &added).map_err(other)
+        let mut plan = Plan::new(self, files, self.count_rows(files, &opened)?);
+        let runs = merge_order(dataset, &opened, |org, time| plan.place(org, time))?;
+        let outputs = plan.outputs(self, &fields);
+        let encoding =
+            PageEncoding { zstd_level: self.config.compact_zstd_level, row_group_rows: self.config.row_group_rows };
+        let mut new = NewFiles::new(self);
+        rewrite(&Source { dataset, files: &opened, fields: &fields, runs: &runs }, outputs, encoding, &mut new)?;
+        new.make_names_durable().map_err(other)?;
+        self.replace(files, &new.keep()).map_err(other)
     }
 
     /// Puts the new files in the place of the old ones.
@@ -148,21 +137,15 @@ impl ParquetStore {
         files.iter().enumerate().map(open).collect()
     }
 
-    /// Rows of a batch, so that one batch of every input and one that replaces it fit in the window.
-    pub(crate) fn batch_rows(&self, files: &[Arc<FileMeta>]) -> usize {
-        let rows: u64 = files.iter().map(|file| file.rows).sum();
-        let bytes: u64 = files.iter().map(|file| file.bytes).sum();
-        // Decoded rows are taken to be ten times their size on disk, and 256 bytes at least.
-        let row_bytes = (bytes.saturating_mul(10) / rows.max(1)).max(256);
-        let batch_rows = WINDOW_BYTES / row_bytes / (files.len() as u64).max(1);
-        usize::try_from(batch_rows).unwrap_or(usize::MAX).clamp(256, CHUNK_ROWS)
-    }
-
     /// The rows of each tenant and hour. From the manifest, when each file keeps to an hour and names its tenants;
     /// otherwise the sort keys are read.
-    fn count_rows(&self, files: &[Arc<FileMeta>]) -> Result<BTreeMap<(Arc<str>, i64), u64>, InputError> {
+    fn count_rows(
+        &self,
+        files: &[Arc<FileMeta>],
+        opened: &[FileReader],
+    ) -> Result<BTreeMap<(Arc<str>, i64), u64>, InputError> {
         let mut counts: BTreeMap<(Arc<str>, i64), u64> = BTreeMap::new();
-        for (input, file) in files.iter().enumerate() {
+        for (input, (file, reader)) in files.iter().zip(opened).enumerate() {
             let hour = hour_of(file.time_min);
             if let (Some(tenants), true) = (&file.tenants, hour == hour_of(file.time_max)) {
                 for tenant in tenants {
@@ -171,7 +154,6 @@ impl ParquetStore {
                 continue;
             }
             let failed = |error| InputError { input, error };
-            let reader = FileReader::open(self.fs.as_ref(), &self.path_of(file)).map_err(failed)?;
             for keys in reader.keys(file.dataset, CHUNK_ROWS).map_err(failed)? {
                 let keys = keys.map_err(failed)?;
                 let mut run: Option<((Arc<str>, i64), u64)> = None;
@@ -195,124 +177,89 @@ impl ParquetStore {
     }
 }
 
-/// The files that a merge writes at once.
-struct Outputs<'a> {
-    files: NewFiles<'a>,
-    dataset: tidegate_events::Dataset,
-    encoding: PageEncoding,
+/// Which row goes to which of the new files.
+struct Plan {
+    dataset: Dataset,
     orgs: BTreeMap<Arc<str>, u32>,
     split: Split,
-    /// The tenants of each output.
-    tenants: Vec<BTreeSet<Arc<str>>>,
-    builds: Vec<Option<FileBuild>>,
-    picks: Vec<Vec<Pick>>,
-    /// The output of the last row: rows of one tenant and hour come in runs.
+    /// Rows after which a file is large enough.
+    file_rows: u64,
+    outputs: Vec<Output>,
+    /// For each part of the split the file that is being filled, and its rows.
+    open: Vec<Option<(usize, u64)>>,
+    /// The part of the last row: rows of one tenant and hour come in runs.
     last: Option<(Arc<str>, i64, usize)>,
 }
 
-impl<'a> Outputs<'a> {
-    fn new(
-        store: &'a ParquetStore,
-        dataset: tidegate_events::Dataset,
-        counts: BTreeMap<(Arc<str>, i64), u64>,
-        rows: u64,
-        inputs: usize,
-    ) -> Self {
+impl Plan {
+    fn new(store: &ParquetStore, files: &[Arc<FileMeta>], counts: BTreeMap<(Arc<str>, i64), u64>) -> Self {
         let config = &store.config;
+        let rows: u64 = files.iter().map(|file| file.rows).sum();
+        let bytes: u64 = files.iter().map(|file| file.bytes).sum();
         let mut orgs: BTreeMap<Arc<str>, u32> = BTreeMap::new();
         for (org, _) in counts.keys() {
             let next = orgs.len() as u32;
             orgs.entry(org.clone()).or_insert(next);
         }
         let number = |org: &Arc<str>| orgs.get(org).copied().unwrap_or(0);
-        // At most half as many groups as there were files: a merge must leave fewer than it found.
-        let file_rows_min = rows.div_ceil((inputs as u64 / 2).max(1)).max(config.file_rows_min as u64);
+        // At most half as many parts as there were files: a merge must leave fewer than it found.
+        let file_rows_min = rows.div_ceil((files.len() as u64 / 2).max(1)).max(config.file_rows_min as u64);
         let rule = SplitRule {
             tenant_rows_min: (config.tenant_rows_min as u64).max(file_rows_min.saturating_mul(2)),
             file_rows_min,
             files_max: config.compact_outputs_max,
         };
         let split = Split::new(&counts.iter().map(|((org, hour), rows)| ((number(org), *hour), *rows)).collect(), rule);
-        let mut tenants = vec![BTreeSet::new(); split.files()];
-        for (org, hour) in counts.keys() {
-            if let Some(tenants) = tenants.get_mut(split.file(number(org), *hour)) {
-                tenants.insert(org.clone());
-            }
+        let row_bytes = bytes.div_ceil(rows.max(1)).max(1);
+        Self {
+            dataset: files.first().map_or(Dataset::SecurityEvents, |file| file.dataset),
+            orgs,
+            file_rows: (config.target_file_bytes / row_bytes).max(1),
+            outputs: Vec::new(),
+            open: vec![None; split.files()],
+            split,
+            last: None,
         }
-        let encoding = PageEncoding {
-            zstd_level: config.compact_zstd_level,
-            row_group_rows: config.row_group_rows,
-            row_group_bytes: OUTPUT_BYTES / split.files().max(1),
-        };
-        let builds = tenants.iter().map(|_| None).collect();
-        let picks = vec![Vec::new(); split.files()];
-        Self { files: NewFiles::new(store), dataset, encoding, orgs, split, tenants, builds, picks, last: None }
     }
 
-    /// For each output the columns that its tenants have.
-    fn wanted_fields(&self, fields: &[arrow::datatypes::FieldRef]) -> Vec<Vec<usize>> {
-        let store = self.files.store;
-        let catalog = tidegate_pipeline::History::snapshot(store).fields.clone();
+    /// The file of the next row.
+    fn place(&mut self, org: &Arc<str>, time: i64) -> u32 {
+        let hour = hour_of(time);
+        let part = match &self.last {
+            Some((last_org, last_hour, part)) if *last_hour == hour && last_org == org => *part,
+            _ => {
+                let part = self.split.file(self.orgs.get(org).copied().unwrap_or(0), hour);
+                self.last = Some((org.clone(), hour, part));
+                part
+            }
+        };
+        let Some(open) = self.open.get_mut(part) else { return NOWHERE };
+        let (output, rows) = match open {
+            Some((output, rows)) if *rows < self.file_rows => (*output, *rows),
+            _ => {
+                self.outputs.push(Output::default());
+                (self.outputs.len() - 1, 0)
+            }
+        };
+        *open = Some((output, rows + 1));
+        if let Some(output) = self.outputs.get_mut(output) {
+            output.tenants.add(org, 1, (time, time));
+        }
+        output as u32
+    }
+
+    /// The files, each with the core columns and those own fields that its tenants have.
+    fn outputs(mut self, store: &ParquetStore, fields: &[FieldRef]) -> Vec<Output> {
+        let catalog = History::snapshot(store).fields.clone();
         let core = self.dataset.core_schema();
-        let wanted = |tenants: &BTreeSet<Arc<str>>| {
-            let own: Vec<_> = tenants.iter().map(|org| catalog.fields(org, self.dataset)).collect();
-            let keep = |field: &arrow::datatypes::FieldRef| {
+        for output in &mut self.outputs {
+            let own: Vec<_> = output.tenants.orgs().map(|org| catalog.fields(org, self.dataset)).collect();
+            let wanted = |field: &FieldRef| {
                 let name = field.name().as_str();
                 core.fields().find(name).is_some() || own.iter().any(|fields| fields.contains_key(name))
             };
-            (0..fields.len()).filter(|at| fields.get(*at).is_some_and(keep)).collect()
-        };
-        self.tenants.iter().map(wanted).collect()
-    }
-
-    /// Takes some rows from the merge and writes them; says whether there may be more.
-    fn advance(&mut self, merge: &mut Merge, wanted: &[Vec<usize>]) -> Result<bool, InputError> {
-        let (orgs, split, last) = (&self.orgs, &self.split, &mut self.last);
-        let more = merge.advance(CHUNK_ROWS, &mut self.picks, |org, time| {
-            let hour = hour_of(time);
-            if let Some((last_org, last_hour, output)) = last
-                && *last_hour == hour
-                && (Arc::ptr_eq(last_org, org) || last_org == org)
-            {
-                return *output;
-            }
-            let output = split.file(orgs.get(org).copied().unwrap_or(0), hour);
-            *last = Some((org.clone(), hour, output));
-            output
-        })?;
-        self.write(merge, wanted).map_err(|error| InputError { input: usize::MAX, error })?;
-        merge.release();
-        Ok(more)
-    }
-
-    fn write(&mut self, merge: &Merge, wanted: &[Vec<usize>]) -> Result<(), SinksError> {
-        let target = self.files.store.config.target_file_bytes;
-        for ((picks, slot), wanted) in self.picks.iter_mut().zip(&mut self.builds).zip(wanted) {
-            if picks.is_empty() {
-                continue;
-            }
-            let schema = merge.schema(wanted);
-            let batch = merge.gather(wanted, &schema, picks)?;
-            picks.clear();
-            let mut build = match slot.take() {
-                Some(build) => build,
-                None => self.files.create(self.dataset, self.encoding, schema)?,
-            };
-            build.push(&batch)?;
-            if build.bytes() >= target {
-                self.files.finish(build)?;
-            } else {
-                *slot = Some(build);
-            }
+            output.wanted = (0..fields.len()).filter(|at| fields.get(*at).is_some_and(wanted)).collect();
         }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Vec<FileMeta>, SinksError> {
-        for build in std::mem::take(&mut self.builds).into_iter().flatten() {
-            self.files.finish(build)?;
-        }
-        self.files.make_names_durable()?;
-        Ok(self.files.keep())
+        self.outputs
     }
 }

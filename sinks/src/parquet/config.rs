@@ -40,9 +40,11 @@ pub struct ParquetConfig {
     pub compact_files_min: usize,
     /// Compaction merges at most this many files at once.
     pub compact_files_max: usize,
-    /// Compaction reads at most this many bytes of files at once.
+    /// Compaction merges at most this many rows at once (but at least two files). It needs up to 12 bytes for each.
+    pub compact_rows_max: u64,
+    /// Compaction reads at most this many bytes of files at once (but at least two files). It needs about as much memory.
     pub compact_bytes_max: u64,
-    /// Files that compaction holds open for writing at once.
+    /// Into how many parts (large tenants, hours, days) compaction splits what it merges, at most.
     pub compact_outputs_max: usize,
     /// Hours (of event time) after which no more rows of an hour or a day are expected in number: what is left of it in
     /// smaller files is put together.
@@ -67,7 +69,8 @@ impl Default for ParquetConfig {
             target_file_bytes: 128 << 20,
             compact_files_min: 8,
             compact_files_max: 32,
-            compact_bytes_max: 512 << 20,
+            compact_rows_max: 8 << 20,
+            compact_bytes_max: 192 << 20,
             compact_outputs_max: 8,
             settle_hours: 2,
             edits_per_snapshot: 64,
@@ -145,13 +148,8 @@ pub struct RetentionConfig {
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        let days = DatasetDays {
-            security_events: Some(90),
-            cost_events: Some(800),
-            alerts: Some(365),
-            changes: Some(0),
-            dead_letters: Some(30),
-        };
+        // For ever: what is sent may be years old already, and nothing that was acknowledged goes away unasked.
+        let days = DatasetDays::default();
         Self { days, tenants: BTreeMap::new(), grace_days: 1, rewrite_bytes_max: 512 << 20 }
     }
 }

@@ -1,15 +1,15 @@
 //! One Parquet file, from sorted batches to its line in the manifest.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
-use arrow::datatypes::{DataType, Field, SchemaRef};
-use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
+use arrow::array::ArrayRef;
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use parquet::arrow::arrow_writer::{ArrowColumnChunk, ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
+use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::{KeyValue, SortingColumn};
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesPtr};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
 use tidegate_events::Dataset;
@@ -41,16 +41,8 @@ const PAGE_ROWS: usize = 20_000;
 pub(crate) struct FileBuild {
     id: u64,
     dataset: Dataset,
-    encoding: PageEncoding,
-    schema: SchemaRef,
+    properties: WriterPropertiesPtr,
     writer: SerializedFileWriter<FileWriter>,
-    factory: ArrowRowGroupWriterFactory,
-    /// The columns of the row group that is being filled, and its rows.
-    group: Option<(Vec<ArrowColumnWriter>, usize)>,
-    groups: usize,
-    rows: u64,
-    tenants: BTreeMap<String, TenantRows>,
-    open_tenant: Option<TenantRows>,
 }
 
 /// How a file is encoded.
@@ -60,20 +52,17 @@ pub(crate) struct PageEncoding {
     pub(crate) zstd_level: i32,
     /// Rows of a row group.
     pub(crate) row_group_rows: usize,
-    /// Encoded bytes after which a row group ends early.
-    pub(crate) row_group_bytes: usize,
 }
 
 /// The writer's properties for a file of this schema.
-fn properties(
+pub(crate) fn properties(
     config: &ParquetConfig,
     encoding: PageEncoding,
-    schema: &SchemaRef,
+    schema: &Schema,
 ) -> Result<WriterProperties, SinksError> {
     let mut builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(encoding.zstd_level)?))
         .set_max_row_group_row_count(Some(encoding.row_group_rows))
-        .set_max_row_group_bytes(Some(encoding.row_group_bytes))
         .set_data_page_row_count_limit(PAGE_ROWS)
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_created_by(concat!("tidegate ", env!("CARGO_PKG_VERSION")).to_owned());
@@ -102,7 +91,7 @@ fn properties(
 }
 
 /// The number of a column among the leaves; every column of ours has exactly one.
-fn leaf_index(schema: &SchemaRef, name: &str) -> Option<i32> {
+fn leaf_index(schema: &Schema, name: &str) -> Option<i32> {
     i32::try_from(schema.index_of(name).ok()?).ok()
 }
 
@@ -120,60 +109,23 @@ impl FileBuild {
         let properties = properties(config, encoding, &schema)?;
         let file = FileWriter::create(fs, &path)?;
         // By way of `ArrowWriter`, which puts the Arrow schema into the footer.
-        let (writer, factory) =
-            ArrowWriter::try_new(file, schema.clone(), Some(properties))?.into_serialized_writer()?;
-        let (group, tenants, open_tenant) = (None, BTreeMap::new(), None);
-        Ok(Self { id, dataset, encoding, schema, writer, factory, group, groups: 0, rows: 0, tenants, open_tenant })
-    }
-
-    /// Encoded bytes so far, also of the row group that is being filled.
-    pub(crate) fn bytes(&self) -> u64 {
-        (self.writer.bytes_written() + self.group_bytes()) as u64
-    }
-
-    fn group_bytes(&self) -> usize {
-        let columns = self.group.iter().flat_map(|(columns, _)| columns);
-        columns.map(ArrowColumnWriter::get_estimated_total_bytes).sum()
-    }
-
-    /// Adds rows, which must follow the ones before in order.
-    pub(crate) fn push(&mut self, batch: &RecordBatch) -> Result<(), SinksError> {
-        let (mut columns, rows) = match self.group.take() {
-            Some(group) => group,
-            None => (self.factory.create_column_writers(self.groups)?, 0),
-        };
-        for ((field, array), column) in self.schema.fields().iter().zip(batch.columns()).zip(&mut columns) {
-            write_column(column, field, array)?;
-        }
-        self.group = Some((columns, rows + batch.num_rows()));
-        if rows + batch.num_rows() >= self.encoding.row_group_rows
-            || self.group_bytes() >= self.encoding.row_group_bytes
-        {
-            self.end_group()?;
-        }
-        self.count(&SortKeys::of(self.dataset, batch)?);
-        Ok(())
-    }
-
-    fn end_group(&mut self) -> Result<(), SinksError> {
-        let Some((columns, _)) = self.group.take() else { return Ok(()) };
-        let mut group = self.writer.next_row_group()?;
-        for column in columns {
-            column.close()?.append_to_row_group(&mut group)?;
-        }
-        group.close()?;
-        self.groups += 1;
-        Ok(())
+        let (writer, _) = ArrowWriter::try_new(file, schema, Some(properties))?.into_serialized_writer()?;
+        let properties = writer.properties().clone();
+        Ok(Self { id, dataset, properties, writer })
     }
 
     /// Adds a row group, one column after the other: at no time is more than one column of it copied.
-    pub(crate) fn push_group(&mut self, columns: &[Column], picked: &Picked) -> Result<(), SinksError> {
-        self.end_group()?;
-        let writers = self.factory.create_column_writers(self.groups)?;
+    pub(crate) fn push_group(
+        &mut self,
+        columns: &[Column],
+        picked: &Picked,
+        tenants: &mut TenantCount,
+    ) -> Result<(), SinksError> {
         let mut group = self.writer.next_row_group()?;
         let (mut orgs, mut times) = (None, None);
-        for (column, mut writer) in columns.iter().zip(writers) {
+        for column in columns {
             let array = picked.gather(column)?;
+            let mut writer = column_writer(&column.field, &self.properties)?;
             write_column(&mut writer, &column.field, &array)?;
             writer.close()?.append_to_row_group(&mut group)?;
             match column.field.name().as_str() {
@@ -183,46 +135,23 @@ impl FileBuild {
             }
         }
         group.close()?;
-        self.groups += 1;
-        self.count(&SortKeys::from_columns(self.dataset, orgs, times, picked.rows())?);
+        tenants.add_keys(&SortKeys::from_columns(self.dataset, orgs, times, picked.rows())?);
         Ok(())
     }
 
-    /// Counts the rows of each tenant.
-    fn count(&mut self, keys: &SortKeys) {
-        self.rows += keys.len() as u64;
-        let mut from = 0;
-        while from < keys.len() {
-            let org = keys.org(from);
-            let mut to = from + 1;
-            while to < keys.len() && keys.org(to) == org {
-                to += 1;
-            }
-            let (time_min, time_max) = (keys.time(from), keys.time(to - 1));
-            let rows = (to - from) as u64;
-            match &mut self.open_tenant {
-                Some(open) if open.org == org => {
-                    open.rows += rows;
-                    open.time_max = time_max;
-                }
-                open => {
-                    let next = TenantRows { org: org.to_owned(), rows, time_min, time_max };
-                    if let Some(done) = open.replace(next) {
-                        self.tenants.insert(done.org.clone(), done);
-                    }
-                }
-            }
-            from = to;
+    /// Adds a row group of columns that are encoded already, in the order of the schema.
+    pub(crate) fn push_chunks(&mut self, chunks: Vec<ArrowColumnChunk>) -> Result<(), SinksError> {
+        let mut group = self.writer.next_row_group()?;
+        for chunk in chunks {
+            chunk.append_to_row_group(&mut group)?;
         }
+        group.close()?;
+        Ok(())
     }
 
     /// Writes the footer and makes the contents durable. The name is durable after `sync_dir` of its folder.
-    pub(crate) fn finish(mut self) -> Result<FileMeta, SinksError> {
-        self.end_group()?;
-        if let Some(done) = self.open_tenant.take() {
-            self.tenants.insert(done.org.clone(), done);
-        }
-        let tenants: Vec<TenantRows> = self.tenants.into_values().collect();
+    pub(crate) fn finish(mut self, tenants: TenantCount) -> Result<FileMeta, SinksError> {
+        let tenants = tenants.finish();
         let (Some(first), Some(last)) = (tenants.first(), tenants.last()) else {
             return Err(SinksError::Invalid("a file without rows".into()));
         };
@@ -238,7 +167,7 @@ impl FileBuild {
         Ok(FileMeta {
             id: self.id,
             dataset: self.dataset,
-            rows: self.rows,
+            rows: tenants.iter().map(|tenant| tenant.rows).sum(),
             bytes,
             crc,
             time_min,
@@ -251,7 +180,64 @@ impl FileBuild {
     }
 }
 
-fn write_column(writer: &mut ArrowColumnWriter, field: &Field, array: &ArrayRef) -> Result<(), SinksError> {
+/// The rows of each tenant of a file, counted while they come in order.
+#[derive(Debug, Default)]
+pub(crate) struct TenantCount {
+    done: Vec<TenantRows>,
+}
+
+impl TenantCount {
+    /// One more row, or several of one tenant with their first and last time.
+    pub(crate) fn add(&mut self, org: &str, rows: u64, (time_min, time_max): (i64, i64)) {
+        match self.done.last_mut() {
+            Some(last) if last.org == org => {
+                last.rows += rows;
+                last.time_max = time_max;
+            }
+            _ => self.done.push(TenantRows { org: org.to_owned(), rows, time_min, time_max }),
+        }
+    }
+
+    fn add_keys(&mut self, keys: &SortKeys) {
+        let mut from = 0;
+        while from < keys.len() {
+            let org = keys.org(from);
+            let mut to = from + 1;
+            while to < keys.len() && keys.org(to) == org {
+                to += 1;
+            }
+            self.add(org, (to - from) as u64, (keys.time(from), keys.time(to - 1)));
+            from = to;
+        }
+    }
+
+    /// The tenants so far.
+    pub(crate) fn orgs(&self) -> impl Iterator<Item = &str> {
+        self.done.iter().map(|tenant| tenant.org.as_str())
+    }
+
+    fn finish(self) -> Vec<TenantRows> {
+        self.done
+    }
+}
+
+/// A writer for one column of one row group. Made one at a time, because each holds a codec.
+pub(crate) fn column_writer(
+    field: &FieldRef,
+    properties: &WriterPropertiesPtr,
+) -> Result<ArrowColumnWriter, SinksError> {
+    let schema = Arc::new(Schema::new(vec![field.clone()]));
+    let descriptor = ArrowSchemaConverter::new().convert(&schema)?;
+    let file = SerializedFileWriter::new(std::io::sink(), descriptor.root_schema_ptr(), properties.clone())?;
+    let mut writers = ArrowRowGroupWriterFactory::new(&file, schema).create_column_writers(0)?;
+    match (writers.pop(), writers.is_empty()) {
+        (Some(writer), true) => Ok(writer),
+        _ => Err(SinksError::Invalid(format!("column {:?} is not one Parquet column", field.name()))),
+    }
+}
+
+/// Encodes values of a column.
+pub(crate) fn write_column(writer: &mut ArrowColumnWriter, field: &Field, array: &ArrayRef) -> Result<(), SinksError> {
     for leaf in compute_leaves(field, array)? {
         writer.write(&leaf)?;
     }

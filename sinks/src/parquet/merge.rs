@@ -1,17 +1,35 @@
-//! Several sorted files as one sorted stream, in bounded memory: what compaction writes.
+//! The order in which the rows of several sorted files follow one another, from their sort keys alone.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
-use arrow::datatypes::{Field, FieldRef, Schema, SchemaRef};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
+use arrow::datatypes::{Field, FieldRef};
 use tidegate_events::{Dataset, FieldType, Scalar};
 
-use super::columns::{Column, Pick, Picked, SortKeys, widen};
+use super::columns::SortKeys;
+use super::encode::CHUNK_ROWS;
 use super::read::FileReader;
 use crate::error::SinksError;
+
+/// Consecutive rows of one input that go to one output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) input: u32,
+    /// [`NOWHERE`] for rows that are left out.
+    pub(crate) output: u32,
+    pub(crate) rows: u32,
+}
+
+/// The output of rows that are left out.
+pub(crate) const NOWHERE: u32 = u32::MAX;
+
+/// A failure, and which input it comes from (`usize::MAX`: none), for setting its file aside.
+#[derive(Debug)]
+pub(crate) struct InputError {
+    pub(crate) input: usize,
+    pub(crate) error: SinksError,
+}
 
 /// The columns of all files together, core columns first, own fields by name with the joined type.
 pub(crate) fn joined_fields(dataset: Dataset, files: &[FileReader]) -> Result<Vec<FieldRef>, SinksError> {
@@ -44,20 +62,6 @@ pub(crate) fn joined_fields(dataset: Dataset, files: &[FileReader]) -> Result<Ve
     Ok(core.chain(own).collect())
 }
 
-/// One sorted file.
-struct Input {
-    reader: ParquetRecordBatchReader,
-    /// The batch of the window that is being read.
-    slot: u32,
-    at: usize,
-}
-
-/// A batch that picked rows may still point to.
-struct Held {
-    columns: Vec<Option<ArrayRef>>,
-    keys: SortKeys,
-}
-
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Head {
     org: Arc<str>,
@@ -65,141 +69,68 @@ struct Head {
     input: usize,
 }
 
-/// Which input a failure comes from, for setting its file aside.
-#[derive(Debug)]
-pub(crate) struct InputError {
-    pub(crate) input: usize,
-    pub(crate) error: SinksError,
+/// The sort keys of one input, a batch at a time.
+struct Input<'a> {
+    batches: Box<dyn Iterator<Item = Result<SortKeys, SinksError>> + 'a>,
+    keys: Option<SortKeys>,
+    at: usize,
 }
 
-/// The merge of sorted files.
-pub(crate) struct Merge {
+impl Input<'_> {
+    /// Tenant and time of the row at hand, after the next batch was read if need be.
+    fn head(&mut self) -> Result<Option<(&str, i64)>, SinksError> {
+        while self.keys.as_ref().is_none_or(|keys| self.at >= keys.len()) {
+            match self.batches.next() {
+                Some(keys) => self.keys = Some(keys?),
+                None => return Ok(None),
+            }
+            self.at = 0;
+        }
+        Ok(self.keys.as_ref().map(|keys| (keys.org(self.at), keys.time(self.at))))
+    }
+}
+
+/// Merges the files by their sort keys. `place(tenant, time)` is called for each row, in order, and says its output.
+pub(crate) fn merge_order(
     dataset: Dataset,
-    fields: Vec<FieldRef>,
-    inputs: Vec<Input>,
-    window: Vec<Held>,
-    heads: BinaryHeap<Reverse<Head>>,
-}
-
-impl Merge {
-    /// Starts with the first batch of every file.
-    pub(crate) fn new(
-        dataset: Dataset,
-        fields: Vec<FieldRef>,
-        readers: Vec<ParquetRecordBatchReader>,
-    ) -> Result<Self, InputError> {
-        let mut merge = Self { dataset, fields, inputs: Vec::new(), window: Vec::new(), heads: BinaryHeap::new() };
-        for (input, reader) in readers.into_iter().enumerate() {
-            merge.inputs.push(Input { reader, slot: 0, at: 0 });
-            merge.load(input)?;
+    files: &[FileReader],
+    mut place: impl FnMut(&Arc<str>, i64) -> u32,
+) -> Result<Vec<Run>, InputError> {
+    let mut inputs = Vec::with_capacity(files.len());
+    let mut heads = BinaryHeap::new();
+    for (input, file) in files.iter().enumerate() {
+        let failed = |error| InputError { input, error };
+        let batches = Box::new(file.keys(dataset, CHUNK_ROWS).map_err(failed)?);
+        let mut keys = Input { batches, keys: None, at: 0 };
+        if let Some((org, time)) = keys.head().map_err(failed)? {
+            heads.push(Reverse(Head { org: org.into(), time, input }));
         }
-        Ok(merge)
+        inputs.push(keys);
     }
-
-    /// The next rows of the stream: calls `row(tenant, time)` for each, in order, whose answer says in which of the lists of
-    /// `picks` the row goes. Ends after `rows` of them; says whether there may be more.
-    pub(crate) fn advance(
-        &mut self,
-        rows: usize,
-        picks: &mut [Vec<Pick>],
-        mut row: impl FnMut(&Arc<str>, i64) -> usize,
-    ) -> Result<bool, InputError> {
-        let mut left = rows;
-        while left > 0 {
-            let Some(Reverse(head)) = self.heads.pop() else { return Ok(false) };
-            let input = head.input;
-            let Some(Input { slot, at, .. }) = self.inputs.get_mut(input) else { return Ok(false) };
-            let Some(held) = self.window.get(*slot as usize) else { return Ok(false) };
-            // On with this input as long as its rows come before the head of every other one.
-            let next = self.heads.peek().map(|Reverse(next)| (next.org.clone(), next.time));
-            let (mut org, mut time) = (head.org, head.time);
-            loop {
-                if let Some(list) = picks.get_mut(row(&org, time)) {
-                    list.push((*slot, *at as u32));
+    let mut runs: Vec<Run> = Vec::new();
+    while let Some(Reverse(Head { mut org, mut time, input })) = heads.pop() {
+        let next = heads.peek();
+        let Some(keys) = inputs.get_mut(input) else { break };
+        // On with this input as long as its rows come before the head of every other one.
+        loop {
+            let output = place(&org, time);
+            match runs.last_mut() {
+                Some(run) if run.input as usize == input && run.output == output && run.rows < u32::MAX => {
+                    run.rows += 1
                 }
-                *at += 1;
-                left -= 1;
-                if *at >= held.keys.len() {
-                    break;
-                }
-                if held.keys.org(*at) != &*org {
-                    org = held.keys.org(*at).into();
-                }
-                time = held.keys.time(*at);
-                let before = next.as_ref().is_none_or(|next| (&*org, time) <= (&*next.0, next.1));
-                if !before || left == 0 {
-                    break;
-                }
+                _ => runs.push(Run { input: input as u32, output, rows: 1 }),
             }
-            if *at < held.keys.len() {
-                self.heads.push(Reverse(Head { org, time, input }));
-            } else {
-                self.load(input)?;
+            keys.at += 1;
+            let Some((next_org, next_time)) = keys.head().map_err(|error| InputError { input, error })? else { break };
+            if *org != *next_org {
+                org = next_org.into();
+            }
+            time = next_time;
+            if next.is_some_and(|Reverse(next)| (&*org, time) > (&*next.org, next.time)) {
+                heads.push(Reverse(Head { org, time, input }));
+                break;
             }
         }
-        Ok(true)
     }
-
-    /// The picked rows with those columns that `wanted` lists.
-    pub(crate) fn gather(
-        &self,
-        wanted: &[usize],
-        schema: &SchemaRef,
-        picks: &[Pick],
-    ) -> Result<RecordBatch, SinksError> {
-        let column = |at: &usize| {
-            let arrays = self.window.iter().map(|held| held.columns.get(*at).cloned().flatten()).collect();
-            Some(Column { field: self.fields.get(*at)?.clone(), arrays })
-        };
-        let picked = Picked::new(picks);
-        let arrays =
-            wanted.iter().filter_map(column).map(|column| picked.gather(&column)).collect::<Result<Vec<_>, _>>()?;
-        Ok(RecordBatch::try_new(schema.clone(), arrays)?)
-    }
-
-    /// The schema of those columns that `wanted` lists.
-    pub(crate) fn schema(&self, wanted: &[usize]) -> SchemaRef {
-        let fields: Vec<FieldRef> = wanted.iter().filter_map(|at| self.fields.get(*at).cloned()).collect();
-        Arc::new(Schema::new(fields))
-    }
-
-    /// Forgets the batches that were read to their end. Rows picked before cannot be gathered any more.
-    pub(crate) fn release(&mut self) {
-        let mut kept = Vec::with_capacity(self.inputs.len());
-        let mut window: Vec<Option<Held>> = std::mem::take(&mut self.window).into_iter().map(Some).collect();
-        for Reverse(head) in &self.heads {
-            let Some(input) = self.inputs.get_mut(head.input) else { continue };
-            if let Some(held) = window.get_mut(input.slot as usize).and_then(Option::take) {
-                input.slot = kept.len() as u32;
-                kept.push(held);
-            }
-        }
-        self.window = kept;
-    }
-
-    /// Takes the next batch of an input into the window, if there is one.
-    fn load(&mut self, input: usize) -> Result<(), InputError> {
-        let failed = |error: SinksError| InputError { input, error };
-        let Some(from) = self.inputs.get_mut(input) else { return Ok(()) };
-        let batch = loop {
-            match from.reader.next() {
-                None => return Ok(()),
-                Some(Ok(batch)) if batch.num_rows() == 0 => {}
-                Some(Ok(batch)) => break batch,
-                Some(Err(error)) => return Err(failed(error.into())),
-            }
-        };
-        let keys = SortKeys::of(self.dataset, &batch).map_err(failed)?;
-        let mut columns = Vec::with_capacity(self.fields.len());
-        for field in &self.fields {
-            let array = batch.column_by_name(field.name());
-            let array = array.map(|array| widen(array, field.data_type())).transpose();
-            columns.push(array.map_err(|error| failed(error.into()))?);
-        }
-        from.slot = self.window.len() as u32;
-        from.at = 0;
-        self.heads.push(Reverse(Head { org: keys.org(0).into(), time: keys.time(0), input }));
-        self.window.push(Held { columns, keys });
-        Ok(())
-    }
+    Ok(runs)
 }

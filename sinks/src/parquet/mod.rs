@@ -45,6 +45,7 @@ mod pick;
 mod read;
 mod recover;
 mod retain;
+mod rewrite;
 mod sink;
 mod store;
 mod verify;

@@ -103,11 +103,13 @@ fn tier_of(bytes: u64) -> u32 {
 /// The oldest of the files, within the bounds.
 fn bounded(mut files: Vec<&Arc<FileMeta>>, config: &ParquetConfig) -> Vec<Arc<FileMeta>> {
     files.sort_unstable_by_key(|file| (file.time_min, file.id));
-    let mut bytes = 0;
+    let (mut bytes, mut rows) = (0, 0);
     let mut taken: Vec<Arc<FileMeta>> = Vec::new();
     for file in files {
         bytes += file.bytes;
-        if taken.len() == config.compact_files_max || (taken.len() >= 2 && bytes > config.compact_bytes_max) {
+        rows += file.rows;
+        let large = bytes > config.compact_bytes_max || rows > config.compact_rows_max;
+        if taken.len() == config.compact_files_max || (taken.len() >= 2 && large) {
             break;
         }
         taken.push(file.clone());

@@ -1,10 +1,12 @@
-//! Reading files of the store: in batches, only their sort keys, or only their footers.
+//! Reading files of the store: a column at a time, their sort keys, or only their footers.
 
 use std::path::Path;
 
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::statistics::Statistics;
 use tidegate_events::Dataset;
@@ -18,44 +20,50 @@ use crate::error::SinksError;
 
 /// A file with its footer read.
 pub(crate) struct FileReader {
-    builder: ParquetRecordBatchReaderBuilder<FileSource>,
+    source: FileSource,
+    metadata: ArrowReaderMetadata,
 }
 
 impl FileReader {
     pub(crate) fn open(fs: &dyn Fs, path: &Path) -> Result<Self, SinksError> {
         let source = FileSource::open(fs, path)?;
-        Ok(Self { builder: ParquetRecordBatchReaderBuilder::try_new(source)? })
+        let metadata = ArrowReaderMetadata::load(&source, ArrowReaderOptions::default())?;
+        Ok(Self { source, metadata })
     }
 
     /// The columns of the file.
-    pub(crate) fn schema(&self) -> SchemaRef {
-        self.builder.schema().clone()
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        self.metadata.schema()
     }
 
     /// Whether all integers of a column are floats too, as the statistics of its row groups say.
     pub(crate) fn fits_float(&self, column: usize) -> bool {
-        row_groups_fit(self.builder.metadata(), column)
+        row_groups_fit(self.metadata.metadata(), column)
     }
 
-    /// All rows, in order.
-    pub(crate) fn batches(self, batch_rows: usize) -> Result<ParquetRecordBatchReader, SinksError> {
-        Ok(self.builder.with_batch_size(batch_rows).build()?)
+    /// All values of one column, in order.
+    pub(crate) fn column(&self, column: usize, batch_rows: usize) -> Result<ParquetRecordBatchReader, SinksError> {
+        self.read(ProjectionMask::roots(self.metadata.parquet_schema(), [column]), batch_rows)
     }
 
     /// The sort keys of all rows, in order.
     pub(crate) fn keys(
-        self,
+        &self,
         dataset: Dataset,
         batch_rows: usize,
-    ) -> Result<impl Iterator<Item = Result<SortKeys, SinksError>>, SinksError> {
-        let mask = ProjectionMask::columns(self.builder.parquet_schema(), [Dataset::ORG_ID, Dataset::TIME]);
-        let reader = self.builder.with_projection(mask).with_batch_size(batch_rows).build()?;
-        Ok(reader.map(move |batch| SortKeys::of(dataset, &batch?)))
+    ) -> Result<impl Iterator<Item = Result<SortKeys, SinksError>> + use<>, SinksError> {
+        let mask = ProjectionMask::columns(self.metadata.parquet_schema(), [Dataset::ORG_ID, Dataset::TIME]);
+        Ok(self.read(mask, batch_rows)?.map(move |batch| SortKeys::of(dataset, &batch?)))
+    }
+
+    fn read(&self, mask: ProjectionMask, batch_rows: usize) -> Result<ParquetRecordBatchReader, SinksError> {
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(self.source.clone(), self.metadata.clone());
+        Ok(builder.with_projection(mask).with_batch_size(batch_rows).build()?)
     }
 
     /// The tenants that the footer names, if it does.
     pub(crate) fn tenants(&self) -> Option<Vec<TenantRows>> {
-        let pairs = self.builder.metadata().file_metadata().key_value_metadata()?;
+        let pairs = self.metadata.metadata().file_metadata().key_value_metadata()?;
         let text = pairs.iter().find(|pair| pair.key == TENANTS_KEY)?.value.as_deref()?;
         serde_json::from_str(text).ok()
     }

@@ -1,21 +1,18 @@
 //! Retention: rows whose time is over leave, per tenant.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{BooleanArray, RecordBatch};
-use arrow::compute::filter_record_batch;
 use metrics::counter;
 use serde::Serialize;
-use tidegate_events::Dataset;
 
-use super::columns::SortKeys;
 use super::commit::NewFiles;
 use super::config::{DAY_US, RetentionConfig};
-use super::encode::PageEncoding;
+use super::encode::{PageEncoding, TenantCount};
 use super::manifest::{FileMeta, TenantRows, Why};
+use super::merge::{NOWHERE, merge_order};
 use super::read::FileReader;
 use super::recover::SetAside;
+use super::rewrite::{Output, Source, rewrite};
 use super::store::{Change, ParquetStore};
 use crate::error::SinksError;
 use crate::metrics as names;
@@ -75,7 +72,7 @@ impl ParquetStore {
                 break;
             }
             bytes += file.bytes;
-            match self.rewrite(&file, now_us, policy) {
+            match self.drop_expired(&file, now_us, policy) {
                 Ok(expired) => {
                     done.rewritten_files += 1;
                     done.expired_rows += expired;
@@ -117,30 +114,33 @@ impl ParquetStore {
     }
 
     /// Puts a file without expired rows in the place of one with; says how many rows went.
-    fn rewrite(&self, file: &Arc<FileMeta>, now_us: i64, policy: &RetentionConfig) -> Result<u64, SinksError> {
-        let reader = FileReader::open(self.fs.as_ref(), &self.path_of(file))?;
-        let schema = reader.schema();
-        let encoding = PageEncoding {
-            zstd_level: self.config.compact_zstd_level,
-            row_group_rows: self.config.row_group_rows,
-            row_group_bytes: 96 << 20,
-        };
+    fn drop_expired(&self, file: &Arc<FileMeta>, now_us: i64, policy: &RetentionConfig) -> Result<u64, SinksError> {
+        let reader = [FileReader::open(self.fs.as_ref(), &self.path_of(file))?];
+        let fields: Vec<_> = reader.iter().flat_map(|reader| reader.schema().fields().iter().cloned()).collect();
+        let encoding =
+            PageEncoding { zstd_level: self.config.compact_zstd_level, row_group_rows: self.config.row_group_rows };
         let mut files = NewFiles::new(self);
-        let mut build = None;
-        let mut cutoffs = Cutoffs { policy, dataset: file.dataset, now_us, known: BTreeMap::new() };
-        for batch in reader.batches(self.batch_rows(std::slice::from_ref(file)))? {
-            let live = cutoffs.live_rows(&batch?)?;
-            if live.num_rows() == 0 {
-                continue;
-            }
-            let build = match &mut build {
-                Some(build) => build,
-                none => none.insert(files.create(file.dataset, encoding, schema.clone())?),
+        let mut output = Output { wanted: (0..fields.len()).collect(), tenants: TenantCount::default() };
+        let mut last: Option<(Arc<str>, i64)> = None;
+        let runs = merge_order(file.dataset, &reader, |org, time| {
+            let cutoff = match &last {
+                Some((last_org, cutoff)) if Arc::ptr_eq(last_org, org) => *cutoff,
+                _ => {
+                    let cutoff = policy.cutoff(org, file.dataset, now_us);
+                    last = Some((org.clone(), cutoff));
+                    cutoff
+                }
             };
-            build.push(&live)?;
-        }
-        if let Some(build) = build {
-            files.finish(build)?;
+            if time < cutoff {
+                return NOWHERE;
+            }
+            output.tenants.add(org, 1, (time, time));
+            0
+        })
+        .map_err(|failed| failed.error)?;
+        if runs.iter().any(|run| run.output != NOWHERE) {
+            let source = Source { dataset: file.dataset, files: &reader, fields: &fields, runs: &runs };
+            rewrite(&source, vec![output], encoding, &mut files).map_err(|failed| failed.error)?;
         }
         files.make_names_durable()?;
         let added = files.keep();
@@ -152,38 +152,5 @@ impl ParquetStore {
             Ok(Change::new(Why::Retain, table.cursors).removing(vec![file.id]))
         })?;
         Ok(file.rows.saturating_sub(rows))
-    }
-}
-
-/// The cutoff of each tenant met so far.
-struct Cutoffs<'a> {
-    policy: &'a RetentionConfig,
-    dataset: Dataset,
-    now_us: i64,
-    known: BTreeMap<String, i64>,
-}
-
-impl Cutoffs<'_> {
-    fn live_rows(&mut self, batch: &RecordBatch) -> Result<RecordBatch, SinksError> {
-        let keys = SortKeys::of(self.dataset, batch)?;
-        let mut cutoff = i64::MIN;
-        let mut last = None;
-        let mut live = Vec::with_capacity(keys.len());
-        for row in 0..keys.len() {
-            let org = keys.org(row);
-            if last != Some(org) {
-                cutoff = match self.known.get(org) {
-                    Some(cutoff) => *cutoff,
-                    None => {
-                        let cutoff = self.policy.cutoff(org, self.dataset, self.now_us);
-                        self.known.insert(org.to_owned(), cutoff);
-                        cutoff
-                    }
-                };
-                last = Some(org);
-            }
-            live.push(keys.time(row) >= cutoff);
-        }
-        Ok(filter_record_batch(batch, &BooleanArray::from(live))?)
     }
 }

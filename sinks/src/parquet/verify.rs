@@ -55,12 +55,17 @@ impl ParquetStore {
 
     fn read_all(&self, file: &Arc<FileMeta>, rows: &mut u64) -> Result<(), SinksError> {
         let path = self.path_of(file);
-        let batch_rows = self.batch_rows(std::slice::from_ref(file));
-        for batch in FileReader::open(self.fs.as_ref(), &path)?.batches(batch_rows)? {
-            *rows += batch?.num_rows() as u64;
+        let reader = FileReader::open(self.fs.as_ref(), &path)?;
+        // A column at a time: each open one holds a codec and its pages.
+        for column in 0..reader.schema().fields().len() {
+            let mut found = 0;
+            for batch in reader.column(column, CHUNK_ROWS)? {
+                found += batch?.num_rows() as u64;
+            }
+            *rows = if column == 0 { found } else { found.min(*rows) };
         }
         let mut last: Option<(String, i64)> = None;
-        for keys in FileReader::open(self.fs.as_ref(), &path)?.keys(file.dataset, CHUNK_ROWS)? {
+        for keys in reader.keys(file.dataset, CHUNK_ROWS)? {
             let keys = keys?;
             for row in 0..keys.len() {
                 let (org, time) = (keys.org(row), keys.time(row));
