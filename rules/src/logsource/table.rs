@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tidegate_events::Dataset;
+use tidegate_events::{Dataset, focus};
 
 use super::Wants;
 use crate::error::RulesError;
@@ -69,5 +69,13 @@ pub(super) fn shipped() -> Result<Vec<Table>, RulesError> {
     let parse = |(table, text): &(&'static str, &str)| {
         toml::from_str(text).map_err(|error| RulesError::Table { table, reason: error.to_string() })
     };
-    SHIPPED.iter().map(parse).collect()
+    let mut tables: Vec<Table> = SHIPPED.iter().map(parse).collect::<Result<_, _>>()?;
+    for table in tables.iter_mut().filter(|table| table.product.as_deref() == Some("focus")) {
+        for column in focus::columns() {
+            for name in column.focus_names {
+                table.fields.entry((*name).to_owned()).or_default().push(column.name.to_owned());
+            }
+        }
+    }
+    Ok(tables)
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
 use serde_json::json;
-use tidegate_rules::{Evaluator, RuleFile, RuleSet, RulesConfig};
+use tidegate_rules::{Evaluator, RuleFile, RuleSet, RulesConfig, pack};
 
 use crate::flatten::Events;
 
@@ -118,4 +119,107 @@ fn a_slow_rule_is_parked_and_the_others_go_on() {
         rounds += 1;
     }
     assert_eq!(evaluator.parked().iter().map(|parked| parked.rule_id.as_str()).collect::<Vec<_>>(), ["slow"]);
+}
+
+/// Compiles a text and runs what loads; only panics matter.
+fn survives(text: String) {
+    let config = RulesConfig { document_nodes_max: 2_000, ..RulesConfig::default() };
+    let (rules, _) = RuleSet::compile(&[RuleFile::new("a.yml", text)], &config).expect("tables");
+    let events =
+        [json!({"f": "x", "g": ["1", "2"], "eventName": "StopLogging"}), json!({"f": 1.5}), json!({"f": "10.0.0.1"})];
+    let mut evaluator = Evaluator::new(Arc::new(rules), &config);
+    for source in ["test", "cloudtrail", "windows"] {
+        evaluator.matches(&Events::security(source, &events).batch(0));
+    }
+}
+
+const MODIFIERS: [&str; 36] = [
+    "all",
+    "base64",
+    "base64offset",
+    "cased",
+    "cidr",
+    "contains",
+    "day",
+    "dotall",
+    "endswith",
+    "exists",
+    "expand",
+    "fieldref",
+    "gt",
+    "gte",
+    "hour",
+    "i",
+    "ignorecase",
+    "lt",
+    "lte",
+    "m",
+    "minute",
+    "month",
+    "multiline",
+    "neq",
+    "re",
+    "s",
+    "startswith",
+    "utf16",
+    "utf16be",
+    "utf16le",
+    "week",
+    "wide",
+    "windash",
+    "year",
+    "not",
+    "",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_rules_never_panic(
+        at in any::<prop::sample::Index>(),
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), 0..4u8, "[ -~\n]{0,6}|: |\\* |&a |- |\\[|\\{|'|\"|\\|"), 1..8),
+    ) {
+        let files = pack::files();
+        let mut text: Vec<char> = at.get(&files).text.chars().collect();
+        for (place, kind, piece) in edits {
+            let place = place.index(text.len() + 1);
+            match kind {
+                0 => drop(text.splice(place..place, piece.chars())),
+                1 => drop(text.splice(place..(place + piece.len()).min(text.len()), [])),
+                2 => text.truncate(place.max(10)),
+                _ => {
+                    let copy: Vec<char> = text[place..].iter().take(40).copied().collect();
+                    drop(text.splice(place..place, copy));
+                }
+            }
+        }
+        survives(text.into_iter().collect());
+    }
+
+    #[test]
+    fn any_chain_of_modifiers_on_any_value_never_panics(
+        chains in proptest::collection::vec(
+            (proptest::collection::vec(proptest::sample::select(&MODIFIERS[..]), 0..5), prop_oneof![
+                "[ -~é–\u{0}\u{10ffff}]{0,8}".prop_map(serde_json::Value::from),
+                any::<i64>().prop_map(serde_json::Value::from),
+                any::<f64>().prop_map(serde_json::Value::from),
+                any::<bool>().prop_map(serde_json::Value::from),
+                Just(json!(null)),
+                Just(json!(["a", 1, null, "%x%", "10.0.0.0/8", "true"])),
+                Just(json!({"nested": ["x"]})),
+            ]),
+            1..4,
+        ),
+        condition in "(not )?(s|1 of s\\*|all of them|2 of them)( (and|or) (not )?s)?",
+    ) {
+        let mut selection = serde_json::Map::new();
+        for (at, (modifiers, value)) in chains.into_iter().enumerate() {
+            let field = ["f", "g", ""][at % 3];
+            let key = modifiers.iter().fold(field.to_owned(), |key, modifier| format!("{key}|{modifier}"));
+            selection.insert(key, value);
+        }
+        let rule = json!({"title": "T", "logsource": {"product": "test"}, "detection": {"s": selection, "condition": condition}});
+        survives(rule.to_string());
+    }
 }
