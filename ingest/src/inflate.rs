@@ -59,19 +59,66 @@ const USUAL_RATIO: usize = 8;
 /// # Errors
 /// [`InflateError`].
 pub fn inflate(encoding: Encoding, sent: &[u8], budget_bytes: usize) -> Result<Vec<u8>, InflateError> {
-    match encoding {
-        Encoding::Identity if sent.len() > budget_bytes => Err(InflateError::TooLarge),
-        Encoding::Identity => Ok(sent.to_vec()),
-        Encoding::Gzip => read("gzip", MultiGzDecoder::new(sent), sent.len(), budget_bytes),
-        Encoding::Deflate if is_zlib(sent) => read("deflate", ZlibDecoder::new(sent), sent.len(), budget_bytes),
-        Encoding::Deflate => read("deflate", DeflateDecoder::new(sent), sent.len(), budget_bytes),
+    let capacity = sent.len().saturating_mul(USUAL_RATIO).min(budget_bytes);
+    read(open(encoding, sent)?, Vec::with_capacity(capacity), budget_bytes)
+}
+
+/// Undoes `encoding` when [`inflated_len`] has said what comes out: in one allocation of just that size.
+///
+/// # Errors
+/// [`InflateError`].
+pub fn inflate_to_len(encoding: Encoding, sent: &[u8], len: usize) -> Result<Vec<u8>, InflateError> {
+    read(open(encoding, sent)?, Vec::with_capacity(len), len)
+}
+
+/// How many bytes come out, without keeping them: what a body may cost is known before its memory is taken.
+///
+/// # Errors
+/// [`InflateError`]; too large is more than `budget_bytes`.
+pub fn inflated_len(encoding: Encoding, sent: &[u8], budget_bytes: usize) -> Result<usize, InflateError> {
+    let Body { name, mut from } = open(encoding, sent)?;
+    let mut scratch = vec![0u8; 64 * 1024];
+    let mut len = 0usize;
+    loop {
+        match from.read(&mut scratch) {
+            Ok(0) => return Ok(len),
+            Ok(read) => len += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(broken(name, &error)),
+        }
+        if len > budget_bytes {
+            return Err(InflateError::TooLarge);
+        }
+    }
+}
+
+/// A body that is being inflated.
+struct Body<'a> {
+    name: &'static str,
+    from: Box<dyn Read + 'a>,
+}
+
+fn open(encoding: Encoding, sent: &[u8]) -> Result<Body<'_>, InflateError> {
+    let (name, from): (_, Box<dyn Read + '_>) = match encoding {
+        Encoding::Identity => return Ok(Body { name: "plain", from: Box::new(sent) }),
+        Encoding::Gzip => ("gzip", Box::new(MultiGzDecoder::new(sent))),
+        Encoding::Deflate if is_zlib(sent) => ("deflate", Box::new(ZlibDecoder::new(sent))),
+        Encoding::Deflate => ("deflate", Box::new(DeflateDecoder::new(sent))),
         Encoding::Zstd => {
             let corrupt = |error: std::io::Error| InflateError::Corrupt(format!("not a zstd body: {error}"));
             let mut decoder = zstd::stream::read::Decoder::with_buffer(sent).map_err(corrupt)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(corrupt)?;
-            read("zstd", decoder, sent.len(), budget_bytes)
+            ("zstd", Box::new(decoder))
         }
+    };
+    if sent.is_empty() {
+        return Err(InflateError::Corrupt(format!("not a {name} body: it is empty")));
     }
+    Ok(Body { name, from })
+}
+
+fn broken(name: &str, error: &std::io::Error) -> InflateError {
+    InflateError::Corrupt(format!("not a whole {name} body: {error}"))
 }
 
 /// Whether the first two bytes are a zlib header: method 8, a window of at most 32 KiB, and a check that divides by 31. Raw
@@ -85,16 +132,10 @@ fn is_zlib(sent: &[u8]) -> bool {
     }
 }
 
-fn read(name: &str, from: impl Read, sent_bytes: usize, budget_bytes: usize) -> Result<Vec<u8>, InflateError> {
-    if sent_bytes == 0 {
-        return Err(InflateError::Corrupt(format!("not a {name} body: it is empty")));
-    }
-    let mut inflated = Vec::with_capacity(sent_bytes.saturating_mul(USUAL_RATIO).min(budget_bytes));
+fn read(body: Body<'_>, mut inflated: Vec<u8>, budget_bytes: usize) -> Result<Vec<u8>, InflateError> {
     // One byte more than the budget tells a body that just fits from one that does not.
     let limit = u64::try_from(budget_bytes).unwrap_or(u64::MAX).saturating_add(1);
-    from.take(limit)
-        .read_to_end(&mut inflated)
-        .map_err(|error| InflateError::Corrupt(format!("not a whole {name} body: {error}")))?;
+    body.from.take(limit).read_to_end(&mut inflated).map_err(|error| broken(body.name, &error))?;
     if inflated.len() > budget_bytes {
         return Err(InflateError::TooLarge);
     }
@@ -145,6 +186,10 @@ mod tests {
         for (encoding, sent) in cases {
             assert_eq!(inflate(encoding, &sent, text.len()), Ok(text.clone()), "{encoding:?}");
             assert_eq!(inflate(encoding, &sent, text.len() - 1), Err(InflateError::TooLarge), "{encoding:?}");
+            assert_eq!(inflated_len(encoding, &sent, text.len()), Ok(text.len()), "{encoding:?}");
+            assert_eq!(inflated_len(encoding, &sent, text.len() - 1), Err(InflateError::TooLarge), "{encoding:?}");
+            let exact = inflate_to_len(encoding, &sent, text.len()).expect("whole");
+            assert_eq!((exact.len(), exact.capacity()), (text.len(), text.len()), "{encoding:?}: one allocation");
         }
     }
 

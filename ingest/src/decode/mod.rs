@@ -10,7 +10,7 @@
 //! ```
 //!
 //! There is no tree of values and no struct per row. One event that cannot be read costs one event: it is answered for by its
-//! index in the body and a reason, and kept as a row of `dead_letters`. The JSON policy is in `docs/http-api.md`.
+//! index in the body and a reason, and kept as a row of `dead_letters`. The JSON policy is in `docs/mappings.md`.
 
 mod arrow_columns;
 mod arrow_stream;

@@ -49,6 +49,7 @@ pub(super) struct Walked<'t> {
 
 impl Walked<'_> {
     /// The same buffers, empty, for another event.
+    #[expect(clippy::unnecessary_filter_map, reason = "it changes the lifetime, which a filter cannot")]
     pub(super) fn recycle<'b>(mut self) -> Walked<'b> {
         self.cells.clear();
         self.items.clear();
@@ -257,14 +258,14 @@ impl<'t> Walk<'_, 't> {
 
     #[inline]
     fn scalar(&mut self, at: usize, node: Node, atom: Atom<'t>, element: Option<Element>) {
+        if let Some(element) = element {
+            return self.element(at, node, atom, element);
+        }
         let field = self.names.field_of(node);
-        let known = self.known_cell(field);
-        match (element, known) {
-            (None, None) if self.out.cells.len() < self.bounds.fields_max => {
-                self.push_cell(field, at, CellValue::Atom(atom));
-            }
-            (Some(element), known) => self.element(at, node, field, atom, element, known),
-            _ => self.rest(self.names.path(node), at, None),
+        if self.known_cell(field).is_none() && self.out.cells.len() < self.bounds.fields_max {
+            self.push_cell(field, at, CellValue::Atom(atom));
+        } else {
+            self.rest(self.names.path(node), at, None);
         }
     }
 
@@ -290,15 +291,9 @@ impl<'t> Walk<'_, 't> {
     }
 
     /// A scalar inside an array of objects.
-    fn element(
-        &mut self,
-        at: usize,
-        node: Node,
-        field: FieldId,
-        atom: Atom<'t>,
-        element: Element,
-        known: Option<usize>,
-    ) {
+    fn element(&mut self, at: usize, node: Node, atom: Atom<'t>, element: Element) {
+        let field = self.names.field_of(node);
+        let known = self.known_cell(field);
         let start = match known {
             None if self.out.cells.len() < self.bounds.fields_max => {
                 let start = self.out.items.len();

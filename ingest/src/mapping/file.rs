@@ -16,12 +16,6 @@ pub(super) enum OneOrMany<T> {
     Many(Vec<T>),
 }
 
-impl<T> Default for OneOrMany<T> {
-    fn default() -> Self {
-        Self::Many(Vec::new())
-    }
-}
-
 impl<T> OneOrMany<T> {
     fn into_vec(self) -> Vec<T> {
         match self {
@@ -40,10 +34,9 @@ pub(super) struct MappingText {
     focus_columns: bool,
     #[serde(default)]
     recognise: Vec<RecogniseText>,
+    ids: Option<toml::Value>,
     #[serde(default)]
-    ids: OneOrMany<SourceText>,
-    #[serde(default)]
-    columns: BTreeMap<String, OneOrMany<SourceText>>,
+    columns: BTreeMap<String, toml::Value>,
 }
 
 type ConditionTexts = BTreeMap<String, OneOrMany<String>>;
@@ -57,14 +50,6 @@ struct RecogniseText {
     absent: Vec<String>,
     #[serde(default)]
     values: ConditionTexts,
-}
-
-/// Where a value comes from: the name of a field, or a table that says more.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum SourceText {
-    Field(String),
-    Rule(RuleText),
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -107,15 +92,14 @@ pub(super) fn compile(text: &str) -> Result<Mapping, (Option<usize>, String)> {
     for (name, sources) in parsed.columns {
         let index = dataset.core_schema().index_of(&name).ok().filter(|_| !RESERVED.contains(&name.as_str()));
         let index = index.ok_or_else(|| (line_of(&name), no_such_column(&name, dataset)))?;
-        let rules =
-            rules(sources.into_vec()).map_err(|reason| (line_of(&name), format!("column {name:?}: {reason}")))?;
+        let rules = rules(sources).map_err(|reason| (line_of(&name), format!("column {name:?}: {reason}")))?;
         columns.push((index, rules));
     }
     if parsed.focus_columns {
         columns.extend(focus_columns(&columns));
     }
     columns.sort_by_key(|(index, _)| *index);
-    let ids = rules(parsed.ids.into_vec()).map_err(|reason| (line_of("ids"), format!("ids: {reason}")))?;
+    let ids = parsed.ids.map_or(Ok(Vec::new()), rules).map_err(|reason| (line_of("ids"), format!("ids: {reason}")))?;
     let ids = ids.into_iter().chain(common_ids()).collect();
     let recognise = parsed.recognise.into_iter().map(recognise).collect();
     Ok(Mapping { name: parsed.name.into(), dataset, consume: parsed.focus_columns, recognise, ids, columns })
@@ -158,15 +142,24 @@ fn conditions(texts: ConditionTexts) -> Vec<Condition> {
     texts.into_iter().map(|(field, values)| Condition { field, values: values.into_vec() }).collect()
 }
 
-fn rules(sources: Vec<SourceText>) -> Result<Vec<Rule>, String> {
-    sources.into_iter().map(rule).collect()
+/// One way to a value, or a list of them, tried in order.
+fn rules(sources: toml::Value) -> Result<Vec<Rule>, String> {
+    match sources {
+        toml::Value::Array(sources) => sources.into_iter().map(rule).collect(),
+        source => Ok(vec![rule(source)?]),
+    }
 }
 
-fn rule(source: SourceText) -> Result<Rule, String> {
+/// Where a value comes from: the name of a field, a template, or a table that says more.
+fn rule(source: toml::Value) -> Result<Rule, String> {
     let text = match source {
-        SourceText::Field(name) if name.contains('{') => RuleText { template: Some(name), ..RuleText::default() },
-        SourceText::Field(name) => return Ok(Rule::field(name)),
-        SourceText::Rule(text) => text,
+        toml::Value::String(name) if name.contains('{') => RuleText { template: Some(name), ..RuleText::default() },
+        toml::Value::String(name) => return Ok(Rule::field(name)),
+        // Through the table, so that serde names the key that is wrong.
+        source @ toml::Value::Table(_) => {
+            source.try_into().map_err(|error: toml::de::Error| error.message().to_owned())?
+        }
+        other => return Err(format!("{other} is neither the name of a field nor a table")),
     };
     let from = match (text.field, text.template, text.constant) {
         (Some(field), None, None) => From::Field(field),
