@@ -4,11 +4,14 @@ use tidegate_pipeline::Problem;
 
 use super::Job;
 use crate::http::{Held, busy};
-use crate::inflate::{Encoding, InflateError, inflate};
+use crate::inflate::{Encoding, InflateError, inflate, inflate_to_len, inflated_len};
 
-/// An encoded body is first given this many times its size to inflate into, and all it may have only when that was too
-/// little: the budget of all bodies is then not held for what most of them do not need.
-const FIRST_RATIO: usize = 24;
+/// An encoded body is first given this many times its size to inflate into. Most need less; of one that needs more, the
+/// length is found out before its memory is taken, so that a bomb costs time only.
+const GUESS_RATIO: usize = 24;
+
+/// The largest guess. Beyond it, the memory of growing step by step costs more than finding out the length first.
+const GUESS_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The bytes of a body with its encodings undone, counted against the budget of all bodies. `bytes_max` is for all layers
 /// together.
@@ -18,7 +21,8 @@ const FIRST_RATIO: usize = 24;
 pub(super) fn inflated(job: &mut Job, bytes_max: usize) -> Result<Vec<u8>, Problem> {
     let mut bytes = job.sent.assemble();
     let held = &mut job.sent.held;
-    let mut left = bytes_max.min(held.large_bytes_max());
+    // What one body can never have is too large, not busy.
+    let mut left = bytes_max.min(held.room_bytes());
     for encoding in &job.encodings {
         bytes = layer(held, *encoding, &bytes, left)?;
         left -= bytes.len();
@@ -31,30 +35,34 @@ pub(super) fn inflated(job: &mut Job, bytes_max: usize) -> Result<Vec<u8>, Probl
 
 /// Undoes one layer into at most `bytes_max` bytes.
 fn layer(held: &mut Held, encoding: Encoding, sent: &[u8], bytes_max: usize) -> Result<Vec<u8>, Problem> {
-    let first = sent.len().saturating_mul(FIRST_RATIO).saturating_add(64 * 1024).min(bytes_max);
-    for wanted in [first, bytes_max] {
-        let given = held.grow_up_to(wanted);
-        match inflate(encoding, sent, given) {
+    let guess = sent.len().saturating_mul(GUESS_RATIO).saturating_add(64 * 1024);
+    if guess <= GUESS_BYTES_MAX {
+        let guess = guess.min(bytes_max);
+        if !held.grow(guess) {
+            return Err(busy());
+        }
+        match inflate(encoding, sent, guess) {
             Ok(bytes) => {
-                held.shrink(given.saturating_sub(bytes.len()));
+                held.shrink(guess - bytes.len());
                 return Ok(bytes);
             }
-            Err(InflateError::TooLarge) if given < wanted => {
-                held.shrink(given);
-                return Err(busy());
-            }
-            Err(InflateError::TooLarge) => held.shrink(given),
-            Err(error) => {
-                held.shrink(given);
-                return Err(Problem::new(400, "invalid_encoding", error.to_string())
-                    .hint("the body is not what its Content-Encoding says; was it cut, or compressed twice?"));
-            }
-        }
-        if wanted == bytes_max {
-            break;
+            Err(InflateError::TooLarge) if guess < bytes_max => held.shrink(guess),
+            Err(error) => return Err(refusal(error, bytes_max)),
         }
     }
-    Err(too_large(bytes_max))
+    let len = inflated_len(encoding, sent, bytes_max).map_err(|error| refusal(error, bytes_max))?;
+    if !held.grow(len) {
+        return Err(busy());
+    }
+    inflate_to_len(encoding, sent, len).map_err(|error| refusal(error, bytes_max))
+}
+
+fn refusal(error: InflateError, bytes_max: usize) -> Problem {
+    match error {
+        InflateError::TooLarge => too_large(bytes_max),
+        InflateError::Corrupt(reason) => Problem::new(400, "invalid_encoding", reason)
+            .hint("the body is not what its Content-Encoding says; was it cut, or compressed twice?"),
+    }
 }
 
 fn too_large(bytes_max: usize) -> Problem {

@@ -63,6 +63,10 @@ impl InFlight {
         self.used_bytes.load(Ordering::Relaxed)
     }
 
+    fn large_bytes_max(&self) -> usize {
+        self.bytes_max / 8 * 7
+    }
+
     /// A share of the budget for one body, which starts with what a body costs by itself. `None` when there is none left.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Held> {
         let mut held = Held { budget: self.clone(), bytes: 0 };
@@ -81,7 +85,7 @@ impl Held {
     /// Takes `bytes` more, if the budget has them.
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
         let small = self.bytes.saturating_add(bytes) <= self.budget.small_bytes_max;
-        let bound = if small { self.budget.bytes_max } else { self.large_bytes_max() };
+        let bound = if small { self.budget.bytes_max } else { self.budget.large_bytes_max() };
         let take = |used: usize| used.checked_add(bytes).filter(|used| *used <= bound);
         let taken = self.budget.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok();
         if taken {
@@ -92,24 +96,9 @@ impl Held {
         taken
     }
 
-    /// Takes up to `bytes` more, as many as the budget has; says how many.
-    pub(crate) fn grow_up_to(&mut self, bytes: usize) -> usize {
-        let mut given = 0;
-        let small = self.bytes.saturating_add(bytes) <= self.budget.small_bytes_max;
-        let bound = if small { self.budget.bytes_max } else { self.large_bytes_max() };
-        let take = |used: usize| {
-            given = bytes.min(bound.saturating_sub(used));
-            Some(used + given)
-        };
-        // The closure always gives a value.
-        let _ = self.budget.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        self.bytes += given;
-        given
-    }
-
-    /// What one body can ever have.
-    pub(crate) fn large_bytes_max(&self) -> usize {
-        self.budget.bytes_max / 8 * 7
+    /// What this body could have beside what it has, if there were no other.
+    pub(crate) fn room_bytes(&self) -> usize {
+        self.budget.large_bytes_max().saturating_sub(self.bytes)
     }
 
     /// Gives `bytes` back.

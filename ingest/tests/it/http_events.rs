@@ -168,6 +168,24 @@ async fn encodings_on_one_another_are_undone_in_order() {
 }
 
 #[tokio::test]
+async fn a_bomb_is_too_large_also_under_the_default_bounds() {
+    let door = Door::with_defaults().await;
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    for _ in 0..300 {
+        bomb.write_all(&vec![b' '; 1 << 20]).expect("memory");
+    }
+    let bomb = bomb.finish().expect("memory");
+    let answer = door.post("/v2/events/bulk", "Content-Encoding: gzip\r\n", &bomb).await;
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (413, Some("body_too_large")));
+    // What is only compressed very well goes in.
+    let dense = format!("{}{}", event("a"), " ".repeat(20 << 20));
+    let sent = encoded("gzip", dense.as_bytes());
+    let answer = door.post("/v2/events/bulk", "Content-Encoding: gzip\r\n", &sent).await;
+    assert_eq!(answer.json()["accepted"], 1, "{answer:?}");
+    assert_eq!(door.ingest.inflight().used_bytes(), 0);
+}
+
+#[tokio::test]
 async fn a_reply_says_what_became_of_each_item() {
     let door = Door::with_defaults().await;
     let body = format!("{}not json\n{}", lines(&["a"]), lines(&["b", "a"]));
