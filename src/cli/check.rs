@@ -7,7 +7,7 @@ use anyhow::Context;
 use tidegate_rules::{RuleFile, RuleFolder, RuleSet, RulesConfig, pack};
 
 use super::Ending;
-use crate::config::Loaded;
+use crate::config::{Config, ConfigErrors, Sources, examine};
 
 /// What was found in a folder of rules, the starter pack included.
 #[derive(Debug, Clone, Default)]
@@ -40,16 +40,24 @@ pub fn check_rules(folder: Option<&Path>, config: &RulesConfig) -> anyhow::Resul
     Ok(RulesChecked { rules: set.rules().len(), problems })
 }
 
-/// Says what holds and what does not. The configuration was loaded, so it is valid.
+/// Says what holds and what does not; the rules are looked at even when the configuration is not valid.
 ///
 /// # Errors
-/// When the rule folder cannot be read, or nothing can be printed.
-pub fn run(loaded: &Loaded, out: &mut dyn Write) -> anyhow::Result<Ending> {
+/// [`ConfigErrors`] when the configuration is not valid, and when the rule folder cannot be read or nothing can be printed.
+pub fn run(sources: &Sources, out: &mut dyn Write) -> anyhow::Result<Ending> {
+    let (loaded, problems) = examine(sources);
     let config = &loaded.config;
-    writeln!(out, "configuration: valid, {} settings are not defaults", loaded.origins.len())?;
+    if problems.is_empty() {
+        writeln!(out, "configuration: valid, {} settings are not defaults", loaded.origins.len())?;
+    }
     for (path, origin) in &loaded.origins {
         writeln!(out, "  {path:32} from {origin}")?;
     }
+    let rules = report_rules(config, out);
+    if problems.is_empty() { rules } else { Err(ConfigErrors(problems).into()) }
+}
+
+fn report_rules(config: &Config, out: &mut dyn Write) -> anyhow::Result<Ending> {
     let checked = check_rules(config.rules.as_deref(), &config.sigma)?;
     for problem in &checked.problems {
         writeln!(out, "{problem}")?;

@@ -97,11 +97,10 @@ fn run(invocation: Invocation, parts: Parts, out: &mut (dyn Write + Send)) -> an
         Command::Docs { page: DocsPage::Metrics } => return print(telemetry::metrics_page().as_bytes(), out),
         _ => {}
     }
-    let loaded = config::load(&invocation.sources)?;
     if let Command::Check(_) = invocation.command {
-        return check::run(&loaded, out);
+        return check::run(&invocation.sources, out);
     }
-    let config = loaded.config;
+    let config = config::load(&invocation.sources)?.config;
     match invocation.command {
         Command::Serve(_) => (parts.serve)(config).map(|()| Ending::Good),
         Command::Demo(_) => (parts.demo)(config).map(|()| Ending::Good),

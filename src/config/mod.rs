@@ -373,6 +373,12 @@ pub struct Loaded {
 /// # Errors
 /// All problems of all layers at once.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
+    let (loaded, problems) = examine(sources);
+    if problems.is_empty() { Ok(loaded) } else { Err(ConfigErrors(problems)) }
+}
+
+/// The configuration that what is valid makes, and all that is wrong: for those who want to look further.
+pub fn examine(sources: &Sources) -> (Loaded, Vec<ConfigProblem>) {
     let keys = Keys::of_config();
     let mut raw = Raw::default();
     if let Some(path) = &sources.file {
@@ -391,16 +397,17 @@ fn unreadable(path: &Path, error: &std::io::Error) -> ConfigProblem {
     ConfigProblem { origin: None, message: format!("cannot read {}: {error}", path.display()), hint }
 }
 
-fn build(raw: Raw) -> Result<Loaded, ConfigErrors> {
+fn build(raw: Raw) -> (Loaded, Vec<ConfigProblem>) {
     let tree = raw.tree();
-    if !raw.problems.is_empty() {
-        return Err(ConfigErrors(raw.problems));
-    }
-    let whole = |message: String| ConfigErrors(vec![ConfigProblem { origin: None, message, hint: None }]);
-    let config: Config = serde_json::from_value(tree).map_err(|error| whole(error.to_string()))?;
-    let origins: BTreeMap<String, Origin> = raw.values.into_iter().map(|(path, (_, origin))| (path, origin)).collect();
-    let problems = conflicts(&config, &origins);
-    if problems.is_empty() { Ok(Loaded { config, origins }) } else { Err(ConfigErrors(problems)) }
+    let mut problems = raw.problems;
+    // Each value was tried alone, so that together they fail only if a type of some crate checks one field against another.
+    let config = serde_json::from_value(tree).unwrap_or_else(|error| {
+        problems.push(ConfigProblem { origin: None, message: error.to_string(), hint: None });
+        Config::default()
+    });
+    let origins = raw.values.into_iter().map(|(path, (_, origin))| (path, origin)).collect();
+    problems.extend(conflicts(&config, &origins));
+    (Loaded { config, origins }, problems)
 }
 
 /// Values that are fine alone but not together, or not for what they name.

@@ -135,6 +135,9 @@ fn rules_that_do_not_compile_are_told_with_their_place() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains(&format!("{}/bad.yml:", folder.path().display())), "{said}");
+    let output = tidegate(&["check", "--rules", &folder.path().to_string_lossy()], &[("TIDEGATE_LISTEN", "x")]);
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.code() == Some(2) && said.contains("bad.yml:") && said.contains("TIDEGATE_LISTEN"), "{said}");
 }
 
 #[test]

@@ -177,7 +177,9 @@ async fn run(
             Ok(books.summary)
         }
         Err(error) => {
-            books.note()?;
+            if let Err(unnoted) = books.note() {
+                return Err(error.context(unnoted));
+            }
             let left = format!(
                 "{} events are acknowledged; run the same command again to go on from there",
                 books.noted.records
