@@ -143,3 +143,22 @@ fn each_library_crate_takes_the_lints_of_the_workspace() {
         }
     }
 }
+
+#[test]
+fn every_code_of_a_refusal_is_on_the_page_of_the_api() {
+    let page = fs::read_to_string(root().join("docs/http-api.md")).expect("the page");
+    let mut missing = BTreeSet::new();
+    for (name, text) in tracked(".rs").iter().filter(|(name, _)| !name.contains("tests/") && !name.starts_with("xtask"))
+    {
+        for rest in text.split("Problem::new(").skip(1) {
+            let code = rest
+                .split_once(", \"")
+                .filter(|(status, _)| status.len() == 3)
+                .and_then(|(_, code)| code.split('"').next());
+            if let Some(code) = code.filter(|code| !page.contains(&format!("id=\"{code}\""))) {
+                missing.insert(format!("{code} ({name})"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "docs/http-api.md lacks {missing:?}");
+}
