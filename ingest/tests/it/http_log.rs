@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tidegate_pipeline::{
     Ack, Append, AppendError, AppendReply, Appended, EventBatch, LogBatch, LogBounds, Offset, PipelineError, StreamLog,
 };
@@ -16,11 +16,15 @@ pub enum Mood {
     Full,
     Failed,
     Closed,
+    /// Takes the append, and answers once it stores again.
     Hold,
+    /// Keeps the thread that appends until it stores again.
+    Block,
 }
 
 pub struct TestLog {
     state: Mutex<State>,
+    unblocked: Condvar,
     bounds: watch::Sender<LogBounds>,
 }
 
@@ -44,12 +48,17 @@ impl TestLog {
             appends: 0,
             held: Vec::new(),
         };
-        Arc::new(Self { state: Mutex::new(state), bounds: watch::Sender::new(LogBounds::default()) })
+        Arc::new(Self {
+            state: Mutex::new(state),
+            unblocked: Condvar::new(),
+            bounds: watch::Sender::new(LogBounds::default()),
+        })
     }
 
     pub fn set(&self, mood: Mood) {
         let mut state = self.state.lock();
         state.mood = mood;
+        self.unblocked.notify_all();
         if mood == Mood::Store {
             for (append, reply) in std::mem::take(&mut state.held) {
                 let _ = reply.send(Ok(state.store(append)));
@@ -98,11 +107,14 @@ impl StreamLog for TestLog {
         let (reply, receiver) = oneshot::channel();
         let mut state = self.state.lock();
         state.appends += 1;
+        while state.mood == Mood::Block {
+            self.unblocked.wait(&mut state);
+        }
         let answer = match state.mood {
             Mood::Store => Ok(state.store(append)),
             Mood::Full => Err(AppendError::Full("the test says so".into())),
             Mood::Failed => Err(AppendError::Failed("the test says so".into())),
-            Mood::Closed => Err(AppendError::Closed),
+            Mood::Closed | Mood::Block => Err(AppendError::Closed),
             Mood::Hold => {
                 state.held.push((append, reply));
                 return receiver;
