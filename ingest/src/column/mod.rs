@@ -3,10 +3,10 @@
 //! made from the buffers without a copy.
 
 mod atoms;
-mod core;
+mod dataset_column;
 
 pub use atoms::{Atom, Atoms};
-pub use core::CoreColumn;
+pub use dataset_column::CoreColumn;
 
 use std::sync::Arc;
 
