@@ -168,6 +168,16 @@ impl Query {
     }
 }
 
+/// Says whether a text would pass the part of the gate that comes before planning: size, depth, one statement that reads.
+/// The parser recurses: call it on a thread with a stack of 8 MiB or more.
+///
+/// # Errors
+/// What the gate refuses it for.
+pub fn check_sql(text: &str, config: &QueryConfig) -> Result<(), QueryError> {
+    gate::text::check(text, config)?;
+    gate::statement::parse(text, config).map(drop)
+}
+
 /// Stops a query whose caller went away while it was planned.
 struct StopOnDrop(Option<Arc<Meter>>);
 

@@ -1,5 +1,6 @@
 //! A session for one query: the tenant's catalog, the query's memory pool, fixed settings.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use datafusion::common::Result;
@@ -54,20 +55,16 @@ pub(crate) fn session(
     options.execution.parquet.enable_page_index = true;
     options.sql_parser.map_string_types_to_utf8view = false;
     options.sql_parser.parse_float_as_decimal = false;
-    let mut state = SessionStateBuilder::new()
+    let mut builder = SessionStateBuilder::new()
         .with_config(settings)
         .with_runtime_env(store.runtime(pool)?)
         .with_catalog_list(Arc::new(TenantCatalogs(Arc::new(tables))))
         .with_default_features()
         .with_file_formats(Vec::new())
-        .with_table_factories(Default::default())
-        .with_table_function_list(table_functions(config.series_rows_max))
-        .build();
-    state.mark_start_execution();
-    let mut builder = SessionStateBuilder::new_from_existing(state);
-    if let Some(planners) = builder.expr_planners() {
-        planners.insert(0, Arc::new(ConcatPlanner(bounds.clone())));
-    }
+        .with_table_factories(HashMap::new())
+        .with_table_function_list(table_functions(config.series_rows_max));
+    // The first planner that takes an operator wins.
+    builder.expr_planners().get_or_insert_default().insert(0, Arc::new(ConcatPlanner(bounds.clone())));
     let mut state = builder.build();
     state.mark_start_execution();
     Ok(state)

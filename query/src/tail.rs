@@ -22,7 +22,11 @@ use tidegate_pipeline::{LogBatch, Offset, PipelineError, StreamLog};
 
 use crate::conform::conform;
 use crate::error::{QueryError, internal};
+use crate::gate::functions::bytes;
 use crate::metrics;
+
+/// Rows of a batch that the tail hands out, at most.
+const PIECE_ROWS: usize = 8192;
 
 /// Rows of a log in a range of offsets, of one dataset and some tenants, with some columns.
 #[derive(Clone)]
@@ -79,7 +83,8 @@ impl Reading {
         let (part, from) = (self.part.clone(), self.next);
         let read = tokio::task::spawn_blocking(move || part.chunk(from));
         let (batches, next) = read.await.map_err(|gone| DataFusionError::External(Box::new(gone)))??;
-        self.reservation.try_grow(batches.iter().map(RecordBatch::get_array_memory_size).sum())?;
+        let size: u128 = batches.iter().flat_map(RecordBatch::columns).map(bytes).sum();
+        self.reservation.try_grow(usize::try_from(size).unwrap_or(usize::MAX))?;
         self.next = next;
         self.ready = batches.into_iter();
         Ok(self)
@@ -100,8 +105,12 @@ impl TailPart {
         let mut next = self.rows.end;
         for batch in &read {
             next = batch.next_offset().max(from + 1);
-            if batch.dataset == self.dataset {
-                out.extend(self.cut(batch)?);
+            let rows = if batch.dataset == self.dataset { self.cut(batch)? } else { None };
+            if let Some(rows) = rows {
+                // Large batches of the log go on in pieces, so that a query yields between them.
+                for at in (0..rows.num_rows()).step_by(PIECE_ROWS) {
+                    out.push(rows.slice(at, PIECE_ROWS.min(rows.num_rows() - at)));
+                }
             }
             if next >= self.rows.end {
                 break;

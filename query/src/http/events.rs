@@ -81,6 +81,7 @@ impl Query {
         let after = params.get("cursor").map(|cursor| after(cursor, dataset)).transpose()?;
         let view = self.view(scope);
 
+        let matching = filters.clone();
         // First which events, from two columns; then those events, from all columns. A table may have thousands of columns.
         let page = move |table: TableReader| {
             let mut rows = table.read(dataset)?;
@@ -96,7 +97,7 @@ impl Query {
         let found = found.slice(0, limit.min(found.num_rows()));
         let mut out = b"{\"events\":[".to_vec();
         if found.num_rows() > 0 {
-            let rows = self.whole_events(&view, dataset, &found).await?;
+            let rows = self.whole_events(&view, dataset, matching, &found).await?;
             write_list(&rows, &mut out)?;
         }
         out.extend_from_slice(b"],\"cursor\":");
@@ -110,11 +111,12 @@ impl Query {
         Ok(out)
     }
 
-    /// The rows of `found`, which holds their times and ids, with all columns and in the same order.
+    /// The rows of `found`, which holds the times and ids of rows that match, with all columns and in the same order.
     async fn whole_events(
         &self,
         view: &Arc<View>,
         dataset: Dataset,
+        matching: Filters,
         found: &RecordBatch,
     ) -> Result<RecordBatch, QueryError> {
         let times = found.column(0).as_primitive::<TimestampMicrosecondType>().clone();
@@ -123,9 +125,11 @@ impl Query {
             (arrow::compute::max(&times).unwrap_or(i64::MAX), arrow::compute::min(&times).unwrap_or(i64::MIN));
         let limit = found.num_rows();
         let whole = move |table: TableReader| {
-            table
-                .read(dataset)?
-                .filter(column(Dataset::TIME).between(time_lit(oldest), time_lit(newest)))?
+            let mut rows = table.read(dataset)?;
+            for filter in matching {
+                rows = rows.filter(filter)?;
+            }
+            rows.filter(column(Dataset::TIME).between(time_lit(oldest), time_lit(newest)))?
                 .filter(column(Dataset::EVENT_ID).in_list(ids, false))?
                 .sort(newest_first())?
                 .limit(0, Some(limit))

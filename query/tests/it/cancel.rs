@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_query::{QueryConfig, QueryError, Scope};
 
-use crate::fixture::{Mode, World};
+use crate::fixture::{Mode, QUIET, World};
 
 /// Statements that would run for minutes, each stuck in another place.
 const ENDLESS: [&str; 5] = [
@@ -28,6 +28,7 @@ async fn ended(world: &World, within: Duration) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_query_over_its_time_is_told_so_and_frees_its_threads() {
+    let _quiet = QUIET.lock().await;
     let world = World::empty(QueryConfig { query_ms_max: 400, ..QueryConfig::default() });
     for sql in ENDLESS {
         let started = Instant::now();
@@ -43,6 +44,7 @@ async fn a_query_over_its_time_is_told_so_and_frees_its_threads() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_query_that_is_left_frees_its_threads() {
+    let _quiet = QUIET.lock().await;
     let world = World::empty(QueryConfig::default());
     for sql in ENDLESS {
         let mut rows = world.query.sql(&Scope::tenant("acme"), sql).await.expect("a stream");
@@ -55,6 +57,7 @@ async fn a_query_that_is_left_frees_its_threads() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_rows_and_queries_have_bounds() {
+    let _quiet = QUIET.lock().await;
     let config = QueryConfig {
         query_memory_bytes_max: 4 << 20,
         rows_max: 1000,

@@ -20,6 +20,9 @@ use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{Append, EventBatch, FieldCatalog, History, HistoryFile, Snapshot, StreamLog};
 use tidegate_query::{Query, QueryConfig, QueryParts};
 
+/// Held by tests that look at the clock or at memory: one at a time.
+pub static QUIET: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Where the rows are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
