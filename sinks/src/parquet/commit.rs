@@ -59,6 +59,7 @@ impl ParquetStore {
             let cursors = source.with_cursor(table.cursors, to);
             Ok(Change::new(Why::Commit, cursors).with_fields(seen.new_to(&table.fields)))
         })?;
+        self.show_gauges();
         Ok(done)
     }
 }

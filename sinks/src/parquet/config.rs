@@ -12,8 +12,8 @@ use crate::error::SinksError;
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ParquetConfig {
-    /// Bytes of rows (in memory) that one log's sink holds at most before it commits. A commit needs about 1.5 times as much
-    /// on top while it runs.
+    /// Bytes of rows (in memory) that one log's sink holds at most before it commits. A commit needs up to about as much
+    /// again while it runs.
     pub buffer_bytes_max: usize,
     /// Commit once this many bytes of rows wait, even when no age bound asks for it. At most `buffer_bytes_max`.
     pub commit_bytes: usize,

@@ -116,3 +116,89 @@ fn bounded(mut files: Vec<&Arc<FileMeta>>, config: &ParquetConfig) -> Vec<Arc<Fi
     }
     if taken.len() < 2 { Vec::new() } else { taken }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const NOW: i64 = 1_000_000 * HOUR_US;
+
+    fn file(id: u64, rows: u64, bytes: u64, hours: (i64, i64), created_us: i64) -> Arc<FileMeta> {
+        Arc::new(FileMeta {
+            id,
+            dataset: Dataset::SecurityEvents,
+            rows,
+            bytes,
+            crc: 0,
+            time_min: hours.0 * HOUR_US,
+            time_max: hours.1 * HOUR_US,
+            org_min: "a".into(),
+            org_max: "b".into(),
+            created_us,
+            tenants: None,
+        })
+    }
+
+    #[test]
+    fn a_stream_of_commits_stays_at_few_files_and_few_rewrites() {
+        // An hour of commits every ten seconds, 600 KB and 4,000 rows each; merges keep to their size.
+        let config = ParquetConfig::default();
+        let mut files: Vec<Arc<FileMeta>> = Vec::new();
+        let (mut next, mut most, mut written) = (0, 0, 0);
+        for commit in 0..360 {
+            files.push(file(commit, 4_000, 600_000, (0, 0), NOW));
+            next = next.max(commit + 1_000_000);
+            loop {
+                let picked = pick(&files, &config, NOW);
+                if picked.is_empty() {
+                    break;
+                }
+                let gone: BTreeSet<u64> = picked.iter().map(|file| file.id).collect();
+                let (rows, bytes) = picked.iter().fold((0, 0), |sum, file| (sum.0 + file.rows, sum.1 + file.bytes));
+                assert!(gone.len() >= 2 && gone.len() <= config.compact_files_max);
+                files.retain(|file| !gone.contains(&file.id));
+                files.push(file(next, rows, bytes, (0, 0), NOW));
+                (next, written) = (next + 1, written + rows);
+            }
+            most = most.max(files.len());
+        }
+        assert!(most <= 24, "{most} files at once");
+        assert!(written <= 360 * 4_000 * 3, "rows were rewritten {} times", written / (360 * 4_000));
+    }
+
+    #[test]
+    fn what_is_settled_is_put_together_and_what_is_large_or_still_filling_is_left() {
+        let config = ParquetConfig::default();
+        let rows = config.file_rows_min as u64;
+        let (old, new) = (NOW - 3 * HOUR_US, NOW - HOUR_US);
+        let cases = [
+            (
+                "one hour, written long ago",
+                [file(1, rows, 1 << 20, (5, 5), old), file(2, rows, 8 << 20, (5, 5), old)],
+                2,
+            ),
+            ("one day", [file(1, rows, 1 << 20, (5, 5), old), file(2, rows, 8 << 20, (6, 6), old)], 2),
+            ("two days", [file(1, rows, 1 << 20, (5, 5), old), file(2, rows, 8 << 20, (30, 30), old)], 0),
+            ("one is new", [file(1, rows, 1 << 20, (5, 5), old), file(2, rows, 8 << 20, (5, 5), new)], 0),
+            ("one is large", [file(1, rows, 1 << 20, (5, 5), old), file(2, rows, 64 << 20, (5, 5), old)], 0),
+            ("one is small", [file(1, rows, 1 << 20, (5, 5), old), file(2, rows - 1, 1 << 20, (5, 5), old)], 0),
+        ];
+        for (name, files, expected) in cases {
+            assert_eq!(pick(&files, &config, NOW).len(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_merge_keeps_to_its_bounds_and_is_never_of_one_file() {
+        let small = |id| file(id, 10, 60_000, (id as i64, id as i64), NOW);
+        let files: Vec<_> = (0..100).map(small).collect();
+        let config = ParquetConfig::default();
+        let picked = |config: &ParquetConfig| pick(&files, config, NOW).iter().map(|file| file.id).collect::<Vec<_>>();
+        assert_eq!(picked(&config), (0..32).collect::<Vec<_>>(), "the oldest first");
+        assert_eq!(picked(&ParquetConfig { compact_bytes_max: 300_000, ..config.clone() }).len(), 5);
+        assert_eq!(picked(&ParquetConfig { compact_rows_max: 30, ..config.clone() }).len(), 3);
+        assert_eq!(picked(&ParquetConfig { compact_bytes_max: 1, ..config }).len(), 2);
+    }
+}

@@ -42,6 +42,8 @@ pub(crate) struct Source<'a> {
 /// An output while its columns are encoded.
 struct Target {
     wanted: Vec<usize>,
+    /// Whether the column at hand is wanted.
+    wants: bool,
     properties: WriterPropertiesPtr,
     /// The encoded columns of each row group.
     groups: Vec<Vec<ArrowColumnChunk>>,
@@ -67,6 +69,7 @@ pub(crate) fn rewrite(
         let properties = Arc::new(properties(config, encoding, &Schema::new(fields)).map_err(other)?);
         targets.push(Target {
             wanted: output.wanted.clone(),
+            wants: false,
             properties,
             groups: Vec::new(),
             picks: Vec::new(),
@@ -76,8 +79,12 @@ pub(crate) fn rewrite(
         });
     }
     for (at, field) in source.fields.iter().enumerate() {
-        if targets.iter().any(|target| target.wanted.contains(&at)) {
-            rewrite_column(source, (at, field), &mut targets, encoding.row_group_rows)?;
+        for target in &mut targets {
+            target.wants = target.wanted.contains(&at);
+            (target.group, target.group_rows) = (0, 0);
+        }
+        if targets.iter().any(|target| target.wants) {
+            rewrite_column(source, field, &mut targets, encoding.row_group_rows)?;
         }
     }
     for (output, target) in outputs.into_iter().zip(targets) {
@@ -104,7 +111,7 @@ struct Window<'a> {
 
 fn rewrite_column(
     source: &Source<'_>,
-    (at, field): (usize, &FieldRef),
+    field: &FieldRef,
     targets: &mut [Target],
     row_group_rows: usize,
 ) -> Result<(), InputError> {
@@ -117,9 +124,6 @@ fn rewrite_column(
     }
     let inputs = readers.len();
     let mut window = Window { field, readers, at: vec![(0, 0, 0); inputs], slots: vec![None], bytes: 0 };
-    for target in targets.iter_mut().filter(|target| target.wanted.contains(&at)) {
-        (target.group, target.group_rows) = (0, 0);
-    }
     for run in source.runs {
         let mut left = run.rows as usize;
         while left > 0 {
@@ -134,14 +138,14 @@ fn rewrite_column(
             left -= rows;
             let target = match run.output {
                 NOWHERE => None,
-                output => targets.get_mut(output as usize).filter(|target| target.wanted.contains(&at)),
+                output => targets.get_mut(output as usize).filter(|target| target.wants),
             };
             if let Some(target) = target {
                 target.add(&window, (slot, first, rows), row_group_rows).map_err(other)?;
             }
         }
     }
-    for target in targets.iter_mut().filter(|target| target.wanted.contains(&at)) {
+    for target in targets.iter_mut().filter(|target| target.wants) {
         target.write(&window).map_err(other)?;
         target.end_group().map_err(other)?;
     }

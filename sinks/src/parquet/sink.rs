@@ -114,7 +114,6 @@ impl ParquetSink {
             counter!(names::PARQUET_BYTES, "source" => source).increment(done.bytes);
             histogram!(names::PARQUET_COMMIT_SECONDS, "source" => source).record(started.elapsed().as_secs_f64());
             tracing::debug!(source, files = done.files, rows = done.rows, bytes = done.bytes, "committed to Parquet");
-            self.store.show_gauges();
         }
     }
 }

@@ -160,14 +160,16 @@ impl ParquetStore {
         ParquetSink::new(self.clone(), source)
     }
 
-    /// The offset up to which the rows of a log are in the store.
+    /// The offset up to which the rows of a log are in the store. Never waits for the disk.
     pub fn cursor(&self, source: LogSource) -> Offset {
-        source.cursor(self.held.lock().table.cursors)
+        let current = self.current.read();
+        source.cursor(Cursors { ingest: current.log_cursor, output: current.output_cursor })
     }
 
     /// The smallest cursor of any snapshot that is still held, and of the manifest's last edit but one: the log must be
     /// kept from there on, so that readers of old snapshots see no gap and a damaged last edit can be made good. Hold the
-    /// `Arc` of a snapshot while reading; a clone of the `Snapshot` itself keeps the files, but is not seen here.
+    /// `Arc` of a snapshot while reading; a clone of the `Snapshot` itself keeps the files, but is not seen here. May wait
+    /// for a manifest edit that is being written, as [`stats`](Self::stats) and [`sweep`](Self::sweep) may.
     pub fn oldest_live_cursor(&self, source: LogSource) -> Offset {
         let held = self.held.lock();
         let views = held.views.iter().filter(|(view, _)| view.strong_count() > 0);
