@@ -9,7 +9,7 @@ use tidegate_pipeline::StreamLog;
 use tidegate_pipeline::fs::{Fs, SimFs};
 use tidegate_pipeline::keys::{AuthError, DEFAULT_ORG, KIND, Keys, Principal, Role, check_org};
 use tidegate_pipeline::log::{LogConfig, SegmentLog};
-use tidegate_pipeline::registry::{Registry, RegistryConfig, changes_in};
+use tidegate_pipeline::registry::{Registry, RegistryConfig, changes_in, changes_of_batch, changes_to_batch};
 
 use crate::scripted::{ScriptedLog, print_rows};
 
@@ -203,6 +203,24 @@ async fn entries_that_are_no_keys_let_nobody_in_and_do_not_open_the_server() {
     assert_eq!(keys.authenticate(None), Err(AuthError::Missing));
     let token = format!("tg_aaaaaaaaaaaa_{}", "a".repeat(52));
     assert_eq!(bearer(&keys, &token), Err(AuthError::Unknown));
+}
+
+#[tokio::test]
+async fn every_letter_of_the_hash_counts() {
+    let log = ScriptedLog::new();
+    let (secret, _) = make(&keys_over(&log), "acme", Role::Admin).await;
+    let batch = log.batches_of(Dataset::Changes).remove(0);
+    let made = changes_of_batch(&batch.rows).next().expect("a row").expect("a change");
+    let hash = made.body["sha256"].as_str().expect("a hash").to_owned();
+    for at in 0..hash.len() {
+        let other = if &hash[at..=at] == "0" { "1" } else { "0" };
+        let mut change = made.clone();
+        change.body["sha256"] = format!("{}{other}{}", &hash[..at], &hash[at + 1..]).into();
+        let log = ScriptedLog::new();
+        log.push(Dataset::Changes, changes_to_batch(&[change]).expect("a batch"));
+        assert_eq!(bearer(&keys_over(&log), &secret), Err(AuthError::Unknown), "letter {at}");
+    }
+    assert!(bearer(&keys_over(&log), &secret).is_ok());
 }
 
 /// What `tidegate key create` does while the server is down: the log of the data folder, and a registry over it.

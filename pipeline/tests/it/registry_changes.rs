@@ -95,6 +95,22 @@ async fn create_update_and_delete_do_what_they_say_for_one_tenant() {
 }
 
 #[tokio::test]
+async fn an_update_keeps_when_a_thing_was_made_and_a_second_create_makes_it_anew() {
+    let registry = open(&ScriptedLog::new(), &SimFs::new());
+    let steps = [
+        (Action::Create, 5, (5, 5)),
+        (Action::Update, 6, (5, 6)),
+        (Action::Create, 7, (7, 7)),
+        (Action::Update, 8, (7, 8)),
+    ];
+    for (action, time_us, expected) in steps {
+        registry.apply(vec![Change { time_us, ..change(action, "a", "r", json!(1)) }]).await.expect("applied");
+        let entry = registry.get("a", "rule", "r").expect("r");
+        assert_eq!((entry.created_us, entry.updated_us), expected, "{action} at {time_us}");
+    }
+}
+
+#[tokio::test]
 async fn a_tenant_whose_name_begins_like_another_sees_its_own_only() {
     let registry = open(&ScriptedLog::new(), &SimFs::new());
     for org in ["acme", "acme-2", "acm", "acme."] {

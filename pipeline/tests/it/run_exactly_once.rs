@@ -11,10 +11,10 @@ use crate::scripted::{Each, Fate, ScriptedLog, Windows, events, print_rows, soon
 
 fn operators() -> Vec<Box<dyn Operator>> {
     vec![
-        Box::new(Each { actor: "mallory", times: 1, poison: "" }),
-        Box::new(Windows::new(10)),
         // Every alert of it twice, with one id.
         Box::new(Each { actor: "eve", times: 2, poison: "" }),
+        Box::new(Each { actor: "mallory", times: 1, poison: "" }),
+        Box::new(Windows::new(10)),
     ]
 }
 

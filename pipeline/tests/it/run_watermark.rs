@@ -39,6 +39,7 @@ fn it_is_the_latest_time_less_the_lateness_and_never_goes_back() {
     check(&[
         (security, &[(1_000, 1_000), (900, 1_000)], Some(940)),
         (security, &[(500, 1_001)], Some(940)),
+        (security, &[(1_000, 1_002)], Some(940)),
         (Dataset::CostEvents, &[(1_010, 1_011)], Some(950)),
     ]);
 }
