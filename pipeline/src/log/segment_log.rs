@@ -71,6 +71,7 @@ impl SegmentLog {
         let shared = Arc::new(Shared {
             fs,
             dir: dir.to_owned(),
+            name: dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
             config,
             encoder,
             schemas,
@@ -337,7 +338,7 @@ fn write_summaries(shared: &Shared, first: Vec<Closed>, closed: &Receiver<Closed
     for (segment, summary) in first.into_iter().chain(closed.iter()) {
         segment.keys.store(summary.keys.len() as u64, Ordering::Relaxed);
         if let Err(error) = shared.summarise(&segment, &summary) {
-            counter!(names::LOG_SUMMARY_FAILURES).increment(1);
+            counter!(names::LOG_SUMMARY_FAILURES, "log" => shared.name.clone()).increment(1);
             let path = &segment.path;
             tracing::warn!(path = %path.display(), %error, "a summary could not be written; the next start scans the segment");
         }

@@ -34,6 +34,8 @@ use crate::metrics as names;
 pub(crate) struct Shared {
     pub fs: Arc<dyn Fs>,
     pub dir: PathBuf,
+    /// The name of the folder: the label `log` of the metrics.
+    pub name: String,
     pub config: LogConfig,
     pub encoder: Encoder,
     pub schemas: Schemas,
@@ -109,7 +111,7 @@ impl Shared {
     }
 
     fn queue_is_full(&self, bytes: usize) -> AppendError {
-        counter!(names::LOG_REFUSED, "bound" => "queue").increment(1);
+        counter!(names::LOG_REFUSED, "log" => self.name.clone(), "bound" => "queue").increment(1);
         let max = self.config.queue_bytes_max;
         AppendError::Full(format!("{bytes} bytes wait to be written, at most {max} may (queue_bytes_max)"))
     }
@@ -147,7 +149,7 @@ impl Shared {
     }
 
     fn waiting(&self, bytes: usize) {
-        gauge!(names::LOG_QUEUE_BYTES).set(bytes as f64);
+        gauge!(names::LOG_QUEUE_BYTES, "log" => self.name.clone()).set(bytes as f64);
         if let Some(stage) = self.stage.get() {
             stage.waiting(bytes as u64, now_us());
         }
@@ -177,14 +179,14 @@ impl Shared {
         let used = self.used_bytes.load(Ordering::Relaxed);
         let max = self.config.log_bytes_max;
         if used.saturating_add(bytes) > max {
-            counter!(names::LOG_REFUSED, "bound" => "log").increment(1);
+            counter!(names::LOG_REFUSED, "log" => self.name.clone(), "bound" => "log").increment(1);
             return Err(self.full(format!("the log has {used} bytes, at most {max} may be (log_bytes_max)")));
         }
         // A file system that cannot say is not a reason to refuse; the write will tell.
         let free = self.fs.free_bytes(&self.dir).unwrap_or(u64::MAX);
         let min = self.config.free_bytes_min;
         if free < min.saturating_add(bytes) {
-            counter!(names::LOG_REFUSED, "bound" => "disk").increment(1);
+            counter!(names::LOG_REFUSED, "log" => self.name.clone(), "bound" => "disk").increment(1);
             return Err(self.full(format!("the disk has {free} bytes free, {min} are kept (free_bytes_min)")));
         }
         Ok(())
@@ -241,11 +243,11 @@ impl Shared {
         for (batch, bytes) in batches {
             tail.push(batch, bytes, self.config.tail_bytes_max);
         }
-        gauge!(names::LOG_TAIL_BYTES).set(tail.bytes as f64);
+        gauge!(names::LOG_TAIL_BYTES, "log" => self.name.clone()).set(tail.bytes as f64);
         drop(tail);
         self.bounds.send_modify(|bounds| bounds.next = next);
-        gauge!(names::LOG_BYTES).set(self.used_bytes.load(Ordering::Relaxed) as f64);
-        gauge!(names::LOG_SEGMENTS).set(self.segments.read().len() as f64);
+        gauge!(names::LOG_BYTES, "log" => self.name.clone()).set(self.used_bytes.load(Ordering::Relaxed) as f64);
+        gauge!(names::LOG_SEGMENTS, "log" => self.name.clone()).set(self.segments.read().len() as f64);
     }
 }
 

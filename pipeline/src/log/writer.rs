@@ -115,7 +115,8 @@ impl Writer {
         match written {
             Ok(frames) => {
                 self.publish(group, frames);
-                histogram!(names::LOG_GROUP_SECONDS).record(started.elapsed().as_secs_f64());
+                histogram!(names::LOG_GROUP_SECONDS, "log" => self.shared.name.clone())
+                    .record(started.elapsed().as_secs_f64());
                 self.shared.healthy();
             }
             Err(error) => {
@@ -207,17 +208,17 @@ impl Writer {
                 self.shared.schemas.learn(schema.id, schema.schema.clone());
             }
             self.durable_end = self.next;
-            counter!(names::LOG_APPENDED_BYTES).increment(frames.len);
-            counter!(names::LOG_GROUPS).increment(1);
+            counter!(names::LOG_APPENDED_BYTES, "log" => self.shared.name.clone()).increment(frames.len);
+            counter!(names::LOG_GROUPS, "log" => self.shared.name.clone()).increment(1);
             let batches = group.batches.into_iter().map(|(offset, ready)| {
                 let batch = LogBatch { offset, dataset: ready.dataset, rows: ready.rows };
                 (Arc::new(batch), ready.memory)
             });
             self.shared.publish(batches.collect(), self.next);
         }
-        counter!(names::LOG_APPENDED_ROWS).increment(rows);
-        counter!(names::LOG_DUPLICATE_ROWS).increment(group.duplicates as u64);
-        gauge!(names::LOG_DEDUP_KEYS).set(self.window.len() as f64);
+        counter!(names::LOG_APPENDED_ROWS, "log" => self.shared.name.clone()).increment(rows);
+        counter!(names::LOG_DUPLICATE_ROWS, "log" => self.shared.name.clone()).increment(group.duplicates as u64);
+        gauge!(names::LOG_DEDUP_KEYS, "log" => self.shared.name.clone()).set(self.window.len() as f64);
         for (reply, appended) in group.answers {
             _ = reply.send(Ok(appended));
         }
@@ -261,7 +262,7 @@ impl Writer {
         let summary = active.summary();
         // A summary that finds no place in the queue is rebuilt by the next start.
         if self.closed.try_send((active.segment, summary)).is_err() {
-            counter!(names::LOG_SUMMARY_FAILURES).increment(1);
+            counter!(names::LOG_SUMMARY_FAILURES, "log" => self.shared.name.clone()).increment(1);
         }
     }
 
@@ -286,7 +287,7 @@ impl Writer {
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> AppendError {
-        counter!(names::LOG_FAILED_GROUPS).increment(1);
+        counter!(names::LOG_FAILED_GROUPS, "log" => self.shared.name.clone()).increment(1);
         tracing::error!(%error, dir = %self.shared.dir.display(), "{what} failed; the log goes on in a new segment");
         self.shared.degraded(format!("{what} failed: {error}"));
         if is_full(error) {

@@ -8,7 +8,7 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::fs::{SimFs, SimOp};
 use tidegate_pipeline::log::format::{FRAMES_START, FrameHeader, FrameKind};
 use tidegate_pipeline::log::{OpenReport, SegmentLog, dump, verify};
-use tidegate_pipeline::{Ack, Append, FieldCatalog, StreamLog};
+use tidegate_pipeline::{Ack, Append, EventBatch, FieldCatalog, StreamLog};
 
 use crate::log_ledger::{DIR, answer, open};
 use crate::log_rows::{batch, events, ids, ids_of, one};
@@ -335,6 +335,18 @@ fn the_catalog_knows_whose_fields_have_values_and_survives() {
     assert!(log.fields().fields("b", Dataset::SecurityEvents).contains_key("own.tags"));
     drop(log);
     assert_eq!(*open(&fs).expect("a log").0.fields(), expected);
+
+    let (live, _) = open(&SimFs::new()).expect("a log");
+    let dump_all = |take: &mut dyn FnMut(&tidegate_pipeline::LogBatch)| {
+        dump(&fs, Path::new(DIR), 0, u64::MAX, take).expect("dumped");
+    };
+    dump_all(&mut |batch| {
+        let events = EventBatch { dataset: batch.dataset, rows: batch.rows.clone(), keys: Vec::new() };
+        for _ in 0..2 {
+            answer(live.append(one(events.clone()))).expect("stored");
+        }
+    });
+    assert_eq!(*live.fields(), expected, "known at once in a log that is appended to");
 }
 
 #[test]
@@ -357,7 +369,7 @@ fn columns_come_back_from_files_as_they_went_in() {
     let (log, _) = open(&fs).expect("a log");
     let sent = batch(Dataset::SecurityEvents, &["a", "b", "c"], &["1", "22", "333"]);
     answer(log.append(one(sent.clone()))).expect("stored");
-    let sliced = tidegate_pipeline::EventBatch {
+    let sliced = EventBatch {
         rows: batch(Dataset::SecurityEvents, &["a", "b", "c"], &["4", "55", "666"]).rows.slice(1, 2),
         keys: Vec::new(),
         ..sent.clone()
