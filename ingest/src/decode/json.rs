@@ -65,6 +65,22 @@ impl JsonParser {
         self.tape = Some(tape);
     }
 
+    /// Parses a text of several events as one value, which may be nested one deeper; `None` when it is not plain JSON. There is
+    /// no check before the parser's own, so the text must be short enough to spend 30 bytes of memory on each of its bytes.
+    pub(super) fn parse_whole<'p>(&'p mut self, text: &[u8]) -> Option<Tape<'p>> {
+        let Self { buffers, scratch, tape, longest, .. } = self;
+        *longest = (*longest).max(text.len());
+        let mut whole: Tape<'p> = tape.take().unwrap_or_else(Tape::null).reset();
+        pad(scratch, text);
+        match fill_tape_padded(scratch, text.len(), buffers, &mut whole) {
+            Ok(()) => Some(whole),
+            Err(_) => {
+                *tape = Some(whole.reset());
+                None
+            }
+        }
+    }
+
     /// Parses `text`.
     pub(super) fn parse<'p>(&'p mut self, text: &'p [u8]) -> Result<Parsed<'p>, Malformed> {
         let Self { buffers, scratch, repaired, repaired_scratch, tape, depth_max, longest } = self;

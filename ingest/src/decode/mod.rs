@@ -147,6 +147,8 @@ pub struct Decoder {
     config: DecodeConfig,
     mappings: Arc<Mappings>,
     parser: JsonParser,
+    /// For bodies that are parsed at once.
+    whole: JsonParser,
     rows: Rows,
     dead: DeadLetters,
     cost: CostRow,
@@ -179,6 +181,8 @@ impl Decoder {
     pub fn new(mappings: Arc<Mappings>, config: DecodeConfig, id_seed: u64) -> Self {
         Self {
             parser: JsonParser::new(config.depth_max),
+            // The array is one level; a wrapped event at the bound itself is read by itself.
+            whole: JsonParser::new(config.depth_max.saturating_add(1)),
             rows: Rows::new(mappings.clone(), config.clone(), id_seed),
             dead: DeadLetters::new(config.dead_letter_bytes_max),
             cost: CostRow::new(config.depth_max),
@@ -237,6 +241,7 @@ impl Decoder {
         self.bodies = 0;
         self.bytes = 0;
         self.parser.shrink();
+        self.whole.shrink();
         let dead = self.dead.flush(&self.rows.walker.names);
         let arrow = std::mem::take(&mut self.arrow);
         self.arrow_rows = 0;
@@ -276,6 +281,9 @@ impl Decoder {
         if at == bytes.len() {
             return Err(empty_body());
         }
+        if reading.origin.dataset != Dataset::CostEvents && self.at_once(reading, at) {
+            return Ok(());
+        }
         if let Some(array) = scan::envelope(bytes, at) {
             // The scan for the envelope has seen that nothing but its closing brace follows the array.
             self.elements(reading, array + 1, bytes.len());
@@ -289,6 +297,32 @@ impl Decoder {
         }
         self.lines(reading, at);
         Ok(())
+    }
+
+    /// Decodes a short body that is an array, or wraps one, with a single parse, if all of its elements are objects that the parser
+    /// takes; else nothing is done, and each element is looked at by itself.
+    fn at_once(&mut self, reading: &mut Reading<'_>, start: usize) -> bool {
+        let range = scan::trim_end(reading.bytes, start..reading.bytes.len());
+        let text = reading.bytes.get(range).unwrap_or_default();
+        if text.len() > self.config.event_bytes_max || !scan::may_be_array(text) {
+            return false;
+        }
+        let Self { whole, rows, config, .. } = self;
+        let Some(tape) = whole.parse_whole(text) else { return false };
+        let array = match tape.0.first() {
+            Some(TapeNode::Array { .. }) => Some(0),
+            Some(TapeNode::Object { len: 1, .. }) => Some(2),
+            _ => None,
+        };
+        let elements = array.and_then(|array| object_elements(&tape.0, array, config));
+        for (item, range) in elements.iter().flatten().enumerate() {
+            rows.event(&reading.origin, item as u32, tape.0.get(range.clone()).unwrap_or_default(), &[]);
+        }
+        let done = elements.as_ref().map(Vec::len);
+        let tape = tape.reset();
+        whole.give_back(tape);
+        reading.result.items += done.unwrap_or(0) as u32;
+        done.is_some()
     }
 
     /// The elements of the array whose bracket is before `at`, within `limit`; the place after it, unless it breaks off.
@@ -432,6 +466,25 @@ impl Decoder {
         self.dead.push(&reading.origin, index, &malformed, payload, &mut self.rows.ids);
         reading.result.rejected.push(Rejected { index, code: malformed.code, reason: malformed.reason });
     }
+}
+
+/// Where each element of the array at `array` stands on the tape; `None` unless all are objects, few and shallow enough.
+fn object_elements(tape: &[TapeNode<'_>], array: usize, config: &DecodeConfig) -> Option<Vec<Range<usize>>> {
+    let Some(TapeNode::Array { len, .. }) = tape.get(array) else { return None };
+    if *len > config.body_events_max {
+        return None;
+    }
+    let mut elements = Vec::with_capacity(*len);
+    let mut at = array + 1;
+    for _ in 0..*len {
+        let next = walk::after(tape, at);
+        if !matches!(tape.get(at), Some(TapeNode::Object { .. })) {
+            return None;
+        }
+        elements.push(at..next);
+        at = next;
+    }
+    Some(elements)
 }
 
 fn empty_body() -> BodyError {

@@ -68,6 +68,10 @@ impl<'t> Row<'_, 't> {
     pub(super) fn holds(&self, cell: usize, condition: &Condition) -> bool {
         match self.atom(cell) {
             Some(Atom::Text(text)) => condition.holds(text),
+            Some(Atom::Int(value)) => {
+                let mut digits = [0; 20];
+                condition.holds(decimal_digits(value, &mut digits))
+            }
             Some(other) => {
                 let mut text = String::new();
                 other.write_text(&mut text);
@@ -246,7 +250,12 @@ impl PlannedRule {
             return (!text.is_empty()).then_some(text);
         }
         lower.clear();
-        lower.extend(text.chars().flat_map(char::to_lowercase));
+        if text.is_ascii() {
+            lower.push_str(text);
+            lower.make_ascii_lowercase();
+        } else {
+            lower.extend(text.chars().flat_map(char::to_lowercase));
+        }
         if rule.map.is_empty() {
             return Some(lower.as_str());
         }
@@ -279,6 +288,28 @@ impl PlannedRule {
     }
 }
 
+/// The text of a number, without an allocation: conditions on event codes are checked for each event.
+fn decimal_digits(value: i64, into: &mut [u8; 20]) -> &str {
+    let mut rest = value.unsigned_abs();
+    let mut start = into.len();
+    for slot in into.iter_mut().rev() {
+        *slot = b'0' + (rest % 10) as u8;
+        start -= 1;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    // 20 places hold the 19 digits of the longest and its sign.
+    if value < 0 && start > 0 {
+        start -= 1;
+        if let Some(slot) = into.get_mut(start) {
+            *slot = b'-';
+        }
+    }
+    into.get(start..).and_then(|digits| std::str::from_utf8(digits).ok()).unwrap_or_default()
+}
+
 fn fill_template<'s>(parts: &[Part], cells: &[usize], row: &Row<'_, '_>, scratch: &'s mut String) -> Option<&'s str> {
     scratch.clear();
     let mut cells = cells.iter();
@@ -292,4 +323,16 @@ fn fill_template<'s>(parts: &[Part], cells: &[usize], row: &Row<'_, '_>, scratch
         }
     }
     Some(scratch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_those_of_the_number() {
+        for value in [0, 7, -7, 4688, i64::MAX, i64::MIN] {
+            assert_eq!(decimal_digits(value, &mut [0; 20]), value.to_string());
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use simd_json::Node as TapeNode;
 use tidegate_events::{Dataset, IdGenerator, REST_COLUMN, dedup_key};
 use tidegate_pipeline::EventBatch;
@@ -64,7 +65,7 @@ pub(super) struct Rows {
     scopes: Vec<Scope>,
     scope_of: HashMap<(Arc<str>, Dataset), usize>,
     /// Which cells of a layout its tenant may not have as own fields.
-    verdicts: HashMap<(usize, usize), Box<[usize]>>,
+    verdicts: FxHashMap<(usize, usize), Box<[usize]>>,
     generation: u64,
     pub(super) ids: IdGenerator,
     pub(super) counts: Counts,
@@ -85,7 +86,7 @@ impl Rows {
             config,
             scopes: Vec::new(),
             scope_of: HashMap::new(),
-            verdicts: HashMap::new(),
+            verdicts: FxHashMap::default(),
             generation: 0,
             ids: IdGenerator::new(seed),
             counts: Counts::default(),

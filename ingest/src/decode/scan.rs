@@ -96,6 +96,18 @@ pub(super) fn skip_bom(text: &[u8]) -> usize {
 /// Keys of an object that only wraps the events of a body: ours, and that of CloudTrail's files.
 const ENVELOPE_KEYS: [&[u8]; 2] = [b"\"events\"", b"\"Records\""];
 
+/// Whether a body starts as an array, or as an object that wraps one.
+pub(super) fn may_be_array(text: &[u8]) -> bool {
+    match text.first() {
+        Some(b'[') => true,
+        Some(b'{') => {
+            let key = text.get(skip_space(text, 1)..).unwrap_or_default();
+            ENVELOPE_KEYS.into_iter().any(|known| key.starts_with(known))
+        }
+        _ => false,
+    }
+}
+
 /// If the body is one object whose only member is an array under one of [`ENVELOPE_KEYS`]: where that array starts. An array
 /// that does not end counts as one, so that the events before the break are found.
 pub(super) fn envelope(text: &[u8], start: usize) -> Option<usize> {
