@@ -1,6 +1,6 @@
 //! The command line: every flag has its twins, help fits a screen, completions print, exit codes hold.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use clap::Parser;
 use clap_complete::Shell;
@@ -86,8 +86,8 @@ fn completions_print_for_every_shell() {
 
 fn tidegate(args: &[&str], env: &[(&str, &str)]) -> Output {
     let folder = tempfile::tempdir().expect("a folder");
-    Command::new(env!("CARGO_BIN_EXE_tidegate"))
-        .args(args)
+    let mut command = crate::server::tidegate(args);
+    command
         .envs(env.iter().copied())
         .current_dir(folder.path())
         .stdin(Stdio::null())

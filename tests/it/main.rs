@@ -2,6 +2,7 @@
 
 mod bodies;
 mod cli_args;
+mod cli_commands;
 mod cli_peer;
 mod cli_send;
 mod cli_tail;
