@@ -9,6 +9,10 @@ pub(crate) const SAMPLE: u64 = 8;
 const ROWS_MIN: u64 = 1_000;
 /// Nanoseconds below which a rule is never called slow, whatever the average.
 const NS_MIN: u64 = 20_000_000;
+/// Samples without which a rule is never called slow: a thread that lost its core in the middle of one is no evidence.
+const SAMPLES_MIN: u32 = 64;
+/// What one sample counts at most, for the same reason.
+const SAMPLE_NS_MAX: u64 = 1_000_000;
 /// Rows after which old costs count half.
 const ROWS_MAX: u64 = 200_000;
 
@@ -26,17 +30,24 @@ pub struct Parked {
 pub(crate) struct Budget {
     rule_event_ns_max: u64,
     rows: u64,
-    ns: Vec<u64>,
+    spent: Vec<Spent>,
     parked: Vec<bool>,
     /// Rules that cost more than [`NS_MIN`] since they were last looked at.
     suspects: Vec<usize>,
     pub reports: Vec<Parked>,
 }
 
+/// What the samples of one rule took.
+#[derive(Debug, Clone, Copy, Default)]
+struct Spent {
+    ns: u64,
+    samples: u32,
+}
+
 impl Budget {
     pub fn new(rules: usize, rule_event_ns_max: u64) -> Self {
-        let (ns, parked) = (vec![0; rules], vec![false; rules]);
-        Self { rule_event_ns_max, rows: 0, ns, parked, suspects: Vec::new(), reports: Vec::new() }
+        let (spent, parked) = (vec![Spent::default(); rules], vec![false; rules]);
+        Self { rule_event_ns_max, rows: 0, spent, parked, suspects: Vec::new(), reports: Vec::new() }
     }
 
     pub fn is_parked(&self, rule: usize) -> bool {
@@ -45,9 +56,10 @@ impl Budget {
 
     /// Counts what a timed sample of a rule took.
     pub fn sampled(&mut self, rule: usize, ns: u64) {
-        if let Some(spent) = self.ns.get_mut(rule) {
-            *spent += ns * SAMPLE;
-            if *spent > NS_MIN {
+        if let Some(spent) = self.spent.get_mut(rule) {
+            spent.ns += ns.min(SAMPLE_NS_MAX) * SAMPLE;
+            spent.samples = spent.samples.saturating_add(1);
+            if spent.ns > NS_MIN && spent.samples >= SAMPLES_MIN {
                 self.suspects.push(rule);
             }
         }
@@ -62,7 +74,7 @@ impl Budget {
             suspects.sort_unstable();
             suspects.dedup();
             for rule in suspects {
-                let average = self.ns.get(rule).map_or(0, |ns| ns / self.rows);
+                let average = self.spent.get(rule).map_or(0, |spent| spent.ns / self.rows);
                 if average > self.rule_event_ns_max && !self.is_parked(rule) {
                     self.park(rule, average, rules);
                     parked.push(rule);
@@ -71,7 +83,10 @@ impl Budget {
         }
         if self.rows > ROWS_MAX {
             self.rows /= 2;
-            self.ns.iter_mut().for_each(|ns| *ns /= 2);
+            self.spent.iter_mut().for_each(|spent| {
+                spent.ns /= 2;
+                spent.samples /= 2;
+            });
         }
         parked
     }
@@ -97,15 +112,17 @@ mod tests {
     fn a_rule_is_parked_for_its_average_and_only_once() {
         let text = "title: A\nid: a\nlogsource: {product: x}\ndetection: {s: {f: v}, condition: s}";
         let (rules, _) = RuleSet::compile(&[RuleFile::new("a", text)], &RulesConfig::default()).expect("tables");
+        let sampled = |budget: &mut Budget, times: u32, ns: u64| (0..times).for_each(|_| budget.sampled(0, ns));
         let mut budget = Budget::new(1, 1_000);
-        budget.sampled(0, 100_000_000);
-        assert_eq!(budget.end_batch(10, &rules), [0usize; 0], "too few rows");
+        sampled(&mut budget, 1, 100_000_000);
+        assert_eq!(budget.end_batch(2_000, &rules), [0usize; 0], "too few samples");
+        sampled(&mut budget, SAMPLES_MIN, 1_000_000);
         assert_eq!(budget.end_batch(1_000, &rules), [0]);
         assert_eq!(budget.reports.len(), 1);
-        budget.sampled(0, 100_000_000);
-        assert_eq!(budget.end_batch(1_000, &rules), [0usize; 0]);
+        sampled(&mut budget, SAMPLES_MIN, 1_000_000);
+        assert_eq!(budget.end_batch(1_000, &rules), [0usize; 0], "once");
         let mut cheap = Budget::new(1, 1_000);
-        cheap.sampled(0, 1_000);
+        sampled(&mut cheap, 1_000, 1_000);
         assert_eq!(cheap.end_batch(100_000, &rules), [0usize; 0]);
     }
 }
