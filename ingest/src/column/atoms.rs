@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::{
     ArrayRef, BooleanArray, BooleanBufferBuilder, Float64Array, Int64Array, NullBufferBuilder, StringArray,
 };
-use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
+use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::error::ArrowError;
 
 /// One scalar of an event. Text points into the parsed body.
@@ -108,9 +108,18 @@ impl Texts {
         self.offsets.resize(self.offsets.len() + count, last);
     }
 
-    pub(super) fn into_array(self, nulls: Option<arrow::buffer::NullBuffer>) -> Result<StringArray, ArrowError> {
+    pub(super) fn into_array(mut self, nulls: Option<NullBuffer>) -> Result<StringArray, ArrowError> {
+        give_back(&mut self.offsets);
+        give_back(&mut self.bytes);
         let offsets = OffsetBuffer::new(ScalarBuffer::from(self.offsets));
         StringArray::try_new(offsets, Buffer::from_vec(self.bytes), nulls)
+    }
+}
+
+/// Frees room that a vector has far beyond its length: an array keeps it for as long as the batch lives.
+pub(super) fn give_back<T>(values: &mut Vec<T>) {
+    if values.capacity() > 2 * values.len() + 64 {
+        values.shrink_to_fit();
     }
 }
 
@@ -318,8 +327,14 @@ impl Atoms {
                 Arc::new(texts.into_array(nulls)?)
             }
             Values::Bools(mut values) => Arc::new(BooleanArray::new(values.finish(), nulls)),
-            Values::Ints(values) => Arc::new(Int64Array::try_new(ScalarBuffer::from(values), nulls)?),
-            Values::Floats(floats) => Arc::new(Float64Array::try_new(ScalarBuffer::from(floats.values), nulls)?),
+            Values::Ints(mut values) => {
+                give_back(&mut values);
+                Arc::new(Int64Array::try_new(ScalarBuffer::from(values), nulls)?)
+            }
+            Values::Floats(mut floats) => {
+                give_back(&mut floats.values);
+                Arc::new(Float64Array::try_new(ScalarBuffer::from(floats.values), nulls)?)
+            }
             Values::Texts(values) => Arc::new(values.into_array(nulls)?),
         })
     }

@@ -81,6 +81,15 @@ impl ArrowPlan {
         self.inputs.iter().filter(|input| input.core.is_none()).map(|input| input.name.as_str())
     }
 
+    /// The name under which a column is kept whose own name is taken.
+    fn raw_name(&self, name: &str) -> String {
+        let mut raw = format!("{RAW_PREFIX}{name}");
+        while self.inputs.iter().any(|input| input.name == raw) {
+            raw.insert_str(0, RAW_PREFIX);
+        }
+        raw
+    }
+
     /// The rows of a batch; `first_item` is the index of its first row in the body.
     pub(super) fn events(
         &self,
@@ -105,11 +114,13 @@ impl ArrowPlan {
                 own.push((input.name.clone(), to_own(&array, input.kind)?));
                 continue;
             };
-            let ours = matches!(place, RECEIVED_TIME | ORG_ID) || (place == SOURCE && origin.source.is_some());
+            // A number called `event_id` is the kind of an event in Windows' logs, not its id.
+            let no_id = place == EVENT_ID && !is_text(array.data_type());
+            let ours = matches!(place, RECEIVED_TIME | ORG_ID) || (place == SOURCE && origin.source.is_some()) || no_id;
             let filled = if ours { None } else { Some(to_core(&array, schema.field(place).data_type())?) };
             // What a core column does not hold just as it was sent is kept under another name.
             if filled.as_ref().is_none_or(|(_, exact)| !exact) {
-                own.push((format!("{RAW_PREFIX}{}", input.name), to_own(&array, input.kind)?));
+                own.push((self.raw_name(&input.name), to_own(&array, input.kind)?));
             }
             if let (Some(slot), Some((array, _))) = (core.get_mut(place), filled) {
                 *slot = Some(array);
@@ -187,6 +198,10 @@ fn own_type(data_type: &DataType) -> Option<FieldType> {
         DataType::Dictionary(_, values) => scalar(values).map(|scalar| FieldType { scalar, list: false }),
         other => scalar(other).map(|scalar| FieldType { scalar, list: false }),
     }
+}
+
+fn is_text(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
 }
 
 /// The array at a path; the nulls of a struct are those of its children too. Dictionaries are written out.

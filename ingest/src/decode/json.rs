@@ -37,8 +37,10 @@ pub(super) struct Malformed {
     pub(super) reason: String,
 }
 
-/// Buffers that grew beyond this are given back to the allocator at the next flush.
-const KEPT_BYTES_MAX: usize = 256 << 10;
+/// Buffers for texts beyond this are given back to the allocator at the next flush.
+const KEPT_BYTES_MAX: usize = 2 << 20;
+/// So are those of a text that was hardly more than punctuation.
+const KEPT_NODES_MAX: usize = 1 << 18;
 
 impl JsonParser {
     pub(super) fn new(depth_max: usize) -> Self {
@@ -55,7 +57,8 @@ impl JsonParser {
 
     /// Gives back the memory that an unusually long text took.
     pub(super) fn shrink(&mut self) {
-        if self.longest > KEPT_BYTES_MAX {
+        let nodes = self.tape.as_ref().map_or(0, |tape| tape.0.capacity());
+        if self.longest > KEPT_BYTES_MAX || nodes > KEPT_NODES_MAX {
             *self = Self::new(self.depth_max);
         }
     }

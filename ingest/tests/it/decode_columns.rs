@@ -186,3 +186,12 @@ fn a_decoder_goes_on_after_a_flush_as_if_new() {
         assert_eq!(first.decoded.rows, again.decoded.rows);
     }
 }
+
+#[test]
+fn a_small_batch_after_a_large_one_does_not_keep_its_room() {
+    let mut decoder = decoder(DecodeConfig::default());
+    decode_with(&mut decoder, &[Case::json("{\"a\":1,\"b\":0.5,\"c\":\"x\"}\n".repeat(20_000))]);
+    let outcome = decode_with(&mut decoder, &[Case::json("{\"a\":1,\"b\":0.5,\"c\":\"x\"}")]);
+    let bytes = outcome.batches("security_events")[0].get_array_memory_size();
+    assert!(bytes < 10_000, "{bytes} bytes for one row");
+}

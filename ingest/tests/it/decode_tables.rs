@@ -143,6 +143,21 @@ fn arrow_columns_fill_core_columns_and_become_own_fields() {
 }
 
 #[test]
+fn arrow_names_that_clash_are_kept_apart() {
+    let outcome = arrow(vec![
+        ("severity", Arc::new(StringArray::from(vec!["grave"]))),
+        ("raw.severity", Arc::new(Int64Array::from(vec![7]))),
+        ("event_id", Arc::new(Int64Array::from(vec![4688]))),
+    ]);
+    for (column, want) in
+        [("severity", ""), ("raw.severity", "7"), ("raw.raw.severity", "grave"), ("raw.event_id", "4688")]
+    {
+        assert_eq!(outcome.cell(0, 0, column), want, "{column}");
+    }
+    assert!(outcome.decoded.batches[0].keys.is_empty());
+}
+
+#[test]
 fn arrow_cost_rows_keep_money_exactly() {
     let rows = batch(vec![
         ("BilledCost", Arc::new(StringArray::from(vec!["1.25", "0.0000000000000000001"]))),
