@@ -138,6 +138,17 @@ async fn a_flush_that_fails_is_tried_again_whatever_it_says() {
 }
 
 #[tokio::test]
+async fn a_flush_that_goes_on_failing_is_stuck_although_everything_was_taken() {
+    let case = Case::new();
+    case.seen.lock().to_flushes.extend(vec![Answer::Retry; 10_000]);
+    case.push(&["a"]);
+    let _handle = case.start();
+    until("the stage says so", || case.detail().starts_with("out of order: flush failed")).await;
+    assert_eq!(case.seen.lock().writes, 1);
+    assert_eq!(case.health.stuck(now_us() + 11_000_000, 10_000_000), ["sink"]);
+}
+
+#[tokio::test]
 async fn refused_rows_become_dead_letters_and_their_neighbours_go_on() {
     let mut case = Case::new();
     case.config.delivery_bytes_max = 1 << 20;
