@@ -20,7 +20,7 @@ impl RuleFile {
     }
 }
 
-/// Why a document of a rule file was not loaded.
+/// Why a document of a rule file was not loaded, or what of it was ignored (an unknown `status` or `level`).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct RuleProblem {
     /// The rule file.
