@@ -89,13 +89,6 @@ pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Opened, SinksError> {
         let folder = dir.join(folder);
         make_dir_durable(fs, &folder).map_err(SinksError::io("make", &folder))?;
     }
-    // A start that was cut short may have made folders and not synced them: here it is done whether they are new or not.
-    for folder in dir.ancestors() {
-        match fs.sync_dir(folder) {
-            Err(error) if folder != dir && not_ours(&error) => break,
-            other => other.map_err(SinksError::io("sync", folder))?,
-        }
-    }
     let mut report = OpenReport::default();
     let manifest = dir.join(MANIFEST);
     let mut numbers = Vec::new();
@@ -132,11 +125,6 @@ pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Opened, SinksError> {
     let ledger = table.ledger;
     report.ledger_agrees = report.lost_edits > 0 || ledger.committed == table.rows() + ledger.expired + ledger.lost;
     Ok(Opened { table, journal, bad_files, strays, report })
-}
-
-/// Whether a folder above ours cannot be synced by us at all.
-fn not_ours(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidInput | ErrorKind::Unsupported)
 }
 
 fn number_in(path: &Path, extension: &str) -> Option<u64> {

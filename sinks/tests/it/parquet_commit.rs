@@ -1,10 +1,12 @@
 //! Commits: what becomes visible, in which files, and that nothing is there twice.
 
-use tidegate_pipeline::fs::SimFs;
-use tidegate_pipeline::{History, Sink};
-use tidegate_sinks::parquet::LogSource;
+use std::sync::Arc;
 
-use crate::parquet_rows::{HOUR, batch, commit, contents, delivery, flush, ids, open, small, write};
+use tidegate_pipeline::fs::{RealFs, SimFs};
+use tidegate_pipeline::{History, Sink};
+use tidegate_sinks::parquet::{LogSource, ParquetStore};
+
+use crate::parquet_rows::{HOUR, batch, commit, contents, delivery, flush, ids, open, small, wait, write};
 
 #[test]
 fn rows_and_cursor_appear_together_and_survive_a_restart() {
@@ -44,4 +46,59 @@ fn the_same_offsets_twice_and_a_batch_across_the_cursor_are_harmless() {
     flush(&mut sink).expect("committed");
     assert_eq!(ids(&fs, &store), (0..10).collect::<Vec<_>>());
     assert_eq!(sink.committed(), 10);
+}
+
+#[test]
+fn a_real_folder_holds_it_all_and_nothing_is_left_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("history");
+    let open = || ParquetStore::open(Arc::new(RealFs), &dir, small()).expect("opens");
+    let (store, _) = open();
+    for id in 0..6 {
+        commit(&store, &[("a", id as i64, id), ("b", id as i64, id + 100)]);
+    }
+    assert!(store.compact_once().expect("compacts").files_in > 2);
+    store.sweep().expect("sweeps");
+    let stats = store.stats();
+    drop(store);
+    let (store, report) = open();
+    assert!(report.is_clean() && report.strays_removed == 0, "{report:?}");
+    assert_eq!(store.stats().datasets, stats.datasets);
+    let checks = store.verify();
+    assert_eq!(checks.iter().map(|check| (check.rows_read, check.problem.clone())).collect::<Vec<_>>(), [(12, None)]);
+    let files = std::fs::read_dir(dir.join("security_events")).expect("the folder").count();
+    assert_eq!(files, store.snapshot().files.len());
+    assert!(store.snapshot().files.iter().all(|file| file.path.is_absolute() && file.path.exists()));
+}
+
+#[test]
+fn a_commit_whose_future_was_dropped_is_not_made_twice() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs, small()).expect("opens");
+    let mut sink = store.sink(LogSource::Ingest);
+    write(&mut sink, delivery(0, batch(&[("a", 1, 0), ("a", 2, 1)]))).expect("taken");
+    fs.hold_sync(true);
+    wait(async {
+        let dropped = tokio::time::timeout(std::time::Duration::from_millis(50), sink.flush()).await;
+        assert!(dropped.is_err(), "the disk does not answer");
+    });
+    fs.hold_sync(false);
+    write(&mut sink, delivery(2, batch(&[("a", 3, 2)]))).expect("taken");
+    flush(&mut sink).expect("committed");
+    assert_eq!((ids(&fs, &store), sink.committed()), (vec![0, 1, 2], 3));
+}
+
+#[test]
+fn two_sinks_of_one_log_cannot_commit_a_row_twice() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs, small()).expect("opens");
+    let (mut one, mut two) = (store.sink(LogSource::Ingest), store.sink(LogSource::Ingest));
+    let rows = [("a", 1, 0), ("a", 2, 1), ("a", 3, 2)];
+    write(&mut one, delivery(0, batch(&rows[..2]))).expect("taken");
+    write(&mut two, delivery(0, batch(&rows))).expect("taken");
+    flush(&mut one).expect("committed");
+    flush(&mut two).expect("committed");
+    write(&mut one, delivery(2, batch(&rows[2..]))).expect("taken");
+    flush(&mut one).expect("nothing to do");
+    assert_eq!(ids(&fs, &store), [0, 1, 2]);
 }
