@@ -218,13 +218,13 @@ async fn a_peer_that_does_not_read_is_told_of_its_gap_when_it_reads_again() {
     door.subscribers(1).await;
     let batch: Vec<_> = (0..500).map(|at| (if at % 2 == 0 { "acme" } else { "umbrella" }, Level::High)).collect();
     // More than the buffers of the sockets hold.
-    for _ in 0..160 {
+    for _ in 0..80 {
         door.raise(&batch).await;
         tokio::task::yield_now().await;
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     let (mut seen, mut missed, mut gaps) = (Vec::new(), 0, Vec::new());
-    while seen.len() as u64 + missed < 160 * 250 {
+    while seen.len() as u64 + missed < 80 * 250 {
         let frame = slow.frame().await;
         match frame["seq"].as_u64() {
             Some(seq) => seen.push(seq),
@@ -237,13 +237,13 @@ async fn a_peer_that_does_not_read_is_told_of_its_gap_when_it_reads_again() {
             }
         }
     }
-    assert_eq!(seen.len() as u64 + missed, 160 * 250, "every alert was sent or counted, and no other tenant's");
+    assert_eq!(seen.len() as u64 + missed, 80 * 250, "every alert was sent or counted, and no other tenant's");
     assert!(seen.is_sorted_by(|left, right| left < right));
     let (resume, seen_before) = *gaps.first().expect("a gap");
     let next = door.raise(&[("acme", Level::Low)]).await;
     assert_eq!(slow.seqs(1).await, [next], "and goes on with the newest");
     let mut again = door.follow(&format!("?after={resume}")).await;
-    let caught_up = again.seqs(160 * 250 - seen_before + 1).await;
+    let caught_up = again.seqs(80 * 250 - seen_before + 1).await;
     assert_eq!(caught_up.last(), Some(&next), "what was missed can be had");
     assert!(caught_up.first().is_some_and(|first| *first as i64 > resume));
 }
