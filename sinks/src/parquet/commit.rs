@@ -291,17 +291,23 @@ impl FieldsSeen {
     }
 }
 
-/// The tenants of a batch, and the number of each row's tenant; no numbers when there is only one tenant.
+/// The tenants of a batch, and the number of each row's tenant.
 fn number_orgs(keys: &SortKeys) -> (Vec<&str>, Vec<u32>) {
     let mut orgs: Vec<&str> = Vec::new();
     let mut numbers: HashMap<&str, u32> = HashMap::new();
     let mut of_row = Vec::with_capacity(keys.len());
+    let mut last: Option<(&str, u32)> = None;
     for row in 0..keys.len() {
         let org = keys.org(row);
+        if let Some((_, number)) = last.filter(|(known, _)| *known == org) {
+            of_row.push(number);
+            continue;
+        }
         let number = *numbers.entry(org).or_insert_with(|| {
             orgs.push(org);
             orgs.len() as u32 - 1
         });
+        last = Some((org, number));
         of_row.push(number);
     }
     (orgs, of_row)
