@@ -55,9 +55,16 @@ impl Column {
         self.lists.is_none() && self.atoms.len() == 0
     }
 
+    /// Whether `row` has its value: a second one would shift all rows after it.
+    fn has(&self, row: usize) -> bool {
+        let has = row < self.lists.as_ref().map_or(self.atoms.len(), Lists::rows);
+        debug_assert!(!has, "row {row} is set twice");
+        has
+    }
+
     /// Sets the value of `row`. A scalar in a column of lists becomes a list of one; [`Atom::Null`] leaves the row null.
     pub fn append(&mut self, row: usize, atom: Atom<'_>) {
-        if atom == Atom::Null {
+        if atom == Atom::Null || self.has(row) {
             return;
         }
         match &mut self.lists {
@@ -75,6 +82,9 @@ impl Column {
 
     /// Sets the value of `row` to a list. A column of scalars becomes one of lists of one.
     pub fn append_list(&mut self, row: usize, items: &[Atom<'_>]) {
+        if self.has(row) {
+            return;
+        }
         let lists = self.lists.get_or_insert_with(|| into_lists(&mut self.atoms));
         lists.pad_to(row);
         for item in items {
