@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::style::clean;
 use crate::config::ClientConfig;
 
 /// The address of a server: `http://host[:port][/prefix]`.
@@ -140,7 +141,7 @@ impl Reply {
                 " (give a key with the right role in TIDEGATE_CLIENT__KEY or --key; `tidegate key create` makes one)",
             );
         }
-        line
+        clean(&line)
     }
 }
 

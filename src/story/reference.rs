@@ -73,7 +73,7 @@ pub fn reference_event(i: u64, base_us: i64, into: &mut Vec<u8>) {
     // Writing to a vector cannot fail.
     let _ = write!(
         into,
-        r#"{{"id":"{id_high:016x}{id_low:016x}","time":"{at}","version":"1.09","service":"{service}","action":"{action}","region":"{}","account":"{:012}","user":"user-{user:04}@harborline.example","user_type":"{}","src_ip":"10.{}.{}.{}","user_agent":"{}","request_id":"{request:016X}","resource":"arn:res:{service}:obj/{resource:06}","read_only":{},"bytes_in":{},"bytes_out":{},"duration_ms":{},"error":"{}","session":{{"id":"s-{:04x}","mfa":{},"issuer":"role/team-{:02}"}},"mgmt":{}}}"#,
+        r#"{{"id":"{id_high:016x}{id_low:016x}","time":"{at}","version":"1.09","service":"{service}","action":"{action}","region":"{}","account":"{:012}","user":"user-{user:04}@harbor.example","user_type":"{}","src_ip":"10.{}.{}.{}","user_agent":"{}","request_id":"{request:016X}","resource":"res:{service}:obj/{resource:06}","read_only":{},"bytes_in":{},"bytes_out":{},"duration_ms":{},"error":"{}","session":{{"id":"s-{:04x}","mfa":{},"issuer":"team-{:02}"}},"mgmt":{}}}"#,
         random.pick_skewed(&REGIONS),
         418_273_640_900 + user % 40,
         random.pick_skewed(&["role", "user", "service"]),

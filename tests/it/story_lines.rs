@@ -174,5 +174,5 @@ fn reference_events_have_19_fields_one_object_and_about_516_bytes() {
         bytes += line.len();
     }
     let mean = bytes / 2_000;
-    assert!((496..=536).contains(&mean), "{mean} bytes");
+    assert!((511..=521).contains(&mean), "{mean} bytes");
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::batches::Batch;
 use crate::cli::http::{Client, Reply};
+use crate::cli::style::clean;
 
 /// What is the same for all batches of a run.
 #[derive(Debug, Clone)]
@@ -120,5 +121,5 @@ fn outcome(reply: &Reply, first_record: u64) -> Option<Outcome> {
 fn reason(item: &Value, first_record: u64) -> String {
     let text = |name: &str| item[name].as_str().unwrap_or("?");
     let event = first_record + item["index"].as_u64().unwrap_or_default() + 1;
-    format!("event {event}: {}: {}", text("code"), text("reason"))
+    clean(&format!("event {event}: {}: {}", text("code"), text("reason")))
 }
