@@ -47,7 +47,9 @@ pub struct QueryConfig {
     pub planner_threads: usize,
     /// Stack of each of these threads, in bytes of address space.
     pub planner_stack_bytes: usize,
-    /// Partitions of a plan: how many cores one query may use. 0 means all.
+    /// Stack of each thread that runs plans, in bytes of address space: expressions are evaluated as deep as they are nested.
+    pub run_stack_bytes: usize,
+    /// Threads that run plans, and partitions of each plan. 0 means one per core.
     pub partitions: usize,
 }
 
@@ -75,13 +77,14 @@ impl Default for QueryConfig {
             metadata_cache_bytes_max: 64 << 20,
             planner_threads: 2,
             planner_stack_bytes: 128 << 20,
+            run_stack_bytes: 32 << 20,
             partitions: 0,
         }
     }
 }
 
 impl QueryConfig {
-    /// The number of partitions of a plan.
+    /// The number of partitions of a plan, and of threads that run plans.
     pub(crate) fn partitions(&self) -> usize {
         match self.partitions {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),

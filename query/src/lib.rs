@@ -9,7 +9,7 @@
 //! [`Query`] takes a text and a [`Scope`] and gives a [`QueryStream`]. Each query has a view of its own: one snapshot of
 //! history and the rows of the logs after its cursors, so that an event is seen as soon as it is acknowledged, and exactly
 //! once. The tenant filter sits inside the table providers, below the optimizer. Planning happens on threads with a big
-//! stack, running on the CPU runtime, and a thread of its own stops what takes too long.
+//! stack, running on a runtime of its own, and one more thread stops what takes too long.
 
 mod config;
 mod conform;
@@ -27,6 +27,7 @@ mod table;
 mod tail;
 mod view;
 mod watch;
+mod workers;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -46,6 +47,7 @@ use crate::session::{Ask, plan_of, session};
 use crate::table::Tables;
 use crate::view::{Sources, View};
 use crate::watch::Watch;
+use crate::workers::Workers;
 
 /// What a query layer is made of.
 pub struct QueryParts {
@@ -59,7 +61,7 @@ pub struct QueryParts {
     pub log_fields: Arc<dyn Fn() -> Arc<FieldCatalog> + Send + Sync>,
     /// The bounds.
     pub config: QueryConfig,
-    /// Where plans run. Its threads should have a stack of 8 MiB: deep expressions are evaluated on them.
+    /// Where rows are rendered as JSON, CSV or Arrow. Plans run on threads of the query layer's own.
     pub cpu: tokio::runtime::Handle,
 }
 
@@ -73,6 +75,7 @@ struct Shared {
     sources: Sources,
     config: QueryConfig,
     cpu: tokio::runtime::Handle,
+    workers: Workers,
     store: Arc<Store>,
     planners: Planners,
     watch: Arc<Watch>,
@@ -86,19 +89,21 @@ impl std::fmt::Debug for Query {
 }
 
 impl Query {
-    /// A query layer over its parts. Starts the planner threads and the watch.
+    /// A query layer over its parts. Starts the threads that plan and run queries, and the watch.
     ///
     /// # Errors
     /// When the operating system gives no thread.
     pub fn new(parts: QueryParts) -> Result<Self, QueryError> {
         let QueryParts { log, output, history, log_fields, config, cpu } = parts;
         let store = Store::new(&config).map_err(|error| error::internal(&error))?;
-        let planners = Planners::start(&config, &cpu).map_err(|error| error::internal(&error))?;
+        let workers = Workers::start(&config).map_err(|error| error::internal(&error))?;
+        let planners = Planners::start(&config).map_err(|error| error::internal(&error))?;
         let watch = Watch::start(config.rss_growth_bytes_max).map_err(|error| error::internal(&error))?;
         let shared = Shared {
             sources: Sources { log, output, history, log_fields },
             config,
             cpu,
+            workers,
             store: Arc::new(store),
             planners,
             watch,
@@ -164,7 +169,8 @@ impl Query {
         let (plan, context, place) = answer.inspect_err(metrics::error)?;
         metrics::seconds(metrics::PLAN_SECONDS, started);
         waiting.keep();
-        Ok(QueryStream::start(plan, context, &self.shared.cpu, config, (place, kept), (meter, started)))
+        let Some(workers) = self.shared.workers.handle() else { return Err(QueryError::Cancelled) };
+        Ok(QueryStream::start(plan, context, workers, config, (place, kept), (meter, started)))
     }
 }
 

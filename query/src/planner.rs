@@ -20,19 +20,19 @@ pub(crate) struct Planners {
 }
 
 impl Planners {
-    /// Starts the threads, which end when the pool is dropped. Jobs run inside the runtime `cpu`.
+    /// Starts the threads, which end when the pool is dropped.
     ///
     /// # Errors
     /// When the operating system gives no thread.
-    pub(crate) fn start(config: &QueryConfig, cpu: &tokio::runtime::Handle) -> std::io::Result<Self> {
+    pub(crate) fn start(config: &QueryConfig) -> std::io::Result<Self> {
         let (jobs, queue) = sync_channel::<Job>(config.queries_max.max(1));
         let queue = Arc::new(Mutex::new(queue));
         for at in 0..config.planner_threads.max(1) {
-            let (queue, cpu) = (queue.clone(), cpu.clone());
+            let queue = queue.clone();
             std::thread::Builder::new()
                 .name(format!("query-plan-{at}"))
                 .stack_size(config.planner_stack_bytes)
-                .spawn(move || work(&queue, &cpu))?;
+                .spawn(move || work(&queue))?;
         }
         Ok(Self { jobs })
     }
@@ -65,8 +65,7 @@ impl Planners {
     }
 }
 
-fn work(queue: &Mutex<Receiver<Job>>, cpu: &tokio::runtime::Handle) {
-    let _inside = cpu.enter();
+fn work(queue: &Mutex<Receiver<Job>>) {
     loop {
         let job = queue.lock().recv();
         let Ok(job) = job else { return };

@@ -36,18 +36,18 @@ pub struct QueryStream {
 }
 
 impl QueryStream {
-    /// Starts `plan` on the runtime `cpu`. Its place and its view are given back when nothing of the plan runs any more.
+    /// Starts `plan` on the runtime `workers`. Its place and its view are given back when nothing of the plan runs any more.
     pub(crate) fn start(
         plan: Arc<dyn ExecutionPlan>,
         context: Arc<TaskContext>,
-        cpu: &tokio::runtime::Handle,
+        workers: &tokio::runtime::Handle,
         config: &QueryConfig,
         kept: (Place, Arc<View>),
         (meter, started): (Arc<Meter>, Instant),
     ) -> Self {
         let schema = plan.schema();
         let (send, batches) = mpsc::channel(WAITING_BATCHES);
-        let task = cpu.spawn(async move {
+        let task = workers.spawn(async move {
             let _kept = kept;
             let mut rows = match execute_stream(plan, context) {
                 Ok(rows) => rows,

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::compute::kernels::concat_elements::concat_elements_utf8_many;
 use arrow::compute::{concat, max};
 use arrow::datatypes::{DataType, FieldRef, Int64Type};
 use datafusion::catalog::{TableFunction, TableFunctionArgs, TableFunctionImpl, TableProvider};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchema, DataFusionError, Result, ScalarValue, plan_err};
+use datafusion::common::{DFSchema, DataFusionError, Result, ScalarValue};
 use datafusion::functions_table::generate_series::{GenerateSeriesFunc, RangeFunc};
 use datafusion::logical_expr::expr::{ScalarFunction, WindowFunction};
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
@@ -384,11 +385,17 @@ impl ExprPlanner for ConcatPlanner {
         if expr.op != BinaryOperator::StringConcat || listed(&expr.left)? || listed(&expr.right)? {
             return Ok(PlannerResult::Original(expr));
         }
-        let function = ScalarUDF::new_from_impl(Concat {
-            signature: Signature::any(2, Volatility::Immutable),
-            bounds: self.0.clone(),
-        });
-        let call = ScalarFunction::new_udf(Arc::new(function), vec![expr.left, expr.right]);
+        // `a || b || c` is one call: a tree of calls would be as deep as the chain is long.
+        let (function, mut args) = match expr.left {
+            Expr::ScalarFunction(call) if call.func.inner().is::<Concat>() => (call.func, call.args),
+            left => {
+                let signature = Signature::variadic_any(Volatility::Immutable);
+                let concat = Concat { signature, bounds: self.0.clone() };
+                (Arc::new(ScalarUDF::new_from_impl(concat)), vec![left])
+            }
+        };
+        args.push(expr.right);
+        let call = ScalarFunction::new_udf(function, args);
         Ok(PlannerResult::Planned(Expr::ScalarFunction(call)))
     }
 }
@@ -438,11 +445,8 @@ impl ScalarUDFImpl for Concat {
             let texts =
                 args.args.into_iter().map(|arg| Ok(arrow::compute::cast(&arg.into_array(rows)?, &DataType::Utf8)?));
             let texts = texts.collect::<Result<Vec<ArrayRef>>>()?;
-            let [left, right] = texts.as_slice() else { return plan_err!("|| takes two values") };
-            let joined = arrow::compute::kernels::concat_elements::concat_elements_utf8(
-                left.as_string::<i32>(),
-                right.as_string::<i32>(),
-            )?;
+            let texts: Vec<_> = texts.iter().map(|text| text.as_string::<i32>()).collect();
+            let joined = concat_elements_utf8_many(&texts)?;
             Ok(match constant {
                 true => ColumnarValue::Scalar(ScalarValue::try_from_array(&joined, 0)?),
                 false => ColumnarValue::Array(Arc::new(joined)),

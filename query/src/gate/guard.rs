@@ -10,8 +10,9 @@ use arrow::datatypes::{DataType, FieldRef, Schema};
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::common::{DataFusionError, Result};
 use datafusion::logical_expr::ColumnarValue;
+use datafusion::logical_expr::sort_properties::ExprProperties;
 use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_expr::expressions::Literal;
+use datafusion::physical_expr::expressions::{Column, Literal};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
@@ -19,13 +20,16 @@ use datafusion::physical_plan::joins::utils::JoinFilter;
 use datafusion::physical_plan::joins::{
     CrossJoinExec, HashJoinExec, NestedLoopJoinExec, NestedLoopJoinExecBuilder, SortMergeJoinExec,
 };
-use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 use datafusion::physical_plan::unnest::UnnestExec;
 
 use super::functions::bytes;
 use super::rows::{BoundedRowsExec, Multiplies};
 use crate::error::QueryError;
 use crate::meter::Meter;
+
+/// Computed columns of a projection that are not worth a look at the meter each.
+const UNWATCHED_COLUMNS: usize = 16;
 
 /// Makes `plan` stoppable, and bounds the rows that go into what multiplies rows. Call it last, after the optimizer.
 ///
@@ -39,14 +43,8 @@ pub(crate) fn guard(
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let node = |plan: Arc<dyn ExecutionPlan>| {
         if let Some(projection) = plan.downcast_ref::<ProjectionExec>() {
-            let constants = projection.expr().iter().filter_map(|column| column.expr.downcast_ref::<Literal>());
-            let sizes = constants.map(|constant| Ok(bytes(&constant.value().to_array()?)));
-            let sum = sizes.sum::<Result<u128>>()?;
-            if sum * batch_rows as u128 > bytes_max as u128 {
-                let refused = QueryError::TooLarge(format!("constants of {sum} bytes in every row"));
-                return Err(DataFusionError::External(Box::new(refused)));
-            }
-            return Ok(Transformed::no(plan));
+            bounded_constants(projection, batch_rows, bytes_max)?;
+            return watched_projection(projection, meter);
         }
         let multiplies = plan.is::<CrossJoinExec>()
             || plan.is::<NestedLoopJoinExec>()
@@ -68,6 +66,32 @@ pub(crate) fn guard(
         Ok(Transformed::yes(Arc::new(CooperativeExec::new(plan)) as _))
     };
     plan.transform_up(node).data()
+}
+
+fn bounded_constants(projection: &ProjectionExec, batch_rows: usize, bytes_max: usize) -> Result<()> {
+    let constants = projection.expr().iter().filter_map(|column| column.expr.downcast_ref::<Literal>());
+    let sizes = constants.map(|constant| Ok(bytes(&constant.value().to_array()?)));
+    let sum = sizes.sum::<Result<u128>>()?;
+    if sum * batch_rows as u128 <= bytes_max as u128 {
+        return Ok(());
+    }
+    let refused = QueryError::TooLarge(format!("constants of {sum} bytes in every row"));
+    Err(DataFusionError::External(Box::new(refused)))
+}
+
+/// A projection that computes many columns, each of which may copy a wide one, asks between them whether to go on.
+fn watched_projection(projection: &ProjectionExec, meter: &Arc<Meter>) -> Result<Transformed<Arc<dyn ExecutionPlan>>> {
+    let computed = |expr: &Arc<dyn PhysicalExpr>| !expr.is::<Literal>() && !expr.is::<Column>();
+    if projection.expr().iter().filter(|column| computed(&column.expr)).count() <= UNWATCHED_COLUMNS {
+        return Ok(Transformed::no(Arc::new(projection.clone())));
+    }
+    let watched = projection.expr().iter().map(|column| {
+        let expr = column.expr.clone();
+        let expr = if computed(&expr) { Arc::new(Watched { inner: expr, meter: meter.clone() }) as _ } else { expr };
+        ProjectionExpr { expr, alias: column.alias.clone() }
+    });
+    let watched = ProjectionExec::try_new(watched.collect::<Vec<_>>(), projection.input().clone())?;
+    Ok(Transformed::yes(Arc::new(watched)))
 }
 
 fn watched_join(join: &NestedLoopJoinExec, meter: &Arc<Meter>) -> Result<Arc<dyn ExecutionPlan>> {
@@ -132,6 +156,11 @@ impl PhysicalExpr for Watched {
     fn with_new_children(self: Arc<Self>, mut children: Vec<Arc<dyn PhysicalExpr>>) -> Result<Arc<dyn PhysicalExpr>> {
         let inner = children.pop().unwrap_or_else(|| self.inner.clone());
         Ok(Arc::new(Self { inner, meter: self.meter.clone() }))
+    }
+
+    fn get_properties(&self, children: &[ExprProperties]) -> Result<ExprProperties> {
+        // The order of what is watched is that of what it watches.
+        Ok(children.first().cloned().unwrap_or_else(ExprProperties::new_unknown))
     }
 
     fn fmt_sql(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

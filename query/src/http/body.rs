@@ -23,6 +23,7 @@ use futures::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::Response;
 use hyper::body::Frame;
+use tokio::runtime::Handle;
 
 use super::{Body, refused, whole};
 use crate::error::{QueryError, internal};
@@ -31,6 +32,9 @@ use crate::stream::QueryStream;
 
 /// How much of an answer is made before its status is sent.
 const HELD_BYTES: usize = 256 << 10;
+
+/// A batch of no more rows is rendered where it is received.
+const SMALL_ROWS: usize = 256;
 
 /// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,7 +180,9 @@ fn as_json(column: &arrow::array::ArrayRef) -> Result<arrow::array::ArrayRef, Ar
 /// A query being written, and what of it is not sent yet.
 struct Sending {
     rows: QueryStream,
-    writer: Writer,
+    /// Away while a batch is rendered on another thread.
+    writer: Option<Writer>,
+    cpu: Handle,
     request_id: String,
     ended: bool,
     failed: bool,
@@ -187,26 +193,57 @@ impl Sending {
     async fn next(&mut self) -> Result<Vec<u8>, QueryError> {
         let mut out = Vec::new();
         while out.is_empty() && !self.ended {
-            let written = match self.rows.next().await {
-                Some(batch) => self.writer.write(&batch?, &mut out),
-                None => {
-                    self.ended = true;
-                    self.writer.finish(&mut out)
-                }
+            let batch = self.rows.next().await.transpose()?;
+            self.ended = batch.is_none();
+            let Some(mut writer) = self.writer.take() else { return Err(QueryError::Cancelled) };
+            let small = batch.as_ref().is_none_or(|batch| batch.num_rows() <= SMALL_ROWS);
+            let render = move || {
+                let mut out = Vec::new();
+                let written = match &batch {
+                    Some(batch) => writer.write(batch, &mut out),
+                    None => writer.finish(&mut out),
+                };
+                written.map(|()| (writer, out))
             };
-            written.map_err(|error| internal(&error))?;
+            let rendered = if small {
+                render()
+            } else {
+                let task = self.cpu.spawn(async move { render() });
+                task.await.map_err(|_| QueryError::Cancelled)?
+            };
+            let (writer, piece) = rendered.map_err(|error| internal(&error))?;
+            self.writer = Some(writer);
+            out = piece;
         }
         Ok(out)
+    }
+
+    /// What says, in formats that can, that the rows are not all there.
+    fn fail(&self, error: &QueryError) -> Vec<u8> {
+        self.writer.as_ref().map_or_else(Vec::new, |writer| writer.fail(error, &self.request_id))
+    }
+
+    fn closed(mut self) -> Self {
+        self.failed = false;
+        self.ended = true;
+        self
     }
 }
 
 /// Answers with the rows of a query.
-pub(crate) async fn respond(rows: QueryStream, format: Format, request_id: &str) -> Response<Body> {
+pub(crate) async fn respond(rows: QueryStream, format: Format, cpu: &Handle, request_id: &str) -> Response<Body> {
     let writer = match Writer::new(format, rows.schema()) {
         Ok(writer) => writer,
         Err(error) => return refused(&internal(&error), request_id),
     };
-    let mut sending = Sending { rows, writer, request_id: request_id.to_owned(), ended: false, failed: false };
+    let mut sending = Sending {
+        rows,
+        writer: Some(writer),
+        cpu: cpu.clone(),
+        request_id: request_id.to_owned(),
+        ended: false,
+        failed: false,
+    };
     let mut held = Vec::new();
     while held.len() < HELD_BYTES && !sending.ended {
         match sending.next().await {
@@ -235,7 +272,7 @@ pub(crate) async fn respond(rows: QueryStream, format: Format, request_id: &str)
                     "a query failed after its first rows"
                 );
                 sending.failed = true;
-                sending.writer.fail(&error, &sending.request_id)
+                sending.fail(&error)
             }
         };
         Some((Ok(Frame::data(Bytes::from(piece))), sending))
@@ -244,12 +281,4 @@ pub(crate) async fn respond(rows: QueryStream, format: Format, request_id: &str)
     let mut response = whole(200, format.content_type(), Bytes::new());
     *response.body_mut() = body;
     response
-}
-
-impl Sending {
-    fn closed(mut self) -> Self {
-        self.failed = false;
-        self.ended = true;
-        self
-    }
 }

@@ -66,7 +66,7 @@ impl Query {
             String::from_utf8(body.into()).map_err(|_| QueryError::bad("text_invalid", "the statement is not UTF-8"))?
         };
         let rows = self.sql(&Scope::of(principal), &sql).await?;
-        Ok(respond(rows, format, request_id).await)
+        Ok(respond(rows, format, &self.shared.cpu, request_id).await)
     }
 }
 

@@ -2,9 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use tidegate_pipeline::keys::Role;
 use tidegate_query::{QueryConfig, QueryError, Scope};
 
-use crate::fixture::{Mode, QUIET, World};
+use crate::fixture::{Mode, QUIET, World, principal};
 
 /// Statements that would run for minutes, each stuck in another place.
 const ENDLESS: [&str; 5] = [
@@ -53,6 +57,25 @@ async fn a_query_that_is_left_frees_its_threads() {
         drop(rows);
         assert!(ended(&world, Duration::from_secs(1)).await, "{sql}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_before_or_after_the_first_bytes_frees_the_threads() {
+    let _quiet = QUIET.lock().await;
+    let world = World::empty(QueryConfig::default());
+    let post = |sql: &str| Request::post("/v2/sql").body(Full::new(Bytes::from(sql.to_owned()))).expect("a request");
+    let who = principal("acme", Role::Read);
+    let endless = "SELECT a.value, b.value AS other FROM generate_series(1,1000000) a, generate_series(1,1000000) b";
+
+    let response = world.query.handle_sql(post(endless), &who, "r").await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(world.query.running(), 1, "it waits for its reader");
+    drop(response);
+    assert!(ended(&world, Duration::from_secs(1)).await, "after the first bytes");
+
+    let waiting = world.query.handle_sql(post(ENDLESS[0]), &who, "r");
+    assert!(tokio::time::timeout(Duration::from_millis(200), waiting).await.is_err());
+    assert!(ended(&world, Duration::from_secs(1)).await, "before the first bytes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

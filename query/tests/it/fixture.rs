@@ -54,16 +54,7 @@ pub struct World {
     pub history: Arc<TestHistory>,
     pub fields: Arc<Mutex<Arc<FieldCatalog>>>,
     pub dir: TempDir,
-    cpu: Option<tokio::runtime::Runtime>,
     files: AtomicUsize,
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if let Some(cpu) = self.cpu.take() {
-            cpu.shutdown_background();
-        }
-    }
 }
 
 pub fn principal(org_id: &str, role: Role) -> Principal {
@@ -78,27 +69,16 @@ impl World {
         let history = Arc::new(TestHistory::default());
         let fields = Arc::new(Mutex::new(Arc::new(FieldCatalog::default())));
         let known = fields.clone();
-        // Queries run on threads of their own, as in the program: one that does not yield must not stop the test.
-        let cpu = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().expect("a runtime");
         let query = Query::new(QueryParts {
             log: log.clone(),
             output: output.clone(),
             history: history.clone(),
             log_fields: Arc::new(move || known.lock().clone()),
             config,
-            cpu: cpu.handle().clone(),
+            cpu: tokio::runtime::Handle::current(),
         });
         let dir = tempfile::tempdir().expect("a folder");
-        Self {
-            query: query.expect("a query layer"),
-            log,
-            output,
-            history,
-            fields,
-            dir,
-            cpu: Some(cpu),
-            files: AtomicUsize::new(0),
-        }
+        Self { query: query.expect("a query layer"), log, output, history, fields, dir, files: AtomicUsize::new(0) }
     }
 
     /// The story in `story`, with its rows where `mode` says.

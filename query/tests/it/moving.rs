@@ -99,16 +99,14 @@ async fn a_snapshot_whose_rows_are_forgotten_is_taken_anew() {
     // Batches are forgotten whole: the log starts at the batch that holds the cursor.
     world.log.forget(fresh.log_cursor).expect("forgotten");
     assert!(world.log.bounds().first > 0);
-    let cpu = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
     let query = Query::new(QueryParts {
         log: world.log.clone(),
         output: world.output.clone(),
         history: Arc::new(Stale { stale: Arc::default(), fresh, asked: AtomicUsize::new(0) }),
         log_fields: Arc::new(|| Arc::new(FieldCatalog::default())),
         config: QueryConfig::default(),
-        cpu: cpu.handle().clone(),
+        cpu: tokio::runtime::Handle::current(),
     })
     .expect("a query layer");
     assert_eq!(numbers(&query, "acme", "SELECT count(*) FROM security_events").await, [8]);
-    cpu.shutdown_background();
 }
