@@ -76,7 +76,7 @@ impl Query {
             let parts = cursor_parts(cursor)?;
             let seq: Option<i64> = parts.first().filter(|_| parts.len() == 1).and_then(|part| part.parse().ok());
             let seq =
-                seq.ok_or_else(|| QueryError::bad("cursor_invalid", "the cursor is not one that this endpoint gave"))?;
+                seq.ok_or_else(|| QueryError::bad("invalid_parameter", "the cursor is not one that this endpoint gave"))?;
             filters.push(column(SEQ).lt(lit(seq)));
         }
         let page = move |table: TableReader| {

@@ -168,7 +168,7 @@ impl Query {
         let dataset = dataset_of(&params)?;
         let bucket = params.get("bucket").unwrap_or("hour").to_owned();
         if !["minute", "hour", "day"].contains(&bucket.as_str()) {
-            return Err(QueryError::bad("parameter_invalid", "bucket is minute, hour or day"));
+            return Err(QueryError::bad("invalid_parameter", "bucket is minute, hour or day"));
         }
         let filters = filters(&params, dataset)?;
         let view = self.view(scope);
@@ -252,7 +252,7 @@ fn dataset_of(params: &Params) -> Result<Dataset, QueryError> {
     match params.get("dataset") {
         None | Some("security_events") => Ok(Dataset::SecurityEvents),
         Some("cost_events") => Ok(Dataset::CostEvents),
-        Some(_) => Err(QueryError::bad("parameter_invalid", "dataset is security_events or cost_events")),
+        Some(_) => Err(QueryError::bad("invalid_parameter", "dataset is security_events or cost_events")),
     }
 }
 
@@ -262,14 +262,14 @@ fn filters(params: &Params, dataset: Dataset) -> Result<Filters, QueryError> {
     for name in ["source", "actor", "src_ip", "asset"] {
         if let Some(value) = params.get(name) {
             if known.column_with_name(name).is_none() {
-                return Err(QueryError::bad("parameter_invalid", format!("{} have no {name}", dataset.table_name())));
+                return Err(QueryError::bad("invalid_parameter", format!("{} have no {name}", dataset.table_name())));
             }
             filters.push(column(name).eq(lit(value)));
         }
     }
     if let Some(least) = params.read::<i32>("severity_min", "a number from 0 to 6")? {
         if dataset != Dataset::SecurityEvents {
-            return Err(QueryError::bad("parameter_invalid", "only security_events have a severity"));
+            return Err(QueryError::bad("invalid_parameter", "only security_events have a severity"));
         }
         filters.push(column("severity").gt_eq(lit(least)));
     }
@@ -286,7 +286,7 @@ pub(crate) fn time_range(params: &Params) -> Result<Filters, QueryError> {
     if let (Some(from), Some(to)) = (from, to)
         && from > to
     {
-        return Err(QueryError::bad("parameter_invalid", "from is after to"));
+        return Err(QueryError::bad("invalid_parameter", "from is after to"));
     }
     let from = from.map(|from| column(Dataset::TIME).gt_eq(time_lit(from)));
     Ok(from.into_iter().chain(to.map(|to| column(Dataset::TIME).lt(time_lit(to)))).collect())
@@ -294,10 +294,10 @@ pub(crate) fn time_range(params: &Params) -> Result<Filters, QueryError> {
 
 fn after(cursor: &str, dataset: Dataset) -> Result<After, QueryError> {
     let parts = cursor_parts(cursor)?;
-    let invalid = || QueryError::bad("cursor_invalid", "the cursor is not one that this endpoint gave");
+    let invalid = || QueryError::bad("invalid_parameter", "the cursor is not one that this endpoint gave");
     let [table, time, event_id] = parts.as_slice() else { return Err(invalid()) };
     if table != dataset.table_name() {
-        return Err(QueryError::bad("cursor_invalid", "the cursor is from another dataset"));
+        return Err(QueryError::bad("invalid_parameter", "the cursor is from another dataset"));
     }
     Ok(After { time: time.parse().map_err(|_| invalid())?, event_id: event_id.clone() })
 }

@@ -25,10 +25,10 @@ impl Params {
             if !known.contains(&name.as_str()) {
                 let message =
                     format!("there is no parameter {:?}; the parameters are {}", clipped(&name), known.join(", "));
-                return Err(QueryError::bad("parameter_unknown", message));
+                return Err(QueryError::bad("unknown_parameter", message));
             }
             if pairs.iter().any(|(seen, _)| *seen == name) {
-                return Err(QueryError::bad("parameter_twice", format!("{name} is given twice")));
+                return Err(QueryError::bad("invalid_parameter", format!("{name} is given twice")));
             }
             pairs.push((name, value));
         }
@@ -43,7 +43,7 @@ impl Params {
     /// A parameter read by `parse`.
     pub(crate) fn read<T: std::str::FromStr>(&self, name: &str, wanted: &str) -> Result<Option<T>, QueryError> {
         let Some(text) = self.get(name) else { return Ok(None) };
-        let invalid = |_| QueryError::bad("parameter_invalid", format!("{name} is {:?}, not {wanted}", clipped(text)));
+        let invalid = |_| QueryError::bad("invalid_parameter", format!("{name} is {:?}, not {wanted}", clipped(text)));
         text.parse().map(Some).map_err(invalid)
     }
 
@@ -53,7 +53,7 @@ impl Params {
             None => Ok(PAGE_ROWS),
             Some(limit) if (1..=PAGE_ROWS_MAX).contains(&limit) => Ok(limit),
             Some(_) => {
-                Err(QueryError::bad("parameter_invalid", format!("limit is a number from 1 to {PAGE_ROWS_MAX}")))
+                Err(QueryError::bad("invalid_parameter", format!("limit is a number from 1 to {PAGE_ROWS_MAX}")))
             }
         }
     }
@@ -63,7 +63,7 @@ impl Params {
         let Some(text) = self.get(name) else { return Ok(None) };
         time_of(text, clock::now_us()).map(Some).ok_or_else(|| {
             let message = format!("{name} is {:?}, not a time as 2026-01-31T12:00:00Z or -1h", clipped(text));
-            QueryError::bad("parameter_invalid", message)
+            QueryError::bad("invalid_parameter", message)
         })
     }
 }
@@ -99,7 +99,7 @@ fn clipped(text: &str) -> String {
 
 /// Percent-decodes; `+` is a space.
 fn decoded(text: &str) -> Result<String, QueryError> {
-    let invalid = || QueryError::bad("parameter_invalid", "a parameter is not percent-encoded UTF-8");
+    let invalid = || QueryError::bad("invalid_parameter", "a parameter is not percent-encoded UTF-8");
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
@@ -122,7 +122,7 @@ pub(crate) fn cursor_text(parts: &[&str]) -> String {
 
 /// The parts of a cursor.
 pub(crate) fn cursor_parts(text: &str) -> Result<Vec<String>, QueryError> {
-    let invalid = || QueryError::bad("cursor_invalid", "the cursor is not one that this endpoint gave");
+    let invalid = || QueryError::bad("invalid_parameter", "the cursor is not one that this endpoint gave");
     if text.len() > 4096 || !text.is_ascii() || text.len() % 2 == 1 {
         return Err(invalid());
     }

@@ -60,10 +60,10 @@ impl Query {
         let body = body.to_bytes();
         let sql = if json {
             let parsed: SqlBody = serde_json::from_slice(&body)
-                .map_err(|error| QueryError::bad("json_invalid", format!("the body is not {{\"sql\": …}}: {error}")))?;
+                .map_err(|error| QueryError::bad("invalid_body", format!("the body is not {{\"sql\": …}}: {error}")))?;
             parsed.sql
         } else {
-            String::from_utf8(body.into()).map_err(|_| QueryError::bad("text_invalid", "the statement is not UTF-8"))?
+            String::from_utf8(body.into()).map_err(|_| QueryError::bad("invalid_body", "the statement is not UTF-8"))?
         };
         let rows = self.sql(&Scope::of(principal), &sql).await?;
         Ok(respond(rows, format, &self.shared.cpu, request_id).await)

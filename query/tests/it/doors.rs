@@ -96,9 +96,9 @@ async fn refusals_have_a_status_a_code_and_a_hint() {
         ("text/plain", None, "DROP TABLE alerts", 400, "statement_not_allowed"),
         ("text/plain", None, "SELEC 1", 400, "sql_syntax"),
         ("text/plain", Some("image/png"), "SELECT 1", 406, "not_acceptable"),
-        ("application/json", None, "{\"sql\":1}", 400, "json_invalid"),
-        ("application/json", None, "{\"sql\":\"SELECT 1\",\"x\":1}", 400, "json_invalid"),
-        ("application/json", None, "SELECT 1", 400, "json_invalid"),
+        ("application/json", None, "{\"sql\":1}", 400, "invalid_body"),
+        ("application/json", None, "{\"sql\":\"SELECT 1\",\"x\":1}", 400, "invalid_body"),
+        ("application/json", None, "SELECT 1", 400, "invalid_body"),
         ("text/plain", None, long.as_str(), 413, "body_too_large"),
     ] {
         let (got, content_type, answer, _) = post(&world, kind, accept, body).await;

@@ -312,8 +312,8 @@ pub fn story() -> Vec<(Dataset, RecordBatch)> {
                 Dataset::DeadLetters,
                 &[],
                 r#"
-{"time":"2026-01-01T04:00:00Z","received_time":"2026-01-01T04:00:00Z","event_id":"d1","org_id":"acme","source":"windows","dataset":"security_events","stage":"decode","code":"json_invalid","reason":"not JSON","item_index":3}
-{"time":"2026-01-01T04:10:00Z","received_time":"2026-01-01T04:10:00Z","event_id":"d2","org_id":"globex","source":"windows","dataset":"security_events","stage":"decode","code":"json_invalid","reason":"globex reason","item_index":1}
+{"time":"2026-01-01T04:00:00Z","received_time":"2026-01-01T04:00:00Z","event_id":"d1","org_id":"acme","source":"windows","dataset":"security_events","stage":"decode","code":"invalid_body","reason":"not JSON","item_index":3}
+{"time":"2026-01-01T04:10:00Z","received_time":"2026-01-01T04:10:00Z","event_id":"d2","org_id":"globex","source":"windows","dataset":"security_events","stage":"decode","code":"invalid_body","reason":"globex reason","item_index":1}
 "#,
             ),
         ),
