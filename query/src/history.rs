@@ -339,3 +339,59 @@ fn own(batch: &RecordBatch, orgs: &[Arc<str>], asked: &[usize]) -> Result<Record
     }
     Ok(filter_record_batch(&asked, &mine)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datafusion::common::{DFSchema, ScalarValue};
+    use datafusion::logical_expr::{Expr, col, lit};
+    use datafusion::prelude::SessionContext;
+
+    fn file(dataset: Dataset, times: (i64, i64), orgs: (&str, &str)) -> Arc<HistoryFile> {
+        Arc::new(HistoryFile {
+            path: "/nowhere".into(),
+            dataset,
+            rows: 1,
+            bytes: 1,
+            time_min: times.0,
+            time_max: times.1,
+            org_min: orgs.0.into(),
+            org_max: orgs.1.into(),
+        })
+    }
+
+    #[test]
+    fn files_of_other_datasets_tenants_and_times_are_left_out() {
+        let events = Dataset::SecurityEvents;
+        let files = [
+            file(events, (0, 9), ("a", "m")),
+            file(events, (10, 19), ("acme", "acme")),
+            file(events, (20, 29), ("b", "z")),
+            file(events, (30, 39), ("a", "z")),
+            file(Dataset::CostEvents, (0, 99), ("a", "z")),
+        ];
+        let time = |us: i64| lit(ScalarValue::TimestampMicrosecond(Some(us), Some("UTC".into())));
+        let schema = events.core_schema();
+        let named = DFSchema::try_from(schema.clone()).expect("a schema");
+        let kept = |org: &str, filter: Expr| -> Vec<i64> {
+            let predicate = SessionContext::new().create_physical_expr(filter, &named).expect("a predicate");
+            prune(&files, events, &[org.into()], &schema, &predicate).iter().map(|file| file.time_min).collect()
+        };
+        let cases: Vec<(&str, Expr, Vec<i64>)> = vec![
+            ("acme", lit(true), vec![0, 10, 30]),
+            ("zoo", lit(true), vec![]),
+            ("c", lit(true), vec![0, 20, 30]),
+            ("acme", col("time").gt_eq(time(15)), vec![10, 30]),
+            ("acme", col("time").lt(time(10)), vec![0]),
+            ("acme", col("time").between(time(12), time(14)), vec![10]),
+            ("acme", col("time").eq(time(35)).or(col("time").eq(time(5))), vec![0, 30]),
+            ("acme", col("time").gt(time(39)), vec![]),
+            ("acme", col("actor").eq(lit("x")), vec![0, 10, 30]),
+            ("acme", col("actor").eq(lit("x")).and(col("time").gt(time(29))), vec![30]),
+        ];
+        for (org, filter, wanted) in cases {
+            let shown = filter.to_string();
+            assert_eq!(kept(org, filter), wanted, "{org} {shown}");
+        }
+    }
+}

@@ -75,8 +75,8 @@ impl Query {
         if let Some(cursor) = params.get("cursor") {
             let parts = cursor_parts(cursor)?;
             let seq: Option<i64> = parts.first().filter(|_| parts.len() == 1).and_then(|part| part.parse().ok());
-            let seq =
-                seq.ok_or_else(|| QueryError::bad("invalid_parameter", "the cursor is not one that this endpoint gave"))?;
+            let seq = seq
+                .ok_or_else(|| QueryError::bad("invalid_parameter", "the cursor is not one that this endpoint gave"))?;
             filters.push(column(SEQ).lt(lit(seq)));
         }
         let page = move |table: TableReader| {
