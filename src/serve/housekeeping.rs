@@ -105,9 +105,9 @@ async fn compact(store: Arc<ParquetStore>) {
         ticks.tick().await;
         let store = store.clone();
         let work = move || {
-            let compacted = store.compact_once()?;
+            while store.compact_once()?.files_in > 0 {}
             store.sweep()?;
-            Ok::<_, tidegate_sinks::SinksError>(compacted)
+            Ok::<_, tidegate_sinks::SinksError>(())
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(Ok(_)) => {}
@@ -125,7 +125,12 @@ async fn retain(store: Arc<ParquetStore>, config: RetentionConfig, registry: Reg
             tracing::warn!(%error, "the registry was not saved; it is tried again");
         }
         let (store, config) = (store.clone(), config.clone());
-        match tokio::task::spawn_blocking(move || store.retain(now_us(), &config)).await {
+        let work = move || {
+            while store.retain(now_us(), &config)?.more {}
+            store.sweep()?;
+            Ok::<_, tidegate_sinks::SinksError>(())
+        };
+        match tokio::task::spawn_blocking(work).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::warn!(%error, "retention failed; it is tried again"),
             Err(error) => tracing::error!(%error, "retention ended early"),

@@ -131,6 +131,7 @@ impl Server {
         let log = open_log(&fs, &data.join("log"), &config.log_store, &health, "log")?;
         let output = open_log(&fs, &data.join("output"), &config.log_store, &health, "output log")?;
         let store = open_store(&fs, data, config)?;
+        check_logs_reach(&store, [(LogSource::Ingest, &log), (LogSource::Output, &output)])?;
         let (ingest_log, output_log): (Arc<dyn StreamLog>, Arc<dyn StreamLog>) = (log.clone(), output.clone());
         let changes_log = log.clone();
         let registry = Registry::open(
@@ -280,7 +281,13 @@ impl Server {
         self.housekeeping.abort();
         registry.save().await.context("save the registry")?;
         let close = move || (log.close(), output.close());
-        tokio::task::spawn_blocking(close).await.context("close the logs")?;
+        let closed = tokio::task::spawn_blocking(close);
+        if tokio::time::timeout(time.max(GRACE), closed).await.is_err() {
+            late.push(
+                "the disk does not answer: the logs were not closed, the next start looks through their last segments"
+                    .to_owned(),
+            );
+        }
         self.file.remove();
         for reason in late {
             tracing::warn!(reason, "not finished before the deadline; it goes on after the next start");
@@ -313,6 +320,20 @@ fn open_store(fs: &Arc<dyn Fs>, data: &Path, config: &Config) -> anyhow::Result<
     let (store, report) = opened.with_context(|| format!("open the Parquet store in {}", dir.display()))?;
     tracing::info!(dir = %dir.display(), ?report, "store opened");
     Ok(store)
+}
+
+/// A log that ends before the store's cursor was removed or replaced: its next rows would count as stored already.
+fn check_logs_reach(store: &ParquetStore, logs: [(LogSource, &Arc<SegmentLog>); 2]) -> anyhow::Result<()> {
+    for (source, log) in logs {
+        let (next, cursor) = (log.bounds().next, store.cursor(source));
+        anyhow::ensure!(
+            next >= cursor,
+            "the {} log ends at offset {next}, but the store already holds rows up to {cursor}: the log was removed or is of \
+             another data folder; put it back, or move the folder `store` away to start afresh",
+            source.as_str()
+        );
+    }
+    Ok(())
 }
 
 /// Binds the listener. While no key exists, only loopback will do.
