@@ -75,7 +75,7 @@ fn cost_rows_come_as_json_and_as_csv_with_exact_money() {
     let mut client = server.client();
     let row = json!({"BilledCost": "0.1", "EffectiveCost": 0.2, "ChargePeriodStart": "2026-11-01T00:00:00Z",
         "ChargeCategory": "Usage", "ServiceName": "Compute", "Tags": {"team": "ml"}});
-    let reply = client.bulk("/v2/costs/bulk", &[row.clone()]);
+    let reply = client.bulk("/v2/costs/bulk", std::slice::from_ref(&row));
     assert_eq!(reply.json()["accepted"], 1, "{:?}", reply.body);
     let reply = client.bulk("/v2/events/bulk?dataset=cost_events", &[row]);
     assert_eq!(reply.json()["accepted"], 1, "{:?}", reply.body);

@@ -110,11 +110,6 @@ impl Server {
         started.elapsed()
     }
 
-    /// The number of the server's process.
-    pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("a running server").id()
-    }
-
     /// A client without a key.
     pub fn client(&self) -> Caller {
         Caller::new(&self.url, None)

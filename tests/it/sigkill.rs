@@ -25,7 +25,7 @@ struct Ledger {
 }
 
 fn ledger_event(id: &str, at: u64) -> Value {
-    json!({"event_id": id, "n": at, "mark": if at % 10 == 0 { "yes" } else { "no" }})
+    json!({"event_id": id, "n": at, "mark": if at.is_multiple_of(10) { "yes" } else { "no" }})
 }
 
 fn send_until(stop: &AtomicBool, url: &str, worker: u64, round: u64, ledger: &Mutex<Ledger>) {
