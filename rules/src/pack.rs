@@ -9,6 +9,7 @@ const PACK: &[(&str, &str)] = &[
     ("pack/aws/bucket_made_public.yml", include_str!("../pack/aws/bucket_made_public.yml")),
     ("pack/aws/caller_identity_from_attack_tool.yml", include_str!("../pack/aws/caller_identity_from_attack_tool.yml")),
     ("pack/aws/console_login_failed.yml", include_str!("../pack/aws/console_login_failed.yml")),
+    ("pack/aws/console_login_without_mfa.yml", include_str!("../pack/aws/console_login_without_mfa.yml")),
     ("pack/aws/gpu_instances_started.yml", include_str!("../pack/aws/gpu_instances_started.yml")),
     ("pack/aws/kms_key_deletion_scheduled.yml", include_str!("../pack/aws/kms_key_deletion_scheduled.yml")),
     ("pack/aws/login_profile_for_other_user.yml", include_str!("../pack/aws/login_profile_for_other_user.yml")),

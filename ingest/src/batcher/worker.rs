@@ -184,6 +184,7 @@ impl<D: Decode> Worker<D> {
     fn append(&mut self, members: Vec<Member>, decoded: Decoded, ack: Ack, started: Instant) {
         let mut sent_bytes = 0;
         let bodies = members.len();
+        let requests = request_ids(&members);
         let waiting = members
             .into_iter()
             .map(|Member { job, result }| {
@@ -201,6 +202,7 @@ impl<D: Decode> Worker<D> {
             let reply = self.log.append(Append { batches, ack });
             self.runtime.spawn(async move {
                 let appended = reply.await.unwrap_or(Err(tidegate_pipeline::AppendError::Closed));
+                follow(requests.as_deref(), &appended);
                 metrics::histogram!(names::ACK_SECONDS).record(appended_at.elapsed());
                 group.settle(appended);
             });
@@ -210,6 +212,23 @@ impl<D: Decode> Worker<D> {
         metrics::counter!(names::INFLATED_BYTES_TOTAL).increment(std::mem::take(&mut self.inflated_bytes));
         metrics::histogram!(names::GROUP_ROWS).record(group_rows as f64);
         metrics::histogram!(names::DECODE_SECONDS).record(started.elapsed());
+    }
+}
+
+/// The ids of the requests of a group, where somebody reads them: with the offsets of their rows an event's way through the
+/// log, the checkpoints and the store can be followed.
+fn request_ids(members: &[Member]) -> Option<String> {
+    let ids = || members.iter().map(|member| &*member.job.request_id).collect::<Vec<_>>().join(" ");
+    tracing::enabled!(tracing::Level::DEBUG).then(ids)
+}
+
+fn follow(requests: Option<&str>, appended: &Result<Appended, tidegate_pipeline::AppendError>) {
+    let Some(requests) = requests else { return };
+    match appended {
+        Ok(Appended { offsets, duplicates }) => {
+            tracing::debug!(requests, ?offsets, duplicates = duplicates.len(), "batch in the log");
+        }
+        Err(error) => tracing::debug!(requests, %error, "batch not in the log"),
     }
 }
 

@@ -96,11 +96,20 @@ impl Mappings {
             }
         }
         paths.sort();
-        let mut all = Vec::new();
+        let mut texts = Vec::new();
         for path in paths {
             let text = std::fs::read_to_string(&path).map_err(failed("read", &path))?;
-            all.push(compile(&path.display().to_string(), &text)?);
+            texts.push((path.display().to_string(), text));
         }
+        Self::with_texts(&texts)
+    }
+
+    /// As [`load`](Self::load), of files that were read already: (path, text), in the order in which they are tried.
+    ///
+    /// # Errors
+    /// [`IngestError::Mapping`] with file and line when a text is wrong.
+    pub fn with_texts(texts: &[(String, String)]) -> Result<Self, IngestError> {
+        let mut all = texts.iter().map(|(path, text)| compile(path, text)).collect::<Result<Vec<_>, _>>()?;
         let replaced = |one: &Arc<Mapping>| all.iter().any(|own| own.name == one.name && own.dataset == one.dataset);
         let kept: Vec<_> = Self::builtin()?.all.into_iter().filter(|one| !replaced(one)).collect();
         all.extend(kept);

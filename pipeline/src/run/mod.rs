@@ -66,7 +66,7 @@ impl Default for RunConfig {
     fn default() -> Self {
         Self {
             lateness_ms_max: 60_000,
-            ahead_ms_max: 86_400_000,
+            ahead_ms_max: 600_000,
             read_bytes_max: 8 << 20,
             alert_rows_max: 4_096,
             alerts_pending_max: 16_384,

@@ -46,7 +46,7 @@ impl Filter {
     ///
     /// # Errors
     /// 400 for a level that does not exist, or an empty or overlong value.
-    pub(super) fn checked(self) -> Result<Self, Problem> {
+    pub fn checked(self) -> Result<Self, Problem> {
         let all = [("level", &self.level), ("rule", &self.rule), ("tag", &self.tag), ("entity", &self.entity)];
         for (name, value) in all {
             if value.as_ref().is_some_and(|value| value.is_empty() || value.len() > VALUE_BYTES_MAX) {

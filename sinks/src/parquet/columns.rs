@@ -8,7 +8,9 @@ use arrow::array::{
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::{cast, concat, filter, interleave, is_not_null};
-use arrow::datatypes::{DataType, Field, FieldRef, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{
+    DataType, Field, FieldRef, Float64Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType,
+};
 use arrow::error::ArrowError;
 use tidegate_events::{Dataset, FieldType, Scalar, timestamp_type};
 
@@ -182,15 +184,27 @@ pub(crate) fn widen(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowEr
     if array.data_type() == to {
         return Ok(array.clone());
     }
-    let DataType::List(item) = to else { return cast(array, to) };
-    if matches!(array.data_type(), DataType::List(_)) {
-        return cast(array, to);
+    let DataType::List(item) = to else { return cast_scalars(array, to) };
+    if let Some(lists) = array.as_list_opt::<i32>() {
+        let values = cast_scalars(lists.values(), item.data_type())?;
+        let (offsets, nulls) = (lists.offsets().clone(), lists.nulls().cloned());
+        return Ok(Arc::new(ListArray::try_new(item.clone(), offsets, values, nulls)?));
     }
-    let values = cast(array, item.data_type())?;
+    let values = cast_scalars(array, item.data_type())?;
     let lengths = (0..array.len()).map(|row| usize::from(array.is_valid(row)));
     let offsets = OffsetBuffer::from_lengths(lengths);
     let values = if array.null_count() == 0 { values } else { filter(&values, &is_not_null(array)?)? };
     Ok(Arc::new(ListArray::try_new(item.clone(), offsets, values, array.nulls().cloned())?))
+}
+
+/// A whole number that met a float is a float in one file and an integer in another: as text both are the same, `2`.
+fn cast_scalars(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
+    match (array.as_primitive_opt::<Float64Type>(), to) {
+        (Some(floats), DataType::Utf8) => {
+            Ok(Arc::new(floats.iter().map(|value| value.map(|value| value.to_string())).collect::<StringArray>()))
+        }
+        _ => cast(array, to),
+    }
 }
 
 /// The schema of the columns.
