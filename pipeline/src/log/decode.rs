@@ -72,7 +72,11 @@ pub(crate) fn rows(header: &FrameHeader, payload: &Buffer, schema: SchemaRef) ->
         return Err(bad("a column of impossible length"));
     }
     let dictionaries = HashMap::new();
-    RecordBatchDecoder::try_new(&body, batch, schema, &dictionaries, &MetadataVersion::V5)?.read_record_batch()
+    // What is left for Arrow to find (a bitmap that is shorter than its column) it may find with a panic.
+    let read =
+        || RecordBatchDecoder::try_new(&body, batch, schema, &dictionaries, &MetadataVersion::V5)?.read_record_batch();
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
+        .map_err(|_| bad("columns that do not fit their buffers"))?
 }
 
 /// The message and where its body starts.

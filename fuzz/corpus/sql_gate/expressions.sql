@@ -1,0 +1,1 @@
+SELECT CASE WHEN a IS NULL THEN ARRAY[1,2][1] ELSE (SELECT max(b) FROM t WHERE NOT (c OR d)) END::text || 'x', row_number() OVER (PARTITION BY e ORDER BY f) FROM (VALUES (1, 2)) AS t(a, b) UNION ALL SELECT /* c */ 1, 2

@@ -1,0 +1,2 @@
+WITH x AS (SELECT actor, count(*) AS n FROM security_events WHERE time > now() - INTERVAL '1 hour' AND "own.text" LIKE '%a''b%' GROUP BY 1)
+SELECT * FROM x JOIN alerts a ON a.actor = x.actor AND n BETWEEN 1 AND 5 ORDER BY n DESC LIMIT 10 -- end

@@ -1,0 +1,141 @@
+//! Texts that people and programs write: rules, SQL, configuration, mapping files, filters, query strings.
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use tidegate::config::Config;
+use tidegate::config::keys::Keys;
+use tidegate::config::raw::Raw;
+use tidegate_events::Dataset;
+use tidegate_ingest::http::{QueryString, nearest};
+use tidegate_ingest::mapping::Mappings;
+use tidegate_pipeline::LogBatch;
+use tidegate_query::{QueryConfig, check_sql};
+use tidegate_rules::{Evaluator, RuleFile, RuleSet, RulesConfig};
+use tidegate_sinks::feed::Filter;
+
+use crate::bodies::with_mapping;
+use crate::rows::batch;
+
+/// What the gate asks for.
+const STACK_BYTES: usize = 8 << 20;
+
+const GOOD_RULE: &str = "title: Good\nid: good\nlogsource: {product: windows}\n\
+                         detection: {s: {own.text|contains: text}, condition: s}";
+
+static KEYS: LazyLock<Keys> = LazyLock::new(Keys::of_config);
+
+fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The text of a rule file, beside a good one: the good rule is there and matches.
+pub fn rule_text(bytes: &[u8]) {
+    let config = RulesConfig { regex_bytes_max: 1 << 18, document_nodes_max: 5_000, ..RulesConfig::default() };
+    let text = text_of(bytes);
+    let files = [RuleFile::new("a.yml", GOOD_RULE), RuleFile::new("b.yml", text.clone())];
+    let (rules, problems) = RuleSet::compile(&files, &config).expect("the shipped tables are right");
+    let lines = text.lines().count().max(1) + 1;
+    for problem in &problems {
+        assert_eq!(problem.file, "b.yml", "only the bytes are at fault: {problem}");
+        assert!((1..=lines).contains(&problem.line) && problem.column >= 1, "{problem} is in no line of {lines}");
+    }
+    let good = rules.rules().iter().position(|rule| rule.file == "a.yml").expect("the good rule is there");
+    let batch = LogBatch { offset: 0, dataset: Dataset::SecurityEvents, rows: batch(&["one", "two"]) };
+    let mut evaluator = Evaluator::new(Arc::new(rules), &config);
+    let matches = evaluator.matches(&batch);
+    assert_eq!(matches, evaluator.matches(&batch), "what is remembered changes nothing");
+    for row in 0..2 {
+        assert!(matches.contains(&(row, good)), "the good rule matches row {row}: {matches:?}");
+    }
+}
+
+/// SQL before it is planned. What passes does not pass with a writing statement after it or around it.
+pub fn sql_gate(bytes: &[u8]) {
+    let text = text_of(bytes);
+    let check = move || {
+        let config = QueryConfig::default();
+        let Ok(()) = check_sql(&text, &config) else { return };
+        for writing in [
+            format!("{text}\n; DROP TABLE alerts"),
+            format!("DROP TABLE alerts; {text}"),
+            format!("INSERT INTO alerts {text}"),
+            format!("CREATE TABLE t AS {text}"),
+            format!("COPY ({text}\n) TO 'file'"),
+            format!("EXPLAIN COPY ({text}\n) TO 'file'"),
+        ] {
+            assert!(check_sql(&writing, &config).is_err(), "this passes: {writing}");
+        }
+    };
+    let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(check).expect("a thread");
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A configuration file, and the same lines as variables of the environment: without a problem, they are a configuration.
+pub fn configuration(bytes: &[u8]) {
+    let text = text_of(bytes);
+    let mut file = Raw::default();
+    file.add_file(&KEYS, Path::new("t.toml"), &text);
+    let mut env = Raw::default();
+    let pairs = text.lines().filter_map(|line| line.split_once('='));
+    let named = pairs.clone().map(|(name, value)| {
+        let name = name.trim().to_uppercase().replace('.', "__");
+        (format!("TIDEGATE_{name}"), value.trim().to_owned())
+    });
+    env.add_env(&KEYS, named);
+    let mut flags = Raw::default();
+    flags.add_flags(
+        &KEYS,
+        pairs.map(|(name, value)| (name.trim().to_owned(), name.to_owned(), value.trim().to_owned())),
+    );
+    for raw in [file, env, flags] {
+        for problem in &raw.problems {
+            assert!(!problem.to_string().is_empty());
+        }
+        let config = serde_json::from_value::<Config>(raw.tree());
+        config.expect("values that were taken one by one are a configuration together");
+    }
+}
+
+/// A mapping file and, after a line `---`, an event: a wrong file is refused with a reason, else its events are decoded.
+pub fn mapping_file(bytes: &[u8]) {
+    let text = text_of(bytes);
+    let (mapping, event) =
+        text.split_once("\n---\n").unwrap_or((&text, r#"{"time":"2024-01-01T00:00:00Z","a":[1,"b"]}"#));
+    match Mappings::with_texts(&[("hostile.toml".to_owned(), mapping.to_owned())]) {
+        Ok(mappings) => with_mapping(&Arc::new(mappings), event),
+        Err(error) => assert!(error.to_string().contains("hostile.toml"), "{error}"),
+    }
+}
+
+/// What a subscriber of the feed sends as its filter: one that is taken reads the same when it is read again.
+pub fn feed_filter(bytes: &[u8]) {
+    let Ok(filter) = serde_json::from_slice::<Filter>(bytes) else { return };
+    match filter.checked() {
+        Ok(filter) => {
+            let again = serde_json::to_vec(&filter).expect("a filter is JSON");
+            let again: Filter = serde_json::from_slice(&again).expect("a filter is read back");
+            assert_eq!(again.checked().as_ref().ok(), Some(&filter));
+        }
+        Err(problem) => assert_eq!(problem.status, 400, "{problem:?}"),
+    }
+}
+
+/// A query string: what is taken has known names only, each once.
+pub fn query_string(bytes: &[u8]) {
+    let known = ["source", "ack", "dataset", "limit"];
+    let text = text_of(bytes);
+    match QueryString::parse(Some(&text), &known) {
+        Ok(query) => {
+            let given = text.split('&').filter(|pair| !pair.is_empty()).count();
+            assert_eq!(known.iter().filter(|name| query.get(name).is_some()).count(), given, "{query:?}");
+        }
+        Err(problem) => {
+            assert_eq!(problem.status, 400, "{problem:?}");
+            assert!(serde_json::from_str::<serde_json::Value>(&problem.to_json(&text)).is_ok());
+        }
+    }
+    assert!(nearest(&text, &known).is_none_or(|near| known.contains(&near)));
+}
