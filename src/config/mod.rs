@@ -33,6 +33,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// A folder of Sigma rules, beside the starter pack that ships with the program. Watched for changes.
     pub rules: Option<PathBuf>,
+    /// Whether the rules that ship with the program are in force. Without them, and without a rule folder, nothing is detected.
+    pub starter_pack: bool,
     /// What the program tells about itself, on standard error.
     pub log: LogOutputConfig,
     /// How the server stops.
@@ -87,6 +89,7 @@ impl Default for Config {
             data_dir: PathBuf::from("./tidegate-data"),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 4000)),
             rules: None,
+            starter_pack: true,
             log: LogOutputConfig::default(),
             shutdown: ShutdownConfig::default(),
             http: Default::default(),

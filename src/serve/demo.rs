@@ -20,7 +20,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     config.data_dir = folder.path().join("data");
     let runtimes = Runtimes::start()?;
     let cpu = runtimes.cpu.handle().clone();
-    runtimes.io.block_on(async {
+    let ended = runtimes.io.block_on(async {
         let server = match Server::start(&config, metrics.clone(), cpu.clone()).await {
             Ok(server) => server,
             Err(error) if config.listen.port() == Config::default().listen.port() => {
@@ -46,5 +46,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
             server.until_signal().await?;
         }
         server.drain(Duration::from_millis(config.shutdown.drain_ms_max)).await
-    })
+    });
+    runtimes.end();
+    ended
 }

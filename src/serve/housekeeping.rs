@@ -1,17 +1,19 @@
 //! What goes on beside the stream: the logs forget, the store compacts and retains, the rule folder is looked at.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use tidegate_pipeline::StreamLog;
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::log::{Offset, SegmentLog};
 use tidegate_pipeline::registry::Registry;
 use tidegate_pipeline::run::RunStatus;
+use tidegate_pipeline::{Health, StreamLog};
+use tidegate_sinks::SinksError;
 use tidegate_sinks::parquet::{LogSource, ParquetStore, RetentionConfig};
 use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::Parts;
 use super::process::show_gauges;
@@ -24,33 +26,58 @@ const FORGET_EVERY: Duration = Duration::from_secs(1);
 const RULES_EVERY: Duration = Duration::from_secs(2);
 /// Between two looks for files to compact.
 const COMPACT_EVERY: Duration = Duration::from_secs(5);
-/// Between two looks for expired rows, and two saves of the registry.
+/// Between two looks for expired rows.
 const RETAIN_EVERY: Duration = Duration::from_secs(60);
+/// Between two saves of the registry, which the ingest log is kept for.
+const SAVE_EVERY: Duration = Duration::from_secs(60);
+/// The same while the registry alone keeps much of the log.
+const SAVE_EARLY: Duration = Duration::from_secs(5);
 
-/// Starts the tasks; aborting the handle ends all of them.
+/// The tasks beside the stream.
+pub(super) struct Housekeeping {
+    task: JoinHandle<()>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Housekeeping {
+    /// Ends all of them: what is under way on a blocking thread stops at its next step.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.task.abort();
+    }
+}
+
+/// Starts the tasks. One that ends by itself shows in `/readyz` as the stage `housekeeping`.
 pub(super) fn start(
     parts: &Parts,
     store: Arc<ParquetStore>,
     rules: Arc<Mutex<RulesSync>>,
     config: &Config,
-    metrics: PrometheusHandle,
-) -> JoinHandle<()> {
+    (metrics, health): (PrometheusHandle, &Health),
+) -> Housekeeping {
+    let stopping = Arc::new(AtomicBool::new(false));
     let forget = Forget {
         log: parts.log.clone(),
         output: parts.output.clone(),
         store: store.clone(),
         registry: parts.registry.clone(),
         status: Box::new(parts.run.status_reader()),
+        log_bytes_max: config.log_store.log_bytes_max,
     };
-    let (registry, retention) = (parts.registry.clone(), config.retention.clone());
-    tokio::spawn(async move {
-        tokio::join!(
-            forget.run(metrics),
-            watch_rules(rules),
-            compact(store.clone()),
-            retain(store, retention, registry),
-        );
-    })
+    let stage = health.stage("housekeeping");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(forget.run(metrics));
+    tasks.spawn(watch_rules(rules));
+    tasks.spawn(compact(store.clone(), stopping.clone()));
+    tasks.spawn(retain(store, config.retention.clone(), stopping.clone()));
+    let task = tokio::spawn(async move {
+        if let Some(ended) = tasks.join_next().await {
+            tracing::error!(?ended, "a task of the housekeeping ended: a bug; start the server again");
+            stage.waiting(1, 0);
+            while tasks.join_next().await.is_some() {}
+        }
+    });
+    Housekeeping { task, stopping }
 }
 
 /// What decides up to where the logs may forget.
@@ -60,22 +87,38 @@ struct Forget {
     store: Arc<ParquetStore>,
     registry: Registry,
     status: Box<dyn Fn() -> RunStatus + Send + Sync>,
+    log_bytes_max: u64,
 }
 
 impl Forget {
     async fn run(self, metrics: PrometheusHandle) {
         let mut ticks = tokio::time::interval(FORGET_EVERY);
+        let mut saved = Instant::now();
         loop {
             ticks.tick().await;
-            show_gauges();
             metrics.run_upkeep();
-            let status = (self.status)();
-            let stored = self.store.oldest_live_cursor(LogSource::Ingest);
-            let below = stored.min(status.needed_from).min(self.registry.covered());
-            forget(&self.log, below);
-            let stored = self.store.oldest_live_cursor(LogSource::Output);
-            forget(&self.output, stored.min(status.output_needed_from));
+            // Files and locks that wait for the disk: not on a thread that serves sockets.
+            let needed = tokio::task::block_in_place(|| {
+                show_gauges();
+                self.forget()
+            });
+            let held = needed > self.registry.covered() && self.log.bytes_used() > self.log_bytes_max / 8;
+            if saved.elapsed() > SAVE_EVERY || (held && saved.elapsed() > SAVE_EARLY) {
+                saved = Instant::now();
+                if let Err(error) = self.registry.save().await {
+                    tracing::warn!(%error, "the registry was not saved; it is tried again");
+                }
+            }
         }
+    }
+
+    /// Lets both logs forget what nobody needs; says what the ingest log is needed from but for the registry.
+    fn forget(&self) -> Offset {
+        let status = (self.status)();
+        let needed = self.store.oldest_live_cursor(LogSource::Ingest).min(status.needed_from);
+        forget(&self.log, needed.min(self.registry.covered()));
+        forget(&self.output, self.store.oldest_live_cursor(LogSource::Output).min(status.output_needed_from));
+        needed
     }
 }
 
@@ -90,7 +133,7 @@ async fn watch_rules(rules: Arc<Mutex<RulesSync>>) {
     loop {
         ticks.tick().await;
         let mut rules = rules.lock().await;
-        if rules.changed() {
+        if tokio::task::block_in_place(|| rules.changed()) {
             match rules.sync().await {
                 Ok(changed) => tracing::info!(changed, "the rule folder changed"),
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "rules not read; those in force stay"),
@@ -99,41 +142,39 @@ async fn watch_rules(rules: Arc<Mutex<RulesSync>>) {
     }
 }
 
-async fn compact(store: Arc<ParquetStore>) {
+async fn compact(store: Arc<ParquetStore>, stopping: Arc<AtomicBool>) {
     let mut ticks = tokio::time::interval(COMPACT_EVERY);
     loop {
         ticks.tick().await;
-        let store = store.clone();
+        let (store, stopping) = (store.clone(), stopping.clone());
         let work = move || {
-            while store.compact_once()?.files_in > 0 {}
+            while !stopping.load(Ordering::Relaxed) && store.compact_once()?.files_in > 0 {}
             store.sweep()?;
-            Ok::<_, tidegate_sinks::SinksError>(())
+            Ok(())
         };
-        match tokio::task::spawn_blocking(work).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "compaction failed; it is tried again"),
-            Err(error) => tracing::error!(%error, "compaction ended early"),
-        }
+        aside("compaction", work).await;
     }
 }
 
-async fn retain(store: Arc<ParquetStore>, config: RetentionConfig, registry: Registry) {
+async fn retain(store: Arc<ParquetStore>, config: RetentionConfig, stopping: Arc<AtomicBool>) {
     let mut ticks = tokio::time::interval(RETAIN_EVERY);
     loop {
         ticks.tick().await;
-        if let Err(error) = registry.save().await {
-            tracing::warn!(%error, "the registry was not saved; it is tried again");
-        }
-        let (store, config) = (store.clone(), config.clone());
+        let (store, config, stopping) = (store.clone(), config.clone(), stopping.clone());
         let work = move || {
-            while store.retain(now_us(), &config)?.more {}
+            while !stopping.load(Ordering::Relaxed) && store.retain(now_us(), &config)?.more {}
             store.sweep()?;
-            Ok::<_, tidegate_sinks::SinksError>(())
+            Ok(())
         };
-        match tokio::task::spawn_blocking(work).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "retention failed; it is tried again"),
-            Err(error) => tracing::error!(%error, "retention ended early"),
-        }
+        aside("retention", work).await;
+    }
+}
+
+/// Runs work that blocks on files on a thread of its own.
+async fn aside(what: &str, work: impl FnOnce() -> Result<(), SinksError> + Send + 'static) {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, what, "failed; it is tried again"),
+        Err(error) => tracing::error!(%error, what, "ended early; it is tried again"),
     }
 }

@@ -2,19 +2,16 @@
 
 use std::sync::Arc;
 
-use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::keys::{KeyRecord, Keys, Principal, Role};
-use tidegate_pipeline::{PipelineError, Problem};
+use tidegate_pipeline::{AppendError, PipelineError, Problem};
 
 use super::reply::{self, Body};
-
-/// Bytes of a request to make a key.
-const BODY_BYTES_MAX: usize = 4096;
 
 /// The `key_id` of whoever may use the data folder or, while no key exists, the machine.
 pub const LOCAL: &str = "local";
@@ -36,7 +33,12 @@ struct NewKey {
 
 impl KeysDoor {
     /// Answers a request of an admin.
-    pub async fn handle(&self, request: Request<Incoming>, principal: &Principal, request_id: &str) -> Response<Body> {
+    pub async fn handle(
+        &self,
+        request: Request<Full<Bytes>>,
+        principal: &Principal,
+        request_id: &str,
+    ) -> Response<Body> {
         let answer = match *request.method() {
             Method::GET => Ok(self.list(principal)),
             Method::DELETE => self.revoke(request.uri().path(), principal).await,
@@ -50,9 +52,8 @@ impl KeysDoor {
         reply::json(StatusCode::OK, &json!({"keys": keys}))
     }
 
-    async fn create(&self, request: Request<Incoming>, principal: &Principal) -> Result<Response<Body>, Problem> {
-        let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| Problem::new(400, "invalid_body", format!("cannot read the body: {error}")))?;
+    async fn create(&self, request: Request<Full<Bytes>>, principal: &Principal) -> Result<Response<Body>, Problem> {
+        let Ok(body) = request.into_body().collect().await;
         let wanted: NewKey = serde_json::from_slice(&body.to_bytes()).map_err(|error| {
             Problem::new(400, "invalid_body", error.to_string())
                 .hint(r#"send {"org": "acme", "role": "ingest", "label": "agents of acme"}"#)
@@ -106,6 +107,9 @@ fn rfc3339(time_us: i64) -> Option<String> {
 fn refused(error: PipelineError) -> Problem {
     match error {
         PipelineError::Invalid(reason) => Problem::new(400, "invalid_key", reason),
+        PipelineError::Append(AppendError::Full(reason)) => {
+            Problem::new(429, "log_full", reason).hint("try again in a moment")
+        }
         PipelineError::Append(error) => Problem::new(503, "not_durable", error.to_string()).hint("try again"),
         other => {
             tracing::error!(error = %other, "a key could not be changed");

@@ -48,6 +48,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
+use housekeeping::Housekeeping;
 use keys_door::{KeysDoor, LOCAL};
 use router::Router;
 use rules_door::RulesDoor;
@@ -76,6 +77,12 @@ impl Runtimes {
             Builder::new_multi_thread().thread_name("cpu").enable_time().build().context("start the CPU runtime")?;
         Ok(Self { io, cpu })
     }
+
+    /// Ends both without waiting for what still blocks: all that has to be durable is by then.
+    pub fn end(self) {
+        self.io.shutdown_timeout(GRACE);
+        self.cpu.shutdown_background();
+    }
 }
 
 /// Runs the server until SIGTERM or SIGINT, then drains it: the command `serve`.
@@ -87,12 +94,14 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let metrics = telemetry::start_metrics()?;
     let runtimes = Runtimes::start()?;
     let cpu = runtimes.cpu.handle().clone();
-    runtimes.io.block_on(async {
+    let ended = runtimes.io.block_on(async {
         let server = Server::start(&config, metrics, cpu).await?;
         server.announce();
         server.until_signal().await?;
         server.drain(Duration::from_millis(config.shutdown.drain_ms_max)).await
-    })
+    });
+    runtimes.end();
+    ended
 }
 
 /// A running server.
@@ -103,7 +112,7 @@ pub struct Server {
     file: ServerFile,
     stop: watch::Sender<bool>,
     listener: JoinHandle<tidegate_ingest::http::Drained>,
-    housekeeping: JoinHandle<()>,
+    housekeeping: Housekeeping,
     rules: Arc<tokio::sync::Mutex<RulesSync>>,
     parts: Parts,
 }
@@ -145,9 +154,16 @@ impl Server {
         let keys = Arc::new(Keys::new(registry.clone()));
         let (listener, address) = bind(config.listen, keys.is_open()).await?;
 
-        let mut rules = RulesSync::new(registry.clone(), config.sigma.clone(), config.rules.clone());
-        rules.sync().await?;
+        let mut rules = RulesSync::new(registry.clone(), config);
+        rules.check_folder()?;
         rules.changed();
+        if let Err(error) = rules.sync().await {
+            // A full log takes no changes; it gets room once everything runs, and then the housekeeping tries again.
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the rules of the files are not in force yet; it is tried again"
+            );
+        }
         let rules_view = rules.view();
         let writer = Arc::new(OutputLog::new(output_log.clone()));
         let run = RunLoop::start(RunParts {
@@ -197,7 +213,7 @@ impl Server {
             query,
             keys_door: KeysDoor { keys: keys.clone() },
             rules_door: RulesDoor { view: rules_view },
-            health,
+            health: health.clone(),
             metrics: metrics.clone(),
             request_ids: Mutex::new(IdGenerator::new(getrandom::u64().unwrap_or(1))),
         });
@@ -211,7 +227,7 @@ impl Server {
         let listener = tokio::spawn(listening);
         let rules = Arc::new(tokio::sync::Mutex::new(rules));
         let parts = Parts { batcher, run, deliveries, registry, log, output };
-        let housekeeping = housekeeping::start(&parts, store, rules.clone(), config, metrics);
+        let housekeeping = housekeeping::start(&parts, store, rules.clone(), config, (metrics, &health));
         file.write()?;
         Ok(Self { address, open: keys.is_open(), file, stop, listener, housekeeping, rules, parts })
     }
@@ -248,10 +264,18 @@ impl Server {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => match self.rules.lock().await.sync().await {
-                    Ok(changed) => tracing::info!(changed, "rules read again"),
-                    Err(error) => tracing::warn!(error = format!("{error:#}"), "rules not read; those in force stay"),
-                },
+                _ = hangup.recv() => {
+                    let rules = self.rules.clone();
+                    // Beside this loop, so that a log that hangs does not keep SIGTERM from being heard.
+                    tokio::spawn(async move {
+                        match rules.lock().await.sync().await {
+                            Ok(changed) => tracing::info!(changed, "rules read again"),
+                            Err(error) => {
+                                tracing::warn!(error = format!("{error:#}"), "rules not read; those in force stay");
+                            }
+                        }
+                    });
+                }
             }
         }
     }
@@ -268,32 +292,40 @@ impl Server {
         if drained.cut > 0 {
             tracing::warn!(connections = drained.cut, "connections were cut at the end of the drain");
         }
+        self.housekeeping.stop();
         let Parts { batcher, run, deliveries, registry, log, output } = self.parts;
-        tokio::task::spawn_blocking(move || batcher.stop()).await.context("the decode threads")?;
-        let status = run.drain(deadline).await;
         let mut late = Vec::new();
-        late.extend(status.err().map(|error| error.to_string()));
+        let decoded = tokio::task::spawn_blocking(move || batcher.stop());
+        late.extend(within(deadline, "the decode threads", decoded).await);
+        // Some of the time is left for the commits that end it.
+        let flowing = deadline - (time / 5).min(Duration::from_secs(2));
+        late.extend(run.drain(flowing).await.err().map(|error| error.to_string()));
         for delivery in deliveries {
-            late.extend(
-                delivery.drain(deadline.max(Instant::now() + GRACE)).await.err().map(|error| error.to_string()),
-            );
+            late.extend(delivery.drain(flowing.max(Instant::now() + GRACE)).await.err().map(|error| error.to_string()));
         }
-        self.housekeeping.abort();
-        registry.save().await.context("save the registry")?;
-        let close = move || (log.close(), output.close());
-        let closed = tokio::task::spawn_blocking(close);
-        if tokio::time::timeout(time.max(GRACE), closed).await.is_err() {
-            late.push(
-                "the disk does not answer: the logs were not closed, the next start looks through their last segments"
-                    .to_owned(),
-            );
-        }
+        late.extend(within(deadline, "the registry", async { registry.save().await }).await);
+        let closed = tokio::task::spawn_blocking(move || (log.close(), output.close()));
+        late.extend(within(deadline, "closing the logs", closed).await);
         self.file.remove();
         for reason in late {
             tracing::warn!(reason, "not finished before the deadline; it goes on after the next start");
         }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Waits until the deadline (a moment at least); what kept it from succeeding.
+async fn within<T, E: std::fmt::Display>(
+    deadline: Instant,
+    what: &str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Option<String> {
+    let deadline = deadline.max(Instant::now() + GRACE);
+    match tokio::time::timeout_at(deadline.into(), work).await {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(format!("{what}: {error}")),
+        Err(_) => Some(format!("{what}: no end in time")),
     }
 }
 
@@ -364,7 +396,8 @@ fn backfill(query: Arc<Query>) -> tidegate_sinks::feed::Backfill {
 /// Whether a follower's key still holds.
 fn recheck(keys: Arc<Keys>) -> tidegate_sinks::feed::Recheck {
     Arc::new(move |principal| {
-        &*principal.key_id == LOCAL
+        // Who joined while no key existed may stay for just as long.
+        (&*principal.key_id == LOCAL && keys.is_open())
             || keys
                 .list(Some(&principal.org_id))
                 .iter()

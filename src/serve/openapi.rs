@@ -85,7 +85,10 @@ fn query_parameters(route: &Route) -> &'static [Parameter] {
             LIMIT,
             CURSOR,
         ],
-        (Door::Read, "/v2/events/stats") => &[FROM, TO, DATASET],
+        (Door::Read, "/v2/events/stats") => {
+            &[FROM, TO, DATASET, ("bucket", "string", "`minute`, `hour` (default) or `day`")]
+        }
+        (Door::Read, "/v2/events/{id}") => &[DATASET],
         (Door::Read, "/v2/alerts") => &[FROM, TO, LEVEL, RULE, TAG, ENTITY, LIMIT, CURSOR],
         (Door::Feed, _) => &[("after", "integer", "Resume after this sequence number"), LEVEL, RULE, TAG, ENTITY],
         _ => &[],
@@ -156,12 +159,16 @@ fn responses(route: &Route) -> Value {
                 "207".into(),
                 json!({"description": "Some stored, some rejected", "content": json_body(reference("Accepted"))}),
             );
+            responses.insert("408".into(), problem("The body stalled or trickled"));
             responses.insert("413".into(), problem("Too many bytes, sent or inflated"));
             responses.insert("415".into(), problem("A content type or encoding that is not taken"));
             responses.insert("429".into(), problem("Full for now: retry after `Retry-After` seconds"));
             responses.insert("503".into(), problem("The events could not be made durable: retry"));
         }
         Door::Sql => {
+            responses.insert("406".into(), problem("`Accept` names no format that there is"));
+            responses.insert("408".into(), problem("The query took longer than it may"));
+            responses.insert("413".into(), problem("The statement is too long"));
             responses.insert("429".into(), problem("Too many queries at once"));
         }
         Door::Feed => {

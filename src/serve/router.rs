@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 use hyper::{Request, Response, StatusCode};
@@ -11,7 +13,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 use subtle::ConstantTimeEq;
 use tidegate_events::IdGenerator;
-use tidegate_ingest::http::Ingest;
+use tidegate_ingest::http::{BodyPace, Ingest, read_body};
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::keys::{DEFAULT_ORG, Keys, Principal, Role};
 use tidegate_pipeline::{Health, Problem};
@@ -24,6 +26,11 @@ use super::reply::{self, Body};
 use super::routes::{Door, Found, Route, find};
 use super::rules_door::RulesDoor;
 use super::{STUCK_US_MAX, openapi};
+
+/// Bytes of a statement with its JSON around it; the gate has a tighter bound on the statement itself.
+const SQL_BODY_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a request to make a key.
+const KEYS_BODY_BYTES_MAX: usize = 4096;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -80,7 +87,8 @@ impl Router {
     }
 
     async fn dispatch(&self, route: &'static Route, request: Request<Incoming>, request_id: &str) -> Response<Body> {
-        let principal = match self.principal(route, request.headers()) {
+        let authority = request.uri().authority().map(|authority| authority.as_str());
+        let principal = match self.principal(route, authority, request.headers()) {
             Ok(principal) => principal,
             Err(problem) => return reply::problem(&problem, request_id),
         };
@@ -93,10 +101,16 @@ impl Router {
             }
             Door::OpenApi => reply::json(StatusCode::OK, &openapi::document()),
             Door::Ingest => self.ingest.handle(request, &principal, request_id).await,
-            Door::Sql => self.query.handle_sql(request, &principal, request_id).await,
+            Door::Sql => match whole_body(request, SQL_BODY_BYTES_MAX).await {
+                Ok(request) => self.query.handle_sql(request, &principal, request_id).await,
+                Err(problem) => reply::problem(&problem, request_id),
+            },
             Door::Read => self.read(route, &request, &principal, request_id).await,
             Door::Feed => self.feed.handle(request, &principal, request_id).await,
-            Door::Keys => self.keys_door.handle(request, &principal, request_id).await,
+            Door::Keys => match whole_body(request, KEYS_BODY_BYTES_MAX).await {
+                Ok(request) => self.keys_door.handle(request, &principal, request_id).await,
+                Err(problem) => reply::problem(&problem, request_id),
+            },
             Door::Rules => self.rules_door.handle(),
         }
     }
@@ -120,12 +134,12 @@ impl Router {
     }
 
     /// Who asks. The tenant comes from the key alone; no other header or parameter has a say.
-    fn principal(&self, route: &Route, headers: &HeaderMap) -> Result<Principal, Problem> {
+    fn principal(&self, route: &Route, authority: Option<&str>, headers: &HeaderMap) -> Result<Principal, Problem> {
         let Some(role) = route.role else {
             return Ok(self.keys.nobody());
         };
         if self.keys.is_open() {
-            guard_loopback(headers)?;
+            guard_loopback(authority, headers)?;
         }
         if self.is_local(headers) {
             return Ok(Principal { org_id: DEFAULT_ORG.into(), role: Role::Admin, key_id: LOCAL.into() });
@@ -181,9 +195,10 @@ impl Router {
 
 /// Without keys only the machine itself may ask: a web page that a browser on it shows must not, neither by a foreign
 /// `Origin` nor by a name that was pointed at loopback (DNS rebinding).
-fn guard_loopback(headers: &HeaderMap) -> Result<(), Problem> {
+fn guard_loopback(authority: Option<&str>, headers: &HeaderMap) -> Result<(), Problem> {
     let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
-    let host = headers.get(HOST).map(text).unwrap_or_default();
+    // HTTP/2 has `:authority` in the place of the header.
+    let host = headers.get(HOST).map(text).or(authority.map(str::to_owned)).unwrap_or_default();
     let refused = |what: &str| {
         Err(Problem::new(403, "foreign_origin", format!("{what} is not this machine, and no key exists yet"))
             .hint("call http://127.0.0.1 or http://localhost, or make a key with `tidegate key create`"))
@@ -206,6 +221,13 @@ fn is_loopback(authority: &str) -> bool {
     };
     host.eq_ignore_ascii_case("localhost")
         || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// The request with its body read, within the bounds of bytes and pace that every body has.
+async fn whole_body(request: Request<Incoming>, bytes_max: usize) -> Result<Request<Full<Bytes>>, Problem> {
+    let (head, body) = request.into_parts();
+    let body = read_body(body, bytes_max, BodyPace::default()).await?;
+    Ok(Request::from_parts(head, Full::new(Bytes::from(body))))
 }
 
 fn class(status: StatusCode) -> &'static str {
@@ -238,7 +260,7 @@ mod tests {
         if let Some(origin) = origin {
             headers.insert(ORIGIN, origin.parse().expect("a header"));
         }
-        guard_loopback(&headers).is_ok()
+        guard_loopback(None, &headers).is_ok()
     }
 
     #[test]

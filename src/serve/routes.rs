@@ -110,7 +110,8 @@ pub fn find(method: &str, path: &str) -> Found {
 
 fn allowed(path: &str) -> &'static str {
     match path {
-        "/v2/events" | "/v2/keys" => "GET, POST",
+        "/v2/events" => "POST, GET",
+        "/v2/keys" => "GET, POST",
         "/v2/keys/{id}" => "DELETE",
         "/v2/events/bulk" | "/v2/costs/bulk" | "/v2/sql" => "POST",
         _ => "GET",

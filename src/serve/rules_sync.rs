@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 use parking_lot::RwLock;
@@ -12,6 +13,8 @@ use tidegate_pipeline::keys::DEFAULT_ORG;
 use tidegate_pipeline::registry::{Action, Change, Registry};
 use tidegate_rules::folder::{RuleAction, RuleFolder, changes};
 use tidegate_rules::{Rule, RuleFile, RuleProblem, RuleSet, RulesConfig, pack};
+
+use crate::config::Config;
 
 /// The value of `kind` in rows of `changes` about rules.
 pub const RULE_KIND: &str = "rule";
@@ -35,14 +38,20 @@ pub struct RulesSync {
     registry: Registry,
     config: RulesConfig,
     folder: Option<RuleFolder>,
+    starter_pack: bool,
+    /// Whether files changed and the registry does not say so yet.
+    dirty: bool,
+    /// Counts the compilations, so that one that was overtaken does not show.
+    looks: Arc<AtomicU64>,
     view: Arc<RwLock<Arc<RulesView>>>,
 }
 
 impl RulesSync {
     /// Nothing is read yet: see [`sync`](Self::sync).
-    pub fn new(registry: Registry, config: RulesConfig, folder: Option<std::path::PathBuf>) -> Self {
-        let folder = folder.map(|path| RuleFolder::new(path, &config));
-        Self { registry, config, folder, view: Arc::default() }
+    pub fn new(registry: Registry, config: &Config) -> Self {
+        let folder = config.rules.clone().map(|path| RuleFolder::new(path, &config.sigma));
+        let (config, starter_pack) = (config.sigma.clone(), config.starter_pack);
+        Self { registry, config, folder, starter_pack, dirty: true, looks: Arc::default(), view: Arc::default() }
     }
 
     /// What [`sync`](Self::sync) last found, for the endpoint.
@@ -50,16 +59,26 @@ impl RulesSync {
         self.view.clone()
     }
 
-    /// Whether the folder looks different than at the last look.
+    /// Reads the folder once, so that a wrong path is told at the start.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn check_folder(&self) -> anyhow::Result<()> {
+        if let Some(folder) = &self.folder {
+            folder.read().with_context(|| format!("read the rule folder {}", folder.path().display()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is something to [`sync`](Self::sync): the folder looks different than at the last look, or the last
+    /// sync did not come to its end. Blocks on files.
     pub fn changed(&mut self) -> bool {
         match self.folder.as_mut().map(RuleFolder::changed) {
-            Some(Ok(changed)) => changed,
-            Some(Err(error)) => {
-                tracing::warn!(%error, "cannot look at the rule folder; the rules in force stay");
-                false
-            }
-            None => false,
+            Some(Ok(changed)) => self.dirty |= changed,
+            Some(Err(error)) => tracing::warn!(%error, "cannot look at the rule folder; the rules in force stay"),
+            None => {}
         }
+        self.dirty
     }
 
     /// Writes the difference between files and registry as changes; says how many rules changed.
@@ -67,22 +86,26 @@ impl RulesSync {
     /// # Errors
     /// When the folder cannot be read, or the log does not take the changes now.
     pub async fn sync(&mut self) -> anyhow::Result<usize> {
+        self.dirty = true;
         let current: BTreeMap<String, String> = (self.registry.all(RULE_KIND).values())
             .filter(|entry| entry.org_id == DEFAULT_ORG)
             .filter_map(|entry| Some((entry.id.clone(), entry.body["text"].as_str()?.to_owned())))
             .collect();
-        let mut wanted: BTreeMap<String, String> =
-            pack::files().into_iter().map(|file| (file.name, file.text)).collect();
-        let mut skipped = Vec::new();
+        let pack = if self.starter_pack { pack::files() } else { Vec::new() };
+        let mut wanted: BTreeMap<String, String> = pack.into_iter().map(|file| (file.name, file.text)).collect();
+        let (mut skipped, mut kept) = (Vec::new(), Vec::new());
         if let Some(folder) = &self.folder {
-            let (files, left_out) = folder.read().context("read the rule folder")?;
+            let read = tokio::task::block_in_place(|| folder.read());
+            let (files, left_out) = read.context("read the rule folder")?;
             wanted.extend(files);
             for file in left_out {
-                tracing::warn!(path = %file.path.display(), reason = file.reason, "rule file left out");
-                skipped.push(format!("{}: {}", file.path.display(), file.reason));
+                tracing::warn!(path = %file.path.display(), reason = file.reason, "rule file not read; its rules stay as they are");
+                let name = file.path.strip_prefix(folder.path()).unwrap_or(&file.path).display().to_string();
+                skipped.push(format!("{name}: {}", file.reason));
+                kept.push(name);
             }
         }
-        let difference = changes(&current, &wanted, &[]);
+        let difference = changes(&current, &wanted, &kept);
         for part in difference.chunks(CHANGES_MAX) {
             let part = part.iter().map(|change| Change {
                 time_us: now_us(),
@@ -103,20 +126,25 @@ impl RulesSync {
         if !difference.is_empty() || self.view.read().rules.is_empty() {
             self.look(wanted, skipped);
         }
+        self.dirty = false;
         Ok(difference.len())
     }
 
     /// Compiles the rules for the endpoint and the log lines, beside what goes on: thousands of rules take a moment, and a
     /// start does not wait for it. The run loop compiles its own, at the offset of the change.
     fn look(&self, wanted: BTreeMap<String, String>, skipped: Vec<String>) {
-        let (config, view) = (self.config.clone(), self.view.clone());
+        let (config, view, looks) = (self.config.clone(), self.view.clone(), self.looks.clone());
+        let look = looks.fetch_add(1, Ordering::Relaxed) + 1;
         tokio::task::spawn_blocking(move || {
             let files: Vec<_> = wanted.into_iter().map(|(name, text)| RuleFile::new(name, text)).collect();
             match RuleSet::compile(&files, &config) {
                 Ok((set, problems)) => {
                     let rules: Vec<_> = set.rules().iter().map(shown).collect();
                     tracing::info!(rules = rules.len(), problems = problems.len(), "rules in force");
-                    *view.write() = Arc::new(RulesView { rules, problems, skipped });
+                    let mut view = view.write();
+                    if looks.load(Ordering::Relaxed) == look {
+                        *view = Arc::new(RulesView { rules, problems, skipped });
+                    }
                 }
                 Err(error) => tracing::error!(%error, "the rules could not be compiled; a bug"),
             }

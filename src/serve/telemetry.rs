@@ -32,7 +32,6 @@ pub fn metrics() -> Vec<Metric> {
     [
         tidegate_pipeline::metrics::NAMES,
         tidegate_ingest::metrics::NAMES,
-        tidegate_ingest::decode::metrics::NAMES,
         tidegate_rules::metrics::NAMES,
         tidegate_sinks::metrics::NAMES,
         tidegate_query::metrics::NAMES,

@@ -84,11 +84,31 @@ fn rules_are_read_again_on_sighup_and_bad_ones_are_shown() {
     client.wait_for("SELECT count(*) FROM alerts WHERE title = 'Evil'", 1);
     let alert = &client.sql("SELECT event_ids[1] AS event, level FROM alerts WHERE title = 'Evil'")[0];
     assert_eq!((alert["event"].as_str(), alert["level"].as_str()), (Some("after"), Some("high")));
-    let shown = client.get("/v2/rules").json();
-    assert!(
-        shown["problems"].as_array().is_some_and(|problems| {
-            problems.iter().any(|problem| problem["file"].as_str().is_some_and(|file| file.ends_with("bad.yml")))
-        }),
-        "{shown}"
-    );
+    // The list follows a moment after the rules are in force.
+    let started = std::time::Instant::now();
+    loop {
+        let shown = client.get("/v2/rules").json();
+        let bad = |problem: &serde_json::Value| problem["file"].as_str().is_some_and(|file| file.ends_with("bad.yml"));
+        if shown["problems"].as_array().is_some_and(|problems| problems.iter().any(bad)) {
+            break;
+        }
+        assert!(started.elapsed() < crate::server::PATIENCE, "{shown}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_rule_file_that_cannot_be_read_keeps_its_rule_in_force() {
+    let rules = tempfile::tempdir().expect("a folder");
+    let rule = "title: Evil\nid: 11111111-2222-4333-8444-555555555556\nlogsource: {product: custom}\n\
+                detection: {sel: {action: evil}, condition: sel}\nlevel: high\n";
+    std::fs::write(rules.path().join("evil.yml"), rule).expect("a rule");
+    let server = Server::start(&[("RULES", rules.path().to_str().expect("a path"))]);
+    let mut client = server.client();
+    std::fs::write(rules.path().join("evil.yml"), b"title: \xff\xfe").expect("not UTF-8");
+    std::fs::write(rules.path().join("more.yml"), rule.replace("556", "557").replace("evil", "worse")).expect("a rule");
+    server.signal("HUP");
+    client.wait_for("SELECT count(*) FROM changes WHERE kind = 'rule' AND target_id = 'more.yml'", 1);
+    client.bulk("/v2/events/bulk?source=custom", &[event("a", "evil"), event("b", "worse")]);
+    client.wait_for("SELECT count(*) FROM alerts", 2);
 }
