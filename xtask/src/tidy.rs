@@ -54,8 +54,9 @@ fn only_the_arrows_of_the_design_exist() {
             "tidegate-ingest" | "tidegate-rules" | "tidegate-sinks" | "tidegate-query" => {
                 &["tidegate-events", "tidegate-pipeline"]
             }
-            // The program composes all parts; benches and load tests look at them from outside.
+            // The program composes all parts; benches and load tests look at them from outside, and take the story from it.
             _ => &[
+                "tidegate",
                 "tidegate-events",
                 "tidegate-pipeline",
                 "tidegate-ingest",

@@ -1,0 +1,77 @@
+//! Body bytes → columns, for each body form and kind of event; beside it, in the same run, what `arrow-json` makes of the same
+//! bytes with its schema given, and what `serde_json` does for a tree of values.
+
+use std::hint::black_box;
+
+use anyhow::Context;
+use criterion::{BatchSize, Criterion, Throughput};
+use tidegate_benches::{Feed, array, arrow_json, arrow_stream, body, decoder, inferred_schema, ndjson};
+use tidegate_ingest::decode::BodyFormat;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const EVENTS: usize = 2_000;
+/// Events in each of the small bodies that one flush takes together.
+const SMALL: usize = 10;
+
+fn decode(criterion: &mut Criterion) {
+    for feed in Feed::ALL {
+        feed_in(criterion, feed).expect("bodies that every parser takes");
+    }
+}
+
+fn feed_in(criterion: &mut Criterion, feed: Feed) -> anyhow::Result<()> {
+    let lines = feed.lines(EVENTS);
+    let (array, ndjson_body) = (array(&lines), ndjson(&lines));
+    let small = lines.chunks(SMALL).map(ndjson).collect::<Vec<_>>();
+    let mut group = criterion.benchmark_group(format!("decode/{}", feed.label(&lines)));
+    group.throughput(Throughput::Elements(EVENTS as u64));
+
+    let ours = [
+        ("array", vec![array], BodyFormat::Json),
+        ("ndjson", vec![ndjson_body.clone()], BodyFormat::Json),
+        ("ndjson, 10 a body", small, BodyFormat::Json),
+    ];
+    // A field that changes its type has no column that arrow-json could be given.
+    let schema = inferred_schema(&ndjson_body).ok();
+    // Lists of objects, which the others have, are no columns that an Arrow body may have.
+    let flat = feed == Feed::Reference;
+    let arrow = flat.then(|| arrow_stream(&ndjson_body, EVENTS)).transpose().context("an Arrow stream")?;
+    let arrow = arrow.map(|stream| ("arrow stream", vec![stream], BodyFormat::ArrowStream));
+    for (name, bodies, format) in ours.into_iter().chain(arrow) {
+        let mut decoder = decoder()?;
+        group.bench_function(name, |bencher| {
+            let made = || bodies.iter().map(|bytes| body(bytes.clone(), format, feed.source())).collect::<Vec<_>>();
+            let run = |bodies: Vec<_>| {
+                for body in bodies {
+                    let result = decoder.push(body);
+                    assert!(result.error.is_none() && result.rejected.is_empty());
+                }
+                decoder.flush().expect("columns")
+            };
+            bencher.iter_batched(made, run, BatchSize::LargeInput);
+        });
+    }
+
+    if let Some(schema) = schema {
+        group.bench_function("peer arrow-json, schema given", |bencher| {
+            bencher.iter_with_large_drop(|| arrow_json(&ndjson_body, schema.clone(), EVENTS).expect("a batch"));
+        });
+    }
+    group.bench_function("peer serde_json values", |bencher| {
+        bencher.iter(|| {
+            for line in &lines {
+                black_box(serde_json::from_slice::<serde_json::Value>(line).expect("JSON"));
+            }
+        });
+    });
+    group.finish();
+    Ok(())
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    decode(&mut criterion);
+    criterion.final_summary();
+}

@@ -1,1 +1,0 @@
-//! Nothing here yet but the place: see CONTRIBUTING.md.

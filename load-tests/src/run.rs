@@ -1,0 +1,186 @@
+//! One run of a case, from the start of the server to the count of its rows.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use chrono::{DateTime, Utc};
+use rustix::thread::CpuSet;
+
+use crate::alerts;
+use crate::case::Case;
+use crate::corpus::Corpus;
+use crate::http::{Connection, Metrics};
+use crate::load::{Plan, Tally};
+use crate::outcome::{Disk, Latency, Measured, Outcome, UpTo, goals};
+use crate::process::{Machine, cpu_seconds, folder_bytes, machine, memory_bytes};
+use crate::server::Server;
+
+/// How long the server may take to store what it has acknowledged.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(120);
+/// Between two looks at the metrics while it does.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Between the start of an idle server and the first look at it.
+const CALM: Duration = Duration::from_secs(3);
+
+/// What is run.
+#[derive(Debug)]
+pub struct Run {
+    /// The server's program.
+    pub program: PathBuf,
+    /// Where the server's folder is made.
+    pub folder: PathBuf,
+    /// The case's name.
+    pub name: String,
+    /// The case.
+    pub case: Case,
+    /// The server's cores; all without.
+    pub cores: Option<CpuSet>,
+}
+
+impl Run {
+    /// Runs the case, within its time.
+    ///
+    /// # Errors
+    /// When the server does not start or stop, or gives an answer that a load must not get. The server is gone then, too.
+    pub async fn run(&self, now: DateTime<Utc>) -> anyhow::Result<Outcome> {
+        let machine = machine();
+        let time = Duration::from_secs(self.case.run_seconds_max);
+        let measured = tokio::time::timeout(time, self.measured(now)).await;
+        let measured = measured.with_context(|| format!("the run took longer than {time:?}"))??;
+        Ok(Outcome {
+            case: self.name.clone(),
+            at: now.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+            machine: Machine { ..machine },
+            server: version(&self.program)?,
+            asked: self.case.clone(),
+            goals: goals(&self.case, &measured),
+            measured,
+        })
+    }
+
+    async fn measured(&self, now: DateTime<Utc>) -> anyhow::Result<Measured> {
+        let load = &self.case.load;
+        let requests = if load.requests == 0 { 0 } else { load.warmup_requests + load.requests };
+        let corpus = Corpus::make(&self.case.events, now.timestamp_micros(), requests)?;
+        let event_bytes = corpus.event_bytes();
+        let server = Server::start(&self.program, &self.case, &self.folder, self.cores).await?;
+        let plan = Arc::new(Plan::new(&self.case, corpus, server.address)?);
+        let done = self.under_load(&server, &plan).await;
+        let mut measured = done.with_context(|| format!("the end of the server's log:\n{}", server.log_end()))?;
+        measured.event_bytes = event_bytes;
+        let amount = measured.events as f64;
+        let megabytes = amount * event_bytes / 1e6;
+        (measured.events_per_wall_s, measured.events_per_cpu_s) =
+            (measured.wall_s.rate(amount), measured.cpu_s.rate(amount));
+        (measured.mb_per_wall_s, measured.mb_per_cpu_s) =
+            (measured.wall_s.rate(megabytes), measured.cpu_s.rate(megabytes));
+        server.stop().await?;
+        Ok(measured)
+    }
+
+    async fn under_load(&self, server: &Server, plan: &Arc<Plan>) -> anyhow::Result<Measured> {
+        let (load, pid) = (&self.case.load, server.pid());
+        let mut asking = Connection::open(server.address).await?;
+        let idle = load.requests == 0;
+        let warmup = if idle { 0 } else { load.warmup_requests };
+        let warm = plan.run(0, warmup, false).await.context("the warm-up")?;
+        settle(&mut asking, &warm, &Counted::default()).await?;
+        if idle {
+            tokio::time::sleep(CALM).await;
+        }
+        let before = Counted::of(&asking.metrics().await?);
+        let (started, cpu_before) = (Instant::now(), cpu_seconds(pid)?);
+        let driver_before = cpu_seconds(std::process::id())?;
+
+        let alerts = self.case.alerts.clone().map(|asked| tokio::spawn(alerts::run(server.address, asked)));
+        let mut tally = Tally::default();
+        if idle {
+            tokio::time::sleep(Duration::from_secs(load.seconds_max)).await;
+        } else {
+            tally = plan.run(warmup, warmup + load.requests, true).await?;
+        }
+        let seen = match alerts {
+            Some(task) => Some(task.await.context("the follower of alerts")?.context("alerts")?),
+            None => None,
+        };
+        let acked = (started.elapsed().as_secs_f64(), cpu_seconds(pid)? - cpu_before);
+        let driver_cpu_s = cpu_seconds(std::process::id())? - driver_before;
+        let alert_events = seen.as_ref().map_or(0, |seen| seen.sent);
+        tally.accepted += alert_events;
+        if !idle {
+            settle(&mut asking, &tally, &before).await?;
+        }
+        let stored = (started.elapsed().as_secs_f64(), cpu_seconds(pid)? - cpu_before);
+
+        let rows = asking.count("security_events").await?;
+        let acknowledged = warm.accepted + tally.accepted;
+        Ok(Measured {
+            ack: load.ack.clone(),
+            events: tally.accepted,
+            requests: tally.requests,
+            wall_s: UpTo { acked: acked.0, stored: stored.0 },
+            cpu_s: UpTo { acked: acked.1, stored: stored.1 },
+            driver_cpu_s,
+            loop_kind: if load.requests_per_s.is_some() { "open" } else { "closed" }.to_owned(),
+            latency: Latency::from(&tally.latencies),
+            alert_latency: seen.as_ref().map(Latency::from),
+            busy: tally.busy,
+            rss_peak_mib: mebibytes(memory_bytes(pid, "VmHWM")?),
+            rss_mib: mebibytes(memory_bytes(pid, "VmRSS")?),
+            disk: disk(&server.data_dir(), rows),
+            lost: i64::try_from(acknowledged)? - i64::try_from(rows)?,
+            refused_events: warm.refused_events + tally.refused_events,
+            ..Measured::default()
+        })
+    }
+}
+
+/// What the server has counted.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counted {
+    stored_rows: f64,
+}
+
+impl Counted {
+    fn of(metrics: &Metrics) -> Self {
+        Self { stored_rows: metrics.sum("tidegate_sinks_parquet_rows_total", r#"source="ingest""#) }
+    }
+}
+
+/// Waits until everything that was acknowledged has been through the run loop and is committed to the store.
+async fn settle(asking: &mut Connection, tally: &Tally, before: &Counted) -> anyhow::Result<()> {
+    let started = Instant::now();
+    loop {
+        let metrics = asking.metrics().await?;
+        let lag =
+            metrics.sum("tidegate_pipeline_run_lag_rows", "") + metrics.sum("tidegate_pipeline_delivery_lag_rows", "");
+        let stored = Counted::of(&metrics).stored_rows - before.stored_rows;
+        if lag == 0.0 && stored >= tally.accepted as f64 {
+            return Ok(());
+        }
+        ensure!(
+            started.elapsed() < SETTLE_TIME_MAX,
+            "not settled within {SETTLE_TIME_MAX:?}: {lag} rows behind, {stored} of {} stored",
+            tally.accepted
+        );
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn disk(data: &Path, rows: u64) -> Disk {
+    let (store_bytes, store_files) = folder_bytes(&data.join("store"));
+    let (log_bytes, _) = folder_bytes(&data.join("log"));
+    Disk { store_bytes, store_files, log_bytes, store_bytes_per_event: store_bytes as f64 / rows.max(1) as f64 }
+}
+
+fn version(program: &Path) -> anyhow::Result<String> {
+    let output = Command::new(program).env_clear().arg("--version").output().context("ask for the version")?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
