@@ -82,6 +82,12 @@
 //! last durable row. So rows of the failed group that did reach the disk are void to every later reader; offsets are never used
 //! twice, and the gap from *sealed at* to the new segment's first offset is not a loss. Only if no new segment can be made before
 //! the process ends may rows that were answered as failed become visible at the next start, once, together with their keys.
+//!
+//! # After the end was lost
+//!
+//! A log whose newest segment vanished, or holds nothing any more, would use offsets again that others (the Parquet store) have
+//! rows of. Whoever opens it says up to where they have them; the log then burns the offsets up to there. The next segment's
+//! *sealed at* is again the end of the rows there are, so the gap is told once, by the opening that made it, and no damage later.
 
 use arrow::buffer::Buffer;
 use tidegate_events::Dataset;

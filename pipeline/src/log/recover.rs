@@ -40,6 +40,10 @@ pub struct OpenReport {
     /// Bytes after the last whole frame of the last segment: a torn tail. No acknowledged row was in it, unless `damage`
     /// says so.
     pub torn_bytes: u64,
+    /// Set when the log ended before the offset that others already have rows up to (`next_min` of
+    /// [`SegmentLog::open_at_least`](super::SegmentLog::open_at_least)): its end is lost, and the offsets up to this one are
+    /// burnt.
+    pub burnt_to: Option<Offset>,
     /// What does not hold what it should: the file and the place.
     pub damage: Vec<(PathBuf, Damage)>,
 }
@@ -88,11 +92,11 @@ impl Part {
     }
 }
 
-/// Opens the folder.
+/// Opens the folder. The next row gets at least the offset `next_min`.
 pub(crate) fn recover(
     fs: &dyn Fs,
     dir: &Path,
-    keys_max: usize,
+    (keys_max, next_min): (usize, Offset),
     parts: (&Schemas, &Encoder),
 ) -> Result<Recovered, PipelineError> {
     let listing = list(fs, dir)?;
@@ -133,18 +137,23 @@ pub(crate) fn recover(
         }
     }
     let keys = load_keys(fs, &listing, &mut found, (keys_max, parts.0))?;
-    Ok(assemble(fs, &listing, found, keys, report))
+    Ok(assemble(fs, (&listing, next_min), found, keys, report))
 }
 
 fn assemble(
     fs: &dyn Fs,
-    listing: &Listing,
+    (listing, next_min): (&Listing, Offset),
     found: Vec<Part>,
     keys: Vec<Vec<u128>>,
     mut report: OpenReport,
 ) -> Recovered {
-    let durable_end = found.iter().map(|part| part.found.summary.index.end).max().unwrap_or(0);
+    // Of a folder without segments nothing is known: its rows begin, and are complete, where the next one goes.
+    let durable_end = found.iter().map(|part| part.found.summary.index.end).max().unwrap_or(next_min);
     let mut next = found.iter().map(|part| part.found.beyond.max(part.first)).max().unwrap_or(0).max(durable_end);
+    if next < next_min || (found.is_empty() && next_min > 0) {
+        next = next_min;
+        report.burnt_to = Some(next_min);
+    }
     if found.last().is_some_and(|part| part.first == next) {
         // An empty segment has the name that the next one would get. Its offset is burnt rather than its bytes, whatever
         // they are, overwritten.
@@ -169,7 +178,7 @@ fn assemble(
         }
         segments.push(segment);
     }
-    report.first = segments.first().map_or(next, |segment| segment.range().0);
+    report.first = segments.first().map_or(next, |segment| segment.begin());
     report.next = next;
     Recovered { segments, next, durable_end, fields, keys, unsummarised, orphans, report }
 }

@@ -89,6 +89,13 @@ impl Segment {
         (index.first, index.end)
     }
 
+    /// Where the segment takes over: the first offset that no earlier segment answers for. It lies before the first row when
+    /// offsets were burnt there, of which nothing is lost.
+    pub fn begin(&self) -> Offset {
+        let index = self.index.read();
+        index.sealed_at.min(index.first)
+    }
+
     /// Bytes of the file.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)

@@ -51,6 +51,21 @@ impl SegmentLog {
     /// its last segment not be read, or the last group commit not be made durable; [`PipelineError::Invalid`] for a
     /// configuration that cannot work.
     pub fn open(fs: Arc<dyn Fs>, dir: &Path, config: LogConfig) -> Result<(Self, OpenReport), PipelineError> {
+        Self::open_at_least(fs, dir, config, 0)
+    }
+
+    /// Opens or makes the log as [`open`](Self::open) does, for readers that hold the rows below `next_min` already. A log that
+    /// ends before it has lost its end; were its offsets used again, those readers would take new rows for old ones. So they
+    /// are burnt, and [`OpenReport::burnt_to`] says so.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_at_least(
+        fs: Arc<dyn Fs>,
+        dir: &Path,
+        config: LogConfig,
+        next_min: Offset,
+    ) -> Result<(Self, OpenReport), PipelineError> {
         check(&config)?;
         let failed = |op, source| failed(op, dir, source);
         make_dir_durable(&*fs, dir).map_err(|error| failed("make", error))?;
@@ -59,8 +74,12 @@ impl SegmentLog {
             _ => failed("lock", error),
         })?;
         let (schemas, encoder) = (Schemas::default(), Encoder::new().map_err(|error| failed("make", error))?);
-        let recovered = recover(&*fs, dir, config.dedup_keys_max, (&schemas, &encoder))?;
+        let recovered = recover(&*fs, dir, (config.dedup_keys_max, next_min), (&schemas, &encoder))?;
         let mut report = recovered.report;
+        if let Some(burnt_to) = report.burnt_to {
+            let (dir, end) = (dir.display(), recovered.durable_end);
+            tracing::error!(%dir, end, burnt_to, "the log has lost its end, of which others hold rows; it goes on after them");
+        }
         let mut window = Window::new(config.dedup_keys_max);
         for key in recovered.keys.into_iter().flatten() {
             window.insert(key);
@@ -164,7 +183,9 @@ impl SegmentLog {
         read: Result<T, PipelineError>,
     ) -> Result<T, PipelineError> {
         match read {
-            Err(_) if segment.range().0 < self.bounds().first => Ok(T::default()),
+            Err(_) if segment.range().0 < self.bounds().first || segment.range().1 <= self.bounds().first => {
+                Ok(T::default())
+            }
             read => read,
         }
     }
@@ -198,7 +219,8 @@ impl SegmentLog {
         let (oldest, later) = segments.split_first()?;
         let later_bytes: u64 = later.iter().map(|segment| segment.bytes()).sum();
         let counted = later.iter().any(|segment| segment.range().0 < segment.range().1);
-        let first = later.first()?.range().0;
+        // Offsets burnt between the two are not forgotten: they never had rows.
+        let first = later.first()?.begin().max(oldest.range().1);
         let goes = oldest.range().1 <= below && counted && later_bytes >= self.shared.config.retain_bytes_min;
         goes.then(|| (oldest.clone(), first))
     }

@@ -107,6 +107,8 @@ impl Writer {
             if let Err(error) = self.sequence(&mut group, append) {
                 tracing::error!(%error, "a batch without its duplicates could not be encoded");
                 let error = AppendError::Failed(error.to_string());
+                // Its offsets are burnt: only the next segment's header can say that they are no loss.
+                self.abandon_active();
                 refuse(appends, &error);
                 return group.fail(&error);
             }

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow::array::AsArray;
 use tidegate_events::Dataset;
-use tidegate_pipeline::fs::{SimFs, SimOp};
+use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
 use tidegate_pipeline::log::format::{FRAMES_START, FrameHeader, FrameKind};
-use tidegate_pipeline::log::{OpenReport, SegmentLog, dump, verify};
+use tidegate_pipeline::log::{Damage, OpenReport, SegmentLog, dump, verify};
+use tidegate_pipeline::tailing::read_on;
 use tidegate_pipeline::{Ack, Append, EventBatch, FieldCatalog, StreamLog};
 
-use crate::log_ledger::{DIR, answer, open};
+use crate::log_ledger::{DIR, answer, config, open};
 use crate::log_rows::{batch, events, ids, ids_of, one};
 
 /// A log of several segments, of which the process was killed.
@@ -381,4 +383,71 @@ fn columns_come_back_from_files_as_they_went_in() {
     assert_eq!(read[0].rows, sent.rows);
     assert_eq!(read[1].rows, sliced.rows, "a slice is stored as what it shows");
     assert_eq!(read[0].rows.column(0).as_primitive::<arrow::datatypes::TimestampMicrosecondType>().len(), 3);
+}
+
+#[test]
+fn a_log_that_lost_its_end_goes_on_after_the_rows_that_others_hold() {
+    let fs = killed(60);
+    let paths = logs(&fs);
+    let last = paths.last().expect("a segment");
+    // (files lost, bytes left of the last one, what others hold rows up to)
+    for (lost, left, next_min) in [
+        (1, None, 120),
+        (0, Some(0), 120),
+        (0, Some(17), 120),
+        (0, Some(1000), 300),
+        (2, None, 118),
+        (paths.len(), None, 120),
+        (0, None, 0),
+        (0, None, 120),
+    ] {
+        let context = format!("{lost} files lost, {left:?} bytes left, {next_min} rows held");
+        let fs = fs.after_kill();
+        paths.iter().rev().take(lost).for_each(|path| fs.lose(path));
+        if let Some(left) = left {
+            fs.set_bytes(last, fs.bytes(last).expect("bytes")[..left].to_vec());
+        }
+        let reopen = || SegmentLog::open_at_least(Arc::new(fs.clone()), Path::new(DIR), config(), next_min);
+        let (log, report) = reopen().unwrap_or_else(|error| panic!("{context}: {error}"));
+        let is_short = lost > 0 || left.is_some();
+        assert_eq!(report.burnt_to, is_short.then_some(next_min), "{context}");
+        let next = log.bounds().next;
+        assert!(next >= next_min, "{context}: {next}");
+        let rows = readable(&log);
+        let stored = answer(log.append(one(events("a", &["-after"])))).expect("stored");
+        assert!(stored.offsets[0].start >= next_min, "{context}: {stored:?}");
+        drop(log);
+        let (log, again) = reopen().unwrap_or_else(|error| panic!("{context}: {error}"));
+        assert_eq!(again.burnt_to, None, "{context}: once");
+        let gap = |(_, damage): &&(PathBuf, Damage)| damage.reason.contains("missing");
+        assert_eq!(again.damage.iter().find(gap), None, "{context}: burnt offsets are no damage");
+        assert_eq!(log.bounds().next, stored.offsets[0].end, "{context}");
+        assert_eq!(readable(&log), [rows.as_slice(), &["-after".to_owned()]].concat(), "{context}");
+    }
+}
+
+#[test]
+fn burnt_offsets_do_not_count_as_forgotten() {
+    let fs = SimFs::new();
+    let (log, _) = open(&fs).expect("a log");
+    let fail = |log: &SegmentLog| {
+        fs.fail(Fault::eio(SimOp::SyncData, fs.count(SimOp::SyncData) + 1));
+        answer(log.append(one(events("a", &["lost", "too"])))).expect_err("not stored");
+    };
+    fail(&log);
+    assert_eq!(answer(log.append(one(events("a", &["1"])))).expect("stored").offsets[0], 2..3);
+    drop(log);
+    let (log, report) = open(&fs).expect("a log");
+    let told = |log: &SegmentLog, from| {
+        let reading = read_on(log, from, usize::MAX).expect("read");
+        (reading.forgotten, ids(&reading.batches))
+    };
+    assert_eq!((report.first, told(&log, 0)), (0, (0, vec![(2, "1".to_owned())])), "after a restart");
+    fail(&log);
+    assert_eq!(answer(log.append(one(events("a", &["2"])))).expect("stored").offsets[0], 5..6);
+    log.forget(3).expect("forgotten");
+    assert_eq!(told(&log, 3), (0, vec![(5, "2".to_owned())]), "after retention");
+    assert_eq!(told(&log, 1).0, 2, "what lay in the forgotten segment is");
+    drop(log);
+    assert_eq!(told(&open(&fs).expect("a log").0, 3).0, 0, "after both");
 }
