@@ -278,7 +278,7 @@ fn stack(i: u64, into: &mut Vec<u8>) {
     ];
     let mut random = Random::new(i ^ 0x6c61_7267);
     let _ = write!(into, r#","message":"request failed after {} tries","stack":""#, random.below(9));
-    for _ in 0..96 {
+    for _ in 0..120 {
         let (first, second) = (random.pick_skewed(&PARTS), random.pick(&PARTS));
         let (method, line) = (random.below(4_000), random.below(900));
         let _ = write!(into, r"at io.harbor.{first}.{second}.Step{method:04x}.call(Step{method:04x}.java:{line})\n");

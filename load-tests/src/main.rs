@@ -111,10 +111,10 @@ fn one(arguments: &Arguments, program: &Path, name: &str) -> anyhow::Result<Outc
     case.allotment.cores = arguments.cores.unwrap_or(case.allotment.cores);
     case.check()?;
     let (program, folder, name) = (program.to_owned(), arguments.folder.clone(), name.to_owned());
-    let now = Utc::now();
+    let (now, machine) = (Utc::now(), process::machine());
     let thread = std::thread::spawn(move || {
         let cores = server::split_cores(case.allotment.cores)?;
-        let run = Run { program, folder, name, case, cores };
+        let run = Run { program, folder, name, case, machine, cores };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
         runtime.block_on(run.run(now))
     });

@@ -15,7 +15,7 @@ use crate::corpus::Corpus;
 use crate::http::{Connection, Metrics};
 use crate::load::{Plan, Tally};
 use crate::outcome::{Disk, Latency, Measured, Outcome, UpTo, goals};
-use crate::process::{Machine, cpu_seconds, folder_bytes, machine, memory_bytes};
+use crate::process::{Machine, cpu_seconds, folder_bytes, memory_bytes};
 use crate::server::Server;
 
 /// How long the server may take to store what it has acknowledged.
@@ -36,6 +36,8 @@ pub struct Run {
     pub name: String,
     /// The case.
     pub case: Case,
+    /// The whole machine, as it was before this run took cores of it.
+    pub machine: Machine,
     /// The server's cores; all without.
     pub cores: Option<CpuSet>,
 }
@@ -46,14 +48,13 @@ impl Run {
     /// # Errors
     /// When the server does not start or stop, or gives an answer that a load must not get. The server is gone then, too.
     pub async fn run(&self, now: DateTime<Utc>) -> anyhow::Result<Outcome> {
-        let machine = machine();
         let time = Duration::from_secs(self.case.run_seconds_max);
         let measured = tokio::time::timeout(time, self.measured(now)).await;
         let measured = measured.with_context(|| format!("the run took longer than {time:?}"))??;
         Ok(Outcome {
             case: self.name.clone(),
             at: now.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-            machine: Machine { ..machine },
+            machine: self.machine.clone(),
             server: version(&self.program)?,
             asked: self.case.clone(),
             goals: goals(&self.case, &measured),

@@ -11,6 +11,7 @@ usage: cargo xtask <task>
 tasks:
   test [FILTER]   run every test of every crate, the demo and the tidy test among them
   docs            write the generated pages of docs/ anew
+  load CASE…      run cases of load-tests/cases against a server, both in release; without any, list them
   ci              what .ci/run does: tests, formatting, lints
 ";
 
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
     let done = match task.as_str() {
         "test" => test(&rest),
         "docs" => page("configuration") && page("metrics"),
+        "load" => load(&rest),
         "ci" => test(&[]) && cargo(&["fmt", "--all", "--check"]) && lint(),
         "-h" | "--help" | "help" => {
             print!("{USAGE}");
@@ -59,6 +61,12 @@ fn page(name: &str) -> bool {
             false
         }
     }
+}
+
+/// The driver takes the server beside it. It stands in for neither `cargo bench` nor a quiet machine: see docs/performance.md.
+fn load(rest: &[&str]) -> bool {
+    cargo(&["build", "--release", "--package", "tidegate", "--package", "tidegate-load-tests"])
+        && cargo(&[&["run", "--quiet", "--release", "--package", "tidegate-load-tests", "--"], rest].concat())
 }
 
 fn lint() -> bool {
