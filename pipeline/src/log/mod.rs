@@ -32,7 +32,7 @@ pub use memory::MemoryLog;
 pub use recover::OpenReport;
 pub use scan::Damage;
 pub use segment::memory_bytes;
-pub use segment_log::SegmentLog;
+pub use segment_log::{LogLock, SegmentLog};
 pub use verify::{SegmentReport, dump, verify};
 
 /// The position of a row in a log: the first row ever has offset 0, each row adds one.

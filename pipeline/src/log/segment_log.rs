@@ -1,7 +1,7 @@
 //! The stream log on segment files.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -42,6 +42,37 @@ pub struct SegmentLog {
     _lock: Arc<dyn FsFile>,
 }
 
+/// The lock of a log's folder: while it is held no other process opens the log, nor anything else that goes by it.
+#[derive(Debug)]
+pub struct LogLock {
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
+    file: Arc<dyn FsFile>,
+}
+
+impl LogLock {
+    /// Locks the folder, which is made if it is missing.
+    ///
+    /// # Errors
+    /// [`PipelineError::Locked`] when another process has it; [`PipelineError::Io`] when the folder cannot be made or locked.
+    pub fn take(fs: Arc<dyn Fs>, dir: &Path) -> Result<Self, PipelineError> {
+        make_dir_durable(&*fs, dir).map_err(|error| failed("make", dir, error))?;
+        let file = fs.open(&dir.join("lock"), Open::Lock).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock => PipelineError::Locked(dir.to_owned()),
+            _ => failed("lock", dir, error),
+        })?;
+        Ok(Self { fs, dir: dir.to_owned(), file })
+    }
+
+    /// [`SegmentLog::open_at_least`], of which the first step was to take this lock.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(self, config: LogConfig, next_min: Offset) -> Result<(SegmentLog, OpenReport), PipelineError> {
+        SegmentLog::open_locked(self, config, next_min)
+    }
+}
+
 impl SegmentLog {
     /// Opens or makes the log in `dir`. What crashes leave (a torn tail, a zero-byte or half-headed file, a missing segment,
     /// flipped bits) is no error: the report says what was found.
@@ -66,13 +97,17 @@ impl SegmentLog {
         config: LogConfig,
         next_min: Offset,
     ) -> Result<(Self, OpenReport), PipelineError> {
+        LogLock::take(fs, dir)?.open(config, next_min)
+    }
+
+    fn open_locked(
+        LogLock { fs, dir, file: lock }: LogLock,
+        config: LogConfig,
+        next_min: Offset,
+    ) -> Result<(Self, OpenReport), PipelineError> {
         check(&config)?;
+        let dir = dir.as_path();
         let failed = |op, source| failed(op, dir, source);
-        make_dir_durable(&*fs, dir).map_err(|error| failed("make", error))?;
-        let lock = fs.open(&dir.join("lock"), Open::Lock).map_err(|error| match error.kind() {
-            std::io::ErrorKind::WouldBlock => PipelineError::Locked(dir.to_owned()),
-            _ => failed("lock", error),
-        })?;
         let (schemas, encoder) = (Schemas::default(), Encoder::new().map_err(|error| failed("make", error))?);
         let recovered = recover(&*fs, dir, (config.dedup_keys_max, next_min), (&schemas, &encoder))?;
         let mut report = recovered.report;
