@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::fs::{Fs, RealFs, make_dir_durable};
 use tidegate_pipeline::keys::{KeyRecord, Keys, Role};
-use tidegate_pipeline::log::SegmentLog;
+use tidegate_pipeline::log::LogLock;
 use tidegate_pipeline::registry::Registry;
 use tidegate_pipeline::{PipelineError, StreamLog};
+use tidegate_sinks::parquet::{LogSource, ParquetStore};
 
 use super::args::KeyCommand;
 use super::http::Client;
@@ -120,14 +121,18 @@ async fn offline(config: &Config, wish: &Wish<'_>) -> anyhow::Result<Value> {
     }
     let fs: Arc<dyn Fs> = Arc::new(RealFs);
     make_dir_durable(fs.as_ref(), data).with_context(|| format!("make the data folder {}", data.display()))?;
-    let opened = SegmentLog::open(fs.clone(), &data.join("log"), config.log_store.clone());
-    let (log, _) = opened.map_err(|error| match error {
+    let lock = LogLock::take(fs.clone(), &data.join("log")).map_err(|error| match error {
         PipelineError::Locked(_) => anyhow!(
             "a server is using {} but its server.json is missing or stale: ask it over HTTP (/v2/keys), or restart it",
             data.display()
         ),
         other => anyhow!(other).context(format!("open the log in {}", data.display())),
     })?;
+    // As in the server: the log goes on after what the store holds, should it have lost its end.
+    let store = ParquetStore::open(fs.clone(), &data.join("store"), config.parquet.clone());
+    let (store, _) = store.with_context(|| format!("open the Parquet store in {}", data.display()))?;
+    let opened = lock.open(config.log_store.clone(), store.cursor(LogSource::Ingest));
+    let (log, _) = opened.with_context(|| format!("open the log in {}", data.display()))?;
     let log = Arc::new(log);
     let stream: Arc<dyn StreamLog> = log.clone();
     let changes = log.clone();

@@ -33,11 +33,11 @@ use tidegate_ingest::mapping::Mappings;
 use tidegate_pipeline::delivery::{DeliveryHandle, DeliveryParts, deliver};
 use tidegate_pipeline::fs::{Fs, RealFs, make_dir_durable};
 use tidegate_pipeline::keys::Keys;
-use tidegate_pipeline::log::{LogConfig, SegmentLog};
+use tidegate_pipeline::log::{LogConfig, LogLock, SegmentLog};
 use tidegate_pipeline::output::OutputLog;
 use tidegate_pipeline::registry::Registry;
 use tidegate_pipeline::run::{RunHandle, RunLoop, RunParts};
-use tidegate_pipeline::{Health, StreamLog};
+use tidegate_pipeline::{Health, Offset, StreamLog};
 use tidegate_query::{Query, QueryParts};
 use tidegate_rules::SigmaOperator;
 use tidegate_sinks::feed::{Feed, Stretch};
@@ -137,10 +137,12 @@ impl Server {
         let fs: Arc<dyn Fs> = Arc::new(RealFs);
         make_dir_durable(fs.as_ref(), data).with_context(|| format!("make the data folder {}", data.display()))?;
         let health = Health::default();
-        let log = open_log(&fs, &data.join("log"), &config.log_store, &health, "log")?;
-        let output = open_log(&fs, &data.join("output"), &config.log_store, &health, "output log")?;
+        // The logs' locks keep a second server from the store too, so they come first; the logs go by what the store holds.
+        let lock = lock_log(&fs, &data.join("log"))?;
+        let output_lock = lock_log(&fs, &data.join("output"))?;
         let store = open_store(&fs, data, config)?;
-        check_logs_reach(&store, [(LogSource::Ingest, &log), (LogSource::Output, &output)])?;
+        let log = open_log(lock, store.cursor(LogSource::Ingest), &config.log_store, &health, "log")?;
+        let output = open_log(output_lock, store.cursor(LogSource::Output), &config.log_store, &health, "output log")?;
         let (ingest_log, output_log): (Arc<dyn StreamLog>, Arc<dyn StreamLog>) = (log.clone(), output.clone());
         let changes_log = log.clone();
         let registry = Registry::open(
@@ -332,17 +334,22 @@ async fn within<T, E: std::fmt::Display>(
 /// What a delivery gets for its last commit when everything before it took the whole time.
 const GRACE: Duration = Duration::from_millis(500);
 
+fn lock_log(fs: &Arc<dyn Fs>, dir: &Path) -> anyhow::Result<LogLock> {
+    LogLock::take(fs.clone(), dir).with_context(|| format!("open the log in {}", dir.display()))
+}
+
+/// Opens a log whose rows below `next_min` the store holds: should it have lost its end, it goes on after them.
 fn open_log(
-    fs: &Arc<dyn Fs>,
-    dir: &Path,
+    lock: LogLock,
+    next_min: Offset,
     config: &LogConfig,
     health: &Health,
     name: &str,
 ) -> anyhow::Result<Arc<SegmentLog>> {
-    let opened = SegmentLog::open(fs.clone(), dir, config.clone());
-    let (log, report) = opened.with_context(|| format!("open the log in {}", dir.display()))?;
+    let opened = lock.open(config.clone(), next_min);
+    let (log, report) = opened.with_context(|| format!("open the {name}"))?;
     log.report_health(health.stage(name));
-    tracing::info!(dir = %dir.display(), ?report, "log opened");
+    tracing::info!(name, ?report, "log opened");
     Ok(Arc::new(log))
 }
 
@@ -352,20 +359,6 @@ fn open_store(fs: &Arc<dyn Fs>, data: &Path, config: &Config) -> anyhow::Result<
     let (store, report) = opened.with_context(|| format!("open the Parquet store in {}", dir.display()))?;
     tracing::info!(dir = %dir.display(), ?report, "store opened");
     Ok(store)
-}
-
-/// A log that ends before the store's cursor was removed or replaced: its next rows would count as stored already.
-fn check_logs_reach(store: &ParquetStore, logs: [(LogSource, &Arc<SegmentLog>); 2]) -> anyhow::Result<()> {
-    for (source, log) in logs {
-        let (next, cursor) = (log.bounds().next, store.cursor(source));
-        anyhow::ensure!(
-            next >= cursor,
-            "the {} log ends at offset {next}, but the store already holds rows up to {cursor}: the log was removed or is of \
-             another data folder; put it back, or move the folder `store` away to start afresh",
-            source.as_str()
-        );
-    }
-    Ok(())
 }
 
 /// Binds the listener. While no key exists, only loopback will do.
