@@ -29,7 +29,11 @@ fn edit(number: u64) -> PathBuf {
 }
 
 fn open_log(fs: &SimFs) -> SegmentLog {
-    let config = LogConfig { dedup_keys_max: 1000, tail_bytes_max: 1, ..LogConfig::default() };
+    open_log_of(fs, LogConfig::default().segment_bytes_max)
+}
+
+fn open_log_of(fs: &SimFs, segment_bytes_max: u64) -> SegmentLog {
+    let config = LogConfig { dedup_keys_max: 1000, tail_bytes_max: 1, segment_bytes_max, ..LogConfig::default() };
     let opened = SegmentLog::open(Arc::new(fs.clone()), Path::new(LOG_DIR), config);
     opened.expect("opening a log never fails for what its files hold").0
 }
@@ -119,6 +123,49 @@ pub fn log_segment(bytes: &[u8]) {
     }
 }
 
+/// A log of some segments with their summaries, and its rows.
+static LOG: LazyLock<(SimFs, Vec<String>)> = LazyLock::new(|| {
+    let fs = SimFs::new();
+    let log = open_log_of(&fs, 4096);
+    let ids: Vec<String> = (0..9).map(|at| format!("id {at}")).collect();
+    ids.iter().for_each(|id| drop(append(&log, id).expect("a healthy log takes events")));
+    log.close();
+    drop(log);
+    (fs, ids)
+});
+
+fn summaries(fs: &SimFs) -> Vec<PathBuf> {
+    fs.files().into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "sum")).collect()
+}
+
+/// The summary of a segment. Without its checksums it costs no row; with them, it may say what it likes, but opening and
+/// reading go on.
+pub fn log_summary(bytes: &[u8]) {
+    let (whole, rows) = &*LOG;
+    let mut forged = bytes.to_vec();
+    if let Some((head, rest)) = forged.split_at_mut_checked(32) {
+        let meta = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
+        let (meta, keys) = rest.split_at(meta.min(rest.len()));
+        head[12..16].copy_from_slice(&crc32c::crc32c(meta).to_le_bytes());
+        head[16..20].copy_from_slice(&crc32c::crc32c(keys).to_le_bytes());
+        head[24..32].copy_from_slice(&(keys.len() as u64 / 16).to_le_bytes());
+    }
+    for path in summaries(whole) {
+        if forged != bytes {
+            let fs = whole.after_kill();
+            fs.set_bytes(&path, bytes.to_vec());
+            let log = open_log(&fs);
+            assert_eq!(&readable(&log), rows, "a damaged summary costs no row");
+            append(&log, "neighbour").expect("the log takes events");
+        }
+        let fs = whole.after_kill();
+        fs.set_bytes(&path, forged.clone());
+        let log = open_log(&fs);
+        _ = (readable(&log), log.changes_from(log.bounds().first), append(&log, "neighbour"));
+        look(&fs);
+    }
+}
+
 fn open_store(fs: &SimFs) -> Arc<ParquetStore> {
     let config = ParquetConfig { edits_per_snapshot: 3, ..ParquetConfig::default() };
     let opened = ParquetStore::open(Arc::new(fs.clone()), Path::new(STORE_DIR), config);
@@ -178,12 +225,13 @@ pub fn parquet_manifest(bytes: &[u8]) {
     }
 }
 
-/// Seeds for the two targets: the only segment of a log, and the edits of a store.
-pub fn seeds_of_disk() -> (Vec<u8>, Vec<Vec<u8>>) {
+/// Seeds: the only segment of a log, the first summary of one, and the edits of a store.
+pub fn seeds_of_disk() -> (Vec<u8>, Vec<u8>, Vec<Vec<u8>>) {
     let fs = SimFs::new();
     let log = open_log(&fs);
     ["one", "two", "three"].iter().for_each(|id| drop(append(&log, id).expect("a healthy log takes events")));
     log.close();
     let edits = (1..=last_edit(&STORE)).filter_map(|number| STORE.bytes(&edit(number)));
-    (fs.bytes(&segment(0)).unwrap_or_default(), edits.collect())
+    let summary = summaries(&LOG.0).first().and_then(|path| LOG.0.bytes(path));
+    (fs.bytes(&segment(0)).unwrap_or_default(), summary.unwrap_or_default(), edits.collect())
 }

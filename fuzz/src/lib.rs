@@ -9,8 +9,8 @@ mod rows;
 mod texts;
 
 pub use bodies::{arrow_body, csv_body, inflate, json_body};
-pub use disk::{log_segment, parquet_manifest, seeds_of_disk};
-pub use texts::{configuration, feed_filter, mapping_file, query_string, rule_text, sql_gate};
+pub use disk::{log_segment, log_summary, parquet_manifest, seeds_of_disk};
+pub use texts::{configuration, feed_filter, mapping_file, query_string, rule_text, sql_gate, values};
 
 /// What a target is.
 pub type Target = fn(&[u8]);
@@ -24,9 +24,11 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("inflate", inflate),
     ("json_body", json_body),
     ("log_segment", log_segment),
+    ("log_summary", log_summary),
     ("mapping_file", mapping_file),
     ("parquet_manifest", parquet_manifest),
     ("query_string", query_string),
     ("rule_text", rule_text),
     ("sql_gate", sql_gate),
+    ("values", values),
 ];

@@ -6,9 +6,11 @@ use std::sync::{Arc, LazyLock};
 use tidegate::config::Config;
 use tidegate::config::keys::Keys;
 use tidegate::config::raw::Raw;
-use tidegate_events::Dataset;
+use tidegate_events::{Dataset, focus};
 use tidegate_ingest::http::{QueryString, nearest};
-use tidegate_ingest::mapping::Mappings;
+use tidegate_ingest::mapping::rule::{address_of, port_of};
+use tidegate_ingest::mapping::time::{TimeUnit, from_float, from_int, from_text};
+use tidegate_ingest::mapping::{Mappings, decimal};
 use tidegate_pipeline::LogBatch;
 use tidegate_query::{QueryConfig, check_sql};
 use tidegate_rules::{Evaluator, RuleFile, RuleSet, RulesConfig};
@@ -18,7 +20,21 @@ use crate::bodies::with_mapping;
 use crate::rows::batch;
 
 /// What the gate asks for.
-const STACK_BYTES: usize = 8 << 20;
+const GATE_STACK_BYTES: usize = 8 << 20;
+/// `toml_parser` 1.1 loses count of how deep it is in some broken texts, and then takes some kilobytes of stack a brace.
+const TOML_STACK_BYTES: usize = 512 << 20;
+/// What is wrong in a configuration file is told with its place and a hint, which takes the square of how much it is.
+const CONFIGURATION_BYTES_MAX: usize = 4096;
+
+/// Runs a part of a target on a stack of its own.
+fn on_stack(bytes: usize, run: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(bytes).spawn_scoped(scope, run).expect("a thread");
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
 
 const GOOD_RULE: &str = "title: Good\nid: good\nlogsource: {product: windows}\n\
                          detection: {s: {own.text|contains: text}, condition: s}";
@@ -53,7 +69,7 @@ pub fn rule_text(bytes: &[u8]) {
 /// SQL before it is planned. What passes does not pass with a writing statement after it or around it.
 pub fn sql_gate(bytes: &[u8]) {
     let text = text_of(bytes);
-    let check = move || {
+    let check = || {
         let config = QueryConfig::default();
         let Ok(()) = check_sql(&text, &config) else { return };
         for writing in [
@@ -67,17 +83,18 @@ pub fn sql_gate(bytes: &[u8]) {
             assert!(check_sql(&writing, &config).is_err(), "this passes: {writing}");
         }
     };
-    let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(check).expect("a thread");
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
+    on_stack(GATE_STACK_BYTES, check);
 }
 
 /// A configuration file, and the same lines as variables of the environment: without a problem, they are a configuration.
 pub fn configuration(bytes: &[u8]) {
-    let text = text_of(bytes);
+    let text = text_of(bytes.get(..CONFIGURATION_BYTES_MAX).unwrap_or(bytes));
+    on_stack(TOML_STACK_BYTES, || check_configuration(&text));
+}
+
+fn check_configuration(text: &str) {
     let mut file = Raw::default();
-    file.add_file(&KEYS, Path::new("t.toml"), &text);
+    file.add_file(&KEYS, Path::new("t.toml"), text);
     let mut env = Raw::default();
     let pairs = text.lines().filter_map(|line| line.split_once('='));
     let named = pairs.clone().map(|(name, value)| {
@@ -102,8 +119,12 @@ pub fn configuration(bytes: &[u8]) {
 /// A mapping file and, after a line `---`, an event: a wrong file is refused with a reason, else its events are decoded.
 pub fn mapping_file(bytes: &[u8]) {
     let text = text_of(bytes);
+    on_stack(TOML_STACK_BYTES, || check_mapping(&text));
+}
+
+fn check_mapping(text: &str) {
     let (mapping, event) =
-        text.split_once("\n---\n").unwrap_or((&text, r#"{"time":"2024-01-01T00:00:00Z","a":[1,"b"]}"#));
+        text.split_once("\n---\n").unwrap_or((text, r#"{"time":"2024-01-01T00:00:00Z","a":[1,"b"]}"#));
     match Mappings::with_texts(&[("hostile.toml".to_owned(), mapping.to_owned())]) {
         Ok(mappings) => with_mapping(&Arc::new(mappings), event),
         Err(error) => assert!(error.to_string().contains("hostile.toml"), "{error}"),
@@ -138,4 +159,33 @@ pub fn query_string(bytes: &[u8]) {
         }
     }
     assert!(nearest(&text, &known).is_none_or(|near| known.contains(&near)));
+}
+
+/// The text of one value, read as everything that core columns hold, and written as JSON.
+pub fn values(bytes: &[u8]) {
+    let text = text_of(bytes);
+    if let Some(decimal) = decimal::parse(&text) {
+        let one = 10i128.pow(u32::from(focus::DECIMAL_SCALE.unsigned_abs()));
+        let magnitude = decimal.unscaled.checked_abs().expect("a decimal of the column's digits");
+        assert!(magnitude < 10i128.pow(u32::from(focus::DECIMAL_PRECISION)), "{text:?} is {decimal:?}");
+        let sign = if decimal.unscaled < 0 { "-" } else { "" };
+        let written = format!("{sign}{}.{:015}", magnitude / one, magnitude % one);
+        let again = decimal::parse(&written).map(|again| (again.unscaled, again.exact));
+        assert_eq!(again, Some((decimal.unscaled, true)), "{text:?} as {written}");
+    }
+    let number = bytes.first_chunk::<8>().map_or(0, |eight| i64::from_le_bytes(*eight));
+    let units =
+        [TimeUnit::Auto, TimeUnit::Seconds, TimeUnit::Milliseconds, TimeUnit::Microseconds, TimeUnit::Nanoseconds];
+    for unit in units {
+        let float = f64::from_bits(number.cast_unsigned());
+        let times = [from_text(&text, unit), from_int(number, unit), from_float(float, unit)];
+        for us in times.into_iter().flatten() {
+            assert!((-62_167_219_200_000_000..253_402_300_800_000_000).contains(&us), "{text:?} is {us} as {unit:?}");
+        }
+    }
+    assert!(text.contains(address_of(&text)));
+    assert!(port_of(&text).is_none_or(|port| text.ends_with(port) && port.bytes().all(|byte| byte.is_ascii_digit())));
+    let mut json = Vec::new();
+    tidegate_query::json::write_text(&text, &mut json);
+    assert_eq!(serde_json::from_slice::<String>(&json).ok().as_ref(), Some(&text), "what is shown is what was stored");
 }

@@ -30,7 +30,7 @@ pub fn folder(kind: &str, target: &str) -> PathBuf {
 }
 
 /// The files of a folder by name; none when there is no folder.
-fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+pub fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
     paths.sort();

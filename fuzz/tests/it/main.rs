@@ -2,6 +2,8 @@
 
 mod campaign;
 mod mutate;
+
+mod right_seeds;
 mod seeds;
 
 use campaign::run;
@@ -42,6 +44,11 @@ fn log_segment() {
 }
 
 #[test]
+fn log_summary() {
+    run("log_summary");
+}
+
+#[test]
 fn mapping_file() {
     run("mapping_file");
 }
@@ -64,6 +71,11 @@ fn rule_text() {
 #[test]
 fn sql_gate() {
     run("sql_gate");
+}
+
+#[test]
+fn values() {
+    run("values");
 }
 
 #[test]

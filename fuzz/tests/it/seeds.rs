@@ -64,8 +64,9 @@ fn write_the_seeds_that_are_not_text() {
     write("inflate", "skippable_and_frame.zst", &[&[0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 9, 9], &frame[..]].concat());
     write("inflate", "bomb.zst", &zstd::encode_all(&vec![0; 1 << 20][..], 19).expect("memory"));
 
-    let (segment, edits) = tidegate_fuzz::seeds_of_disk();
+    let (segment, summary, edits) = tidegate_fuzz::seeds_of_disk();
     write("log_segment", "three_groups.log", &segment);
+    write("log_summary", "first.sum", &summary);
     for (at, edit) in edits.iter().enumerate() {
         write("parquet_manifest", &format!("{}.edit", at + 1), edit);
     }

@@ -53,7 +53,7 @@ pub fn parse(text: &str) -> Option<Decimal> {
     let exact = half == 0 && !beyond;
     let odd = unscaled % 2 == 1;
     if half > 5 || (half == 5 && (beyond || odd)) {
-        unscaled += 1;
+        unscaled = unscaled.checked_add(1)?;
     }
     let limit = 10i128.pow(u32::from(DECIMAL_PRECISION));
     (unscaled < limit).then_some(Decimal { unscaled: if negative { -unscaled } else { unscaled }, exact })
@@ -107,6 +107,7 @@ mod tests {
             "1e999999",
             "999999999999999.9999999999999999",
             "1e99999999999",
+            "170141183460469231731687.3037158841057279",
             "--1",
             "1 ",
         ] {
