@@ -76,8 +76,20 @@ impl<D: Decode> Worker<D> {
         }
     }
 
-    /// Works until the queue is closed and empty.
+    /// Works until the queue is closed and empty, whatever panics. The requests of the bodies in hand are answered by their
+    /// replies being dropped; each is then told 503, as what the log has of them is not known.
     pub(super) fn run(mut self, queue: &Queue) {
+        while catch_unwind(AssertUnwindSafe(|| self.work(queue))).is_err() {
+            metrics::counter!(names::DECODE_PANICS_TOTAL).increment(1);
+            tracing::error!(
+                "a decode thread panicked; the bodies that it held are not answered as stored, and it goes on"
+            );
+            self.decoder = (self.new_decoder)();
+            self.inflated_bytes = 0;
+        }
+    }
+
+    fn work(&mut self, queue: &Queue) {
         while let Some(jobs) = queue.take() {
             // Bodies whose client has gone are not worth the work: nobody would learn that they were stored.
             let (disk, memory): (Vec<Job>, Vec<Job>) =
@@ -258,8 +270,8 @@ mod tests {
     use arrow::array::{RecordBatch, StringArray};
     use arrow::datatypes::{DataType, Field, Schema};
     use tidegate_events::Dataset;
-    use tidegate_pipeline::EventBatch;
     use tidegate_pipeline::log::MemoryLog;
+    use tidegate_pipeline::{EventBatch, PipelineError};
     use tokio::sync::oneshot;
 
     use super::*;
@@ -365,5 +377,50 @@ mod tests {
             assert_eq!(results, texts.map(|text| Ok(text.to_owned())));
             assert_eq!(log.read(0, usize::MAX).expect("readable").len(), appends);
         }
+    }
+
+    /// Panics at its first append.
+    struct PanicsOnce(MemoryLog, std::sync::atomic::AtomicBool);
+
+    impl StreamLog for PanicsOnce {
+        fn append(&self, append: Append) -> tidegate_pipeline::AppendReply {
+            assert!(self.1.swap(true, std::sync::atomic::Ordering::Relaxed), "on purpose");
+            self.0.append(append)
+        }
+
+        fn read(&self, from: u64, bytes_max: usize) -> Result<Vec<Arc<tidegate_pipeline::LogBatch>>, PipelineError> {
+            self.0.read(from, bytes_max)
+        }
+
+        fn forget(&self, below: u64) -> Result<(), PipelineError> {
+            self.0.forget(below)
+        }
+
+        fn watch(&self) -> tokio::sync::watch::Receiver<tidegate_pipeline::LogBounds> {
+            self.0.watch()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_thread_outlives_a_panic_anywhere_and_no_request_waits_for_good() {
+        let log = Arc::new(PanicsOnce(MemoryLog::new(16, 1 << 20), false.into()));
+        let worker = Worker::new(Box::new(Fragile::default), &BatcherConfig::default(), log, Handle::current());
+        let queue = Arc::new(Queue {
+            waiting: Default::default(),
+            more: Default::default(),
+            stage: tidegate_pipeline::Health::default().stage("decode"),
+            group_bytes_max: 1,
+        });
+        let mut answers = Vec::new();
+        for text in ["a", "b"] {
+            let (job, answer) = job(text, Ack::Disk);
+            queue.put(job).expect("queued");
+            answers.push(answer);
+        }
+        queue.waiting.lock().closed = true;
+        tokio::task::spawn_blocking(move || worker.run(&queue)).await.expect("the thread ends by itself");
+        let (first, second) = (answers.remove(0).await, answers.remove(0).await);
+        assert!(first.is_err(), "dropped, which the door answers with 503: {first:?}");
+        assert_eq!(second.expect("an answer").expect("stored").stored[0].event_id, "b");
     }
 }
