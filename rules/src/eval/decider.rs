@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use aho_corasick::AhoCorasick;
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use regex::Regex;
 use rustc_hash::FxHashMap;
 
@@ -15,6 +15,10 @@ use crate::datetime::{TimePart, parse_time};
 use crate::eval::budget::SAMPLE;
 use crate::fold::fold_into;
 use crate::number::{Comparison, Number};
+
+/// The most bytes of literals that may become a DFA. It takes about a hundred bytes a byte, and for a literal that repeats itself
+/// the square of its length to build.
+const DFA_LITERAL_BYTES_MAX: usize = 8 << 10;
 
 /// The predicates of one view, sorted by how they are decided.
 #[derive(Debug, Default)]
@@ -235,7 +239,10 @@ impl TextsBuilder {
 
     fn build(mut self) -> Texts {
         if !self.literals.is_empty() {
-            match AhoCorasick::new(self.literals.iter().map(|literal| literal.as_bytes())) {
+            let bytes: usize = self.literals.iter().map(|literal| literal.len()).sum();
+            let kind = (bytes > DFA_LITERAL_BYTES_MAX).then_some(AhoCorasickKind::ContiguousNFA);
+            let literals = self.literals.iter().map(|literal| literal.as_bytes());
+            match AhoCorasick::builder().kind(kind).build(literals) {
                 Ok(literals) => self.texts.literals = Some(literals),
                 // Only beyond 2^31 states, which the bounds on rules keep far away: then every pattern is tried alone.
                 Err(error) => {
