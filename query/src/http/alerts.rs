@@ -2,7 +2,9 @@
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
-use datafusion::functions_nested::expr_fn::array_has;
+use datafusion::functions::string::expr_fn::concat;
+use datafusion::functions::unicode::expr_fn::strpos;
+use datafusion::functions_nested::expr_fn::{array_has, array_to_string};
 use datafusion::logical_expr::{Expr, lit};
 use hyper::Response;
 use tidegate_events::{Dataset, Level};
@@ -21,8 +23,9 @@ const SEQ: &str = "seq";
 
 impl Query {
     /// `GET /v2/alerts?from=&to=&level=&rule=&tag=&entity=&limit=&cursor=`: stored alerts, newest first, as
-    /// `{"alerts":[…],"cursor":…}`. `level` is the least one; `rule` an id or title; `entity` an actor, asset, resource or
-    /// group key.
+    /// `{"alerts":[…],"cursor":…}`. `level` is the least one; `rule` an id or title; `tag` a tag or one above it
+    /// (`attack.t1003` finds `attack.t1003.001`); `entity` an actor, asset, resource, or a value or pair of the group key.
+    /// The feed's filters mean the same.
     pub async fn handle_alerts(&self, query: Option<&str>, principal: &Principal, request_id: &str) -> Response<Body> {
         answered(self.alerts(query, &Scope::of(principal)).await, request_id)
     }
@@ -144,12 +147,17 @@ fn alert_filters(params: &Params) -> Result<Filters, QueryError> {
         filters.push(column("rule_id").eq(lit(rule)).or(column("title").eq(lit(rule))));
     }
     if let Some(tag) = params.get("tag") {
-        filters.push(array_has(column("tags"), lit(tag)));
+        // No tag holds this character, so a tag begins where it stands.
+        let begins = concat(vec![lit("\u{1}"), array_to_string(column("tags"), lit("\u{1}"))]);
+        let below = strpos(begins, lit(format!("\u{1}{tag}."))).gt(lit(0));
+        filters.push(array_has(column("tags"), lit(tag)).or(below));
     }
     if let Some(entity) = params.get("entity") {
         let is = |name: &str| column(name).eq(lit(entity));
-        let any: Expr = is("actor").or(is("asset")).or(is("resource")).or(is("group_key"));
-        filters.push(any);
+        let pairs = || concat(vec![lit(", "), column("group_key"), lit(", ")]);
+        let grouped = |text: String| strpos(pairs(), lit(text)).gt(lit(0));
+        let any: Expr = is("actor").or(is("asset")).or(is("resource"));
+        filters.push(any.or(grouped(format!(", {entity}, "))).or(grouped(format!("={entity}, "))));
     }
     Ok(filters)
 }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use serde_json::Value;
-use tidegate_events::{Dataset, FieldType, Level, alerts_to_batch};
+use tidegate_events::{Alert, Dataset, FieldType, Level, alerts_to_batch};
 use tidegate_pipeline::keys::Role;
 use tidegate_query::QueryConfig;
 
@@ -255,6 +255,9 @@ async fn alerts_are_paged_filtered_and_handed_to_the_feed() {
             ("alerts?rule=rule-1", "acme-alert-3"),
             ("alerts?rule=Rule%200", "acme-alert-2,acme-alert-0"),
             ("alerts?tag=attack.t2", "acme-alert-2"),
+            ("alerts?tag=attack", "acme-alert-3,acme-alert-2,acme-alert-0"),
+            ("alerts?tag=attack.t100", ""),
+            ("alerts?tag=t1003", ""),
             ("alerts?entity=alice&limit=1", "acme-alert-3"),
             ("alerts?entity=mallory", ""),
             ("alerts?to=2026-01-01T00:00:00Z", ""),
@@ -263,8 +266,12 @@ async fn alerts_are_paged_filtered_and_handed_to_the_feed() {
             assert_eq!(ids(&answer, "alerts", "alert_id").join(","), wanted, "{mode:?} {query}");
         }
         let first = json(get(&world, "acme", "alerts?limit=2").await);
-        append(&world.output, Dataset::Alerts, alerts_to_batch(&[alert("acme", 5, Level::Low)], 5, 1).expect("alerts"))
-            .await;
+        let grouped = Alert { group_key: "user=kim, src_ip=10.0.0.1".into(), ..alert("acme", 5, Level::Low) };
+        append(&world.output, Dataset::Alerts, alerts_to_batch(&[grouped], 5, 1).expect("alerts")).await;
+        for (entity, found) in [("kim", 1), ("10.0.0.1", 1), ("src_ip%3D10.0.0.1", 1), ("10.0.0", 0), ("user", 0)] {
+            let answer = json(get(&world, "acme", &format!("alerts?entity={entity}")).await);
+            assert_eq!(ids(&answer, "alerts", "alert_id").len(), found, "{mode:?} {entity}");
+        }
         let second = json(
             get(&world, "acme", &format!("alerts?limit=2&cursor={}", first["cursor"].as_str().expect("more"))).await,
         );

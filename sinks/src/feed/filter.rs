@@ -25,7 +25,7 @@ pub struct Filter {
     /// This tag, or one below it: `attack.t1003` matches `attack.t1003.001`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
-    /// This actor, asset, resource, or (part of the) group key.
+    /// This actor, asset, resource, or a value or a pair of the group key (`user=kim, src_ip=10.0.0.1`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entity: Option<String>,
 }
@@ -109,11 +109,11 @@ impl Facts {
 
     fn is_about(&self, entity: &str) -> bool {
         self.entities.iter().any(|of| of == entity)
-            || self.group_key == entity
-            || self
-                .group_key
-                .split(", ")
-                .any(|pair| pair == entity || pair.split_once('=').is_some_and(|(_, value)| value == entity))
+            || (!self.group_key.is_empty() && {
+                // `GET /v2/alerts` looks for the same texts.
+                let pairs = format!(", {}, ", self.group_key);
+                pairs.contains(&format!(", {entity}, ")) || pairs.contains(&format!("={entity}, "))
+            })
     }
 }
 

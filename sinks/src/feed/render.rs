@@ -1,13 +1,15 @@
 //! Alerts as JSON: rows of `alerts` rendered the same way whether they come from the log or from history.
 //!
 //! The form is that of `GET /v2/alerts`: times are RFC 3339, UTC, with as many digits as they need, lists are arrays, absent
-//! values are left out, and `matched` is the JSON text that the column holds.
+//! values are left out, `matched` is the JSON object that the column's text holds, and the tenant, of which a reader sees only
+//! one, is not said.
 
 use arrow::array::types::TimestampMicrosecondType;
 use arrow::array::{Array, AsArray, Int32Array, Int64Array, ListArray, RecordBatch, StringArray};
 use arrow::datatypes::DataType;
 use chrono::{DateTime, SecondsFormat};
 use serde_json::{Map, Value};
+use tidegate_events::Dataset;
 
 /// Each row of a batch of [`Dataset::Alerts`] as its `seq` and its JSON object. Rows without a `seq` are left out.
 ///
@@ -27,12 +29,20 @@ pub(super) fn render(rows: &RecordBatch, row: usize) -> String {
     let mut object = Map::new();
     for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
         if column.is_valid(row)
+            && field.name() != Dataset::ORG_ID
             && let Some(value) = value(column.as_ref(), row)
         {
+            let value = if field.name() == "matched" { embedded(value) } else { value };
             object.insert(field.name().clone(), value);
         }
     }
     Value::Object(object).to_string()
+}
+
+/// The object that a text holds; the text itself when it holds none.
+fn embedded(value: Value) -> Value {
+    let object = value.as_str().and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
+    object.map_or(value, Value::Object)
 }
 
 fn value(column: &dyn Array, row: usize) -> Option<Value> {
@@ -89,7 +99,9 @@ mod tests {
         assert_eq!(rendered.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), [7, 8]);
         assert!(!rendered[0].1.contains('\n'), "one line: {}", rendered[0].1);
         let value: Value = serde_json::from_str(&rendered[0].1).expect("JSON");
-        assert_eq!(value["matched"], r#"{"a":[1,2]}"#);
+        assert_eq!(value["matched"], serde_json::json!({"a": [1, 2]}));
+        assert!(value.get("org_id").is_none());
+        assert_eq!(embedded("cut {".into()), "cut {");
         assert_eq!(value["first_time"], "2023-11-14T22:13:20Z");
         assert_eq!(value["last_time"], "2023-11-14T22:13:20.123456Z");
         assert_eq!(value["tags"][0], "attack.t1078");
