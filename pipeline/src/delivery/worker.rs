@@ -165,6 +165,8 @@ impl Worker {
 
     async fn flush(&mut self, stop: &mut Stopping) -> Result<(), Stopped> {
         while self.taken_since.is_some() {
+            // Before the call, so that one that never comes back shows as stuck.
+            self.stage.waiting(1, now_us());
             match self.guard(|sink| sink.flush(), stop).await? {
                 Ok(()) => {
                     self.taken_since = None;
@@ -172,11 +174,11 @@ impl Worker {
                 }
                 // It cannot be said which rows are the reason, so even a refusal is tried again.
                 Err(SinkError::Retryable(reason) | SinkError::Fatal(reason)) => {
-                    self.stage.waiting(1, now_us());
                     self.wait("flush", &reason, stop).await?;
                 }
             }
         }
+        self.stage.waiting(0, now_us());
         self.publish();
         Ok(())
     }

@@ -149,6 +149,16 @@ async fn a_flush_that_goes_on_failing_is_stuck_although_everything_was_taken() {
 }
 
 #[tokio::test]
+async fn a_flush_that_never_comes_back_is_stuck() {
+    let case = Case::new();
+    case.seen.lock().to_flushes.push_back(Answer::Hang);
+    case.push(&["a"]);
+    let _handle = case.start();
+    until("the flush began", || case.seen.lock().flushes == 1).await;
+    assert_eq!(case.health.stuck(now_us() + 11_000_000, 10_000_000), ["sink"]);
+}
+
+#[tokio::test]
 async fn refused_rows_become_dead_letters_and_their_neighbours_go_on() {
     let mut case = Case::new();
     case.config.delivery_bytes_max = 1 << 20;
