@@ -64,6 +64,8 @@ pub struct Measured {
     pub alert_latency: Option<Latency>,
     /// Answers 429 and 503; those requests were sent again.
     pub busy: u64,
+    /// Bytes that compaction wrote meanwhile: its CPU time is in `cpu_s`, and it begins when it finds files enough, not with the load.
+    pub compacted_bytes: f64,
     /// The peak of the server's resident memory, its start included.
     pub rss_peak_mib: f64,
     /// The server's resident memory at the end.

@@ -116,6 +116,7 @@ impl Run {
         }
         let stored = (started.elapsed().as_secs_f64(), cpu_seconds(pid)? - cpu_before);
 
+        let after = Counted::of(&asking.metrics().await?);
         let rows = asking.count("security_events").await?;
         let acknowledged = warm.accepted + tally.accepted;
         Ok(Measured {
@@ -129,6 +130,7 @@ impl Run {
             latency: Latency::from(&tally.latencies),
             alert_latency: seen.as_ref().map(Latency::from),
             busy: tally.busy,
+            compacted_bytes: after.compacted_bytes - before.compacted_bytes,
             rss_peak_mib: mebibytes(memory_bytes(pid, "VmHWM")?),
             rss_mib: mebibytes(memory_bytes(pid, "VmRSS")?),
             disk: disk(&server.data_dir(), rows),
@@ -143,11 +145,15 @@ impl Run {
 #[derive(Debug, Clone, Copy, Default)]
 struct Counted {
     stored_rows: f64,
+    compacted_bytes: f64,
 }
 
 impl Counted {
     fn of(metrics: &Metrics) -> Self {
-        Self { stored_rows: metrics.sum("tidegate_sinks_parquet_rows_total", r#"source="ingest""#) }
+        Self {
+            stored_rows: metrics.sum("tidegate_sinks_parquet_rows_total", r#"source="ingest""#),
+            compacted_bytes: metrics.sum("tidegate_sinks_parquet_compacted_bytes_total", ""),
+        }
     }
 }
 
