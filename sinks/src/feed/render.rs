@@ -1,6 +1,6 @@
 //! Alerts as JSON: rows of `alerts` rendered the same way whether they come from the log or from history.
 //!
-//! The form is that of `GET /v2/alerts`: times are RFC 3339, UTC, with as many digits as they need, lists are arrays, absent
+//! The form is that of `GET /v2/alerts`: times are RFC 3339, UTC, to the microsecond, lists are arrays, absent
 //! values are left out, `matched` is the JSON object that the column's text holds, and the tenant, of which a reader sees only
 //! one, is not said.
 
@@ -53,7 +53,7 @@ fn value(column: &dyn Array, row: usize) -> Option<Value> {
         DataType::Timestamp(..) => {
             let micros = column.as_primitive_opt::<TimestampMicrosecondType>()?.value(row);
             let time = DateTime::from_timestamp_micros(micros)?;
-            Some(time.to_rfc3339_opts(SecondsFormat::AutoSi, true).into())
+            Some(time.to_rfc3339_opts(SecondsFormat::Micros, true).into())
         }
         DataType::List(_) => Some(texts(column.as_any().downcast_ref::<ListArray>()?, row).into()),
         _ => None,
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(value["matched"], serde_json::json!({"a": [1, 2]}));
         assert!(value.get("org_id").is_none());
         assert_eq!(embedded("cut {".into()), "cut {");
-        assert_eq!(value["first_time"], "2023-11-14T22:13:20Z");
+        assert_eq!(value["first_time"], "2023-11-14T22:13:20.000000Z");
         assert_eq!(value["last_time"], "2023-11-14T22:13:20.123456Z");
         assert_eq!(value["tags"][0], "attack.t1078");
         assert_eq!(value["alert_id"], "a\"1");
