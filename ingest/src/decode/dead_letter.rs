@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tidegate_events::{Dataset, IdGenerator};
 use tidegate_pipeline::EventBatch;
+use tidegate_pipeline::delivery::LetterText;
 
 use super::family::{EVENT_ID, Family, ORG_ID, RECEIVED_TIME, SOURCE, TIME};
 use super::json::Malformed;
@@ -35,25 +36,9 @@ impl DeadLetters {
         self.family.len()
     }
 
-    /// Keeps one rejected event. Its text is kept as it is when it is UTF-8 (`text`), else in hexadecimal (`hex`); `;cut` says
-    /// that only its start is kept.
+    /// Keeps one rejected event.
     pub(super) fn push(&mut self, origin: &Origin, item: u32, why: &Malformed, payload: &[u8], ids: &mut IdGenerator) {
-        let kept = payload.get(..self.payload_bytes_max).unwrap_or(payload);
-        let cut = kept.len() < payload.len();
-        let (text, hex) = match std::str::from_utf8(kept) {
-            Ok(text) => (text.to_owned(), false),
-            // The cut may go through a letter.
-            Err(error) if cut && error.error_len().is_none() => {
-                (String::from_utf8_lossy(kept.get(..error.valid_up_to()).unwrap_or_default()).into_owned(), false)
-            }
-            Err(_) => (hex_of(kept.get(..self.payload_bytes_max / 2).unwrap_or(kept)), true),
-        };
-        let encoding = match (hex, cut || (hex && kept.len() > self.payload_bytes_max / 2)) {
-            (false, false) => "text",
-            (false, true) => "text;cut",
-            (true, false) => "hex",
-            (true, true) => "hex;cut",
-        };
+        let LetterText { text, encoding, .. } = LetterText::of(payload, self.payload_bytes_max);
         let id = ids.next(origin.received_us);
         let family = &mut self.family;
         family.core_number(TIME, i128::from(origin.received_us));
@@ -76,10 +61,4 @@ impl DeadLetters {
     pub(super) fn flush(&mut self, names: &Names) -> Result<Option<(EventBatch, Vec<RowRef>)>, IngestError> {
         self.family.flush(names)
     }
-}
-
-fn hex_of(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |at: u8| char::from(DIGITS[usize::from(at & 15)]);
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
 }

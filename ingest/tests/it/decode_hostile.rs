@@ -3,6 +3,7 @@
 
 use super::decoding::{Case, decode, decode_with, decoder, fixture};
 use tidegate_ingest::decode::{BodyFormat, DecodeConfig};
+use tidegate_pipeline::delivery::LetterText;
 
 /// What an odd event becomes: the code of its rejection, or the text of its field `x`.
 type Want = Result<&'static str, &'static str>;
@@ -84,11 +85,9 @@ fn check_neighbours(form: &str, body: &[u8], event: &[u8], want: &Want) {
             match std::str::from_utf8(event) {
                 Ok(text) => assert_eq!(payload, text, "{said}"),
                 Err(_) => {
-                    let hex: String = event.iter().map(|byte| format!("{byte:02x}")).collect();
-                    assert_eq!(
-                        (payload, outcome.column("dead_letters", "payload_encoding")),
-                        (hex, vec!["hex".into()])
-                    );
+                    let kept = LetterText::of(event, usize::MAX);
+                    assert_eq!((payload, kept.encoding), (kept.text, "base64"), "{said}");
+                    assert_eq!(outcome.column("dead_letters", "payload_encoding"), ["base64"], "{said}");
                 }
             }
         }
@@ -200,7 +199,7 @@ fn bounds_of_an_event_cost_only_that_event() {
         assert_eq!(outcome.rejected(0), [(1, "event_too_large")]);
         let payload = outcome.column("dead_letters", "payload").concat();
         assert!(long.starts_with(&payload) && payload.len() > 90, "{payload}");
-        assert_eq!(outcome.column("dead_letters", "payload_encoding"), ["text;cut"]);
+        assert_eq!(outcome.column("dead_letters", "payload_encoding"), ["utf8;cut"]);
     }
     for body in ["{\"n\":1}\n".repeat(9), format!("[{}{{}}]", "{\"n\":1},".repeat(9)), "{\"n\":1}".repeat(9)] {
         let outcome = decode_with(&mut decoder(config.clone()), &[Case::json(body)]);

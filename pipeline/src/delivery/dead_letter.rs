@@ -36,13 +36,13 @@ pub struct DeadLetter {
     pub event_id: String,
 }
 
-/// The letters as a batch of [`Dataset::DeadLetters`]. A payload is kept as text when it is UTF-8 (`payload_encoding` `utf8`),
-/// else as base64 (`base64`, RFC 4648 section 4); the column's text is cut to `payload_bytes_max`, which the reason says.
+/// The letters as a batch of [`Dataset::DeadLetters`]. Payloads are kept as [`LetterText`] says; the reason says by how
+/// much one was cut.
 ///
 /// # Errors
 /// Arrow's own, when the batch does not fit Arrow's offsets (2 GiB of payloads).
 pub fn dead_letter_batch(rows: &[DeadLetter], payload_bytes_max: usize) -> Result<RecordBatch, PipelineError> {
-    let payloads: Vec<Payload> = rows.iter().map(|row| Payload::of(&row.payload, payload_bytes_max)).collect();
+    let payloads: Vec<LetterText> = rows.iter().map(|row| LetterText::of(&row.payload, payload_bytes_max)).collect();
     let reasons = rows.iter().zip(&payloads).map(|(row, payload)| match payload.kept {
         kept if kept < row.payload.len() => {
             Some(format!("{} (payload cut to {kept} of {} bytes)", row.reason, row.payload.len()))
@@ -72,28 +72,40 @@ pub fn dead_letter_batch(rows: &[DeadLetter], payload_bytes_max: usize) -> Resul
     Ok(RecordBatch::try_new(Dataset::DeadLetters.core_schema(), columns)?)
 }
 
-struct Payload {
-    text: String,
-    encoding: &'static str,
+/// A payload as `dead_letters` keeps it, whoever gave up on it: as text when it is UTF-8, else in base64 (RFC 4648
+/// section 4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LetterText {
+    /// The column `payload`.
+    pub text: String,
+    /// The column `payload_encoding`: `utf8` or `base64`, and `;cut` after it when only the start is kept.
+    pub encoding: &'static str,
     /// Bytes of the payload that the text stands for.
-    kept: usize,
+    pub kept: usize,
 }
 
-impl Payload {
-    fn of(payload: &[u8], bytes_max: usize) -> Self {
+impl LetterText {
+    /// Keeps a payload in a text of at most `bytes_max`.
+    pub fn of(payload: &[u8], bytes_max: usize) -> Self {
         let head = &payload[..payload.len().min(bytes_max)];
         let cut_in_a_letter = |error: &std::str::Utf8Error| error.error_len().is_none() && head.len() < payload.len();
         match std::str::from_utf8(head) {
-            Ok(text) => Self { text: text.to_owned(), encoding: "utf8", kept: text.len() },
+            Ok(text) => Self::new(text.to_owned(), ["utf8", "utf8;cut"], text.len(), payload),
             Err(error) if cut_in_a_letter(&error) => {
                 let kept = error.valid_up_to();
-                Self { text: String::from_utf8_lossy(&head[..kept]).into_owned(), encoding: "utf8", kept }
+                Self::new(String::from_utf8_lossy(&head[..kept]).into_owned(), ["utf8", "utf8;cut"], kept, payload)
             }
             Err(_) => {
                 let kept = payload.len().min(bytes_max / 4 * 3);
-                Self { text: base64(&payload[..kept]), encoding: "base64", kept }
+                Self::new(base64(&payload[..kept]), ["base64", "base64;cut"], kept, payload)
             }
         }
+    }
+}
+
+impl LetterText {
+    fn new(text: String, [whole, cut]: [&'static str; 2], kept: usize, payload: &[u8]) -> Self {
+        Self { text, encoding: if kept < payload.len() { cut } else { whole }, kept }
     }
 }
 
@@ -147,12 +159,12 @@ mod tests {
     fn payloads_are_text_when_they_can_be_and_cut_where_a_letter_ends() {
         check(b"{}", 100, "{}", "utf8", "not JSON");
         check(b"", 100, "", "utf8", "not JSON");
-        check("aé".as_bytes(), 2, "a", "utf8", "not JSON (payload cut to 1 of 3 bytes)");
+        check("aé".as_bytes(), 2, "a", "utf8;cut", "not JSON (payload cut to 1 of 3 bytes)");
         check("é".as_bytes(), 2, "é", "utf8", "not JSON");
         check(b"\xff\xfe", 100, "//4=", "base64", "not JSON");
         check(b"\xff", 100, "/w==", "base64", "not JSON");
         check(b"\xff\x00\x01", 100, "/wAB", "base64", "not JSON");
-        check(b"\xff\x00\x01\x02", 4, "/wAB", "base64", "not JSON (payload cut to 3 of 4 bytes)");
+        check(b"\xff\x00\x01\x02", 4, "/wAB", "base64;cut", "not JSON (payload cut to 3 of 4 bytes)");
         check("é".as_bytes().split_at(1).0, 100, "ww==", "base64", "not JSON");
     }
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
-pub use dead_letter::{DeadLetter, dead_letter_batch};
+pub use dead_letter::{DeadLetter, LetterText, dead_letter_batch};
 
 use crate::clock::now_us;
 use crate::error::PipelineError;
