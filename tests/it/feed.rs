@@ -106,3 +106,25 @@ fn a_foreign_origin_is_refused_before_the_upgrade() {
     let reply = server.client().send("GET", "/v2/alerts/stream", &headers, b"");
     assert_eq!(reply.status.as_u16(), 403, "{:?}", reply.body);
 }
+
+#[test]
+fn a_live_frame_shows_what_the_alert_itself_shows() {
+    let rules = tempfile::tempdir().expect("a folder");
+    std::fs::write(rules.path().join("marked.yml"), RULE).expect("a rule");
+    let server = Server::start(&[("RULES", rules.path().to_str().expect("a path"))]);
+    server.client().bulk("/v2/events/bulk?source=custom", &marked(0, 2));
+    server.client().wait_for("SELECT count(*) FROM alerts", 2);
+    let authority = server.url.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(authority).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    write!(stream, "GET /v2/alerts/stream?after=0 HTTP/1.1\r\nhost: {authority}\r\naccept: text/event-stream\r\n\r\n")
+        .expect("sent");
+    let lines = BufReader::new(stream).lines().map(|line| line.expect("a line in time"));
+    let frame = lines.filter_map(|line| line.strip_prefix("data:").map(str::to_owned)).next().expect("a frame");
+    let frame: Value = serde_json::from_str(&frame).expect("JSON");
+    let id = frame["alert"]["alert_id"].as_str().expect("an id").to_owned();
+    let mut alone = server.client().get(&format!("/v2/alerts/{id}")).json();
+    assert_eq!(frame["alert"], alone["alert"].take());
+    assert!(frame["alert"]["matched"].is_object(), "{frame}");
+    assert!(frame["alert"]["org_id"].is_null(), "{frame}");
+}
