@@ -138,8 +138,8 @@ impl Server {
         make_dir_durable(fs.as_ref(), data).with_context(|| format!("make the data folder {}", data.display()))?;
         let health = Health::default();
         // The logs' locks keep a second server from the store too, so they come first; the logs go by what the store holds.
-        let lock = lock_log(&fs, &data.join("log"))?;
-        let output_lock = lock_log(&fs, &data.join("output"))?;
+        let lock = lock_log(&fs, &data.join("log")).await?;
+        let output_lock = lock_log(&fs, &data.join("output")).await?;
         let store = open_store(&fs, data, config)?;
         let log = open_log(lock, store.cursor(LogSource::Ingest), &config.log_store, &health, "log")?;
         let output = open_log(output_lock, store.cursor(LogSource::Output), &config.log_store, &health, "output log")?;
@@ -331,11 +331,23 @@ async fn within<T, E: std::fmt::Display>(
     }
 }
 
+/// How long a start waits for the locks of a server that was just killed.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
 /// What a delivery gets for its last commit when everything before it took the whole time.
 const GRACE: Duration = Duration::from_millis(500);
 
-fn lock_log(fs: &Arc<dyn Fs>, dir: &Path) -> anyhow::Result<LogLock> {
-    LogLock::take(fs.clone(), dir).with_context(|| format!("open the log in {}", dir.display()))
+async fn lock_log(fs: &Arc<dyn Fs>, dir: &Path) -> anyhow::Result<LogLock> {
+    let patience = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match LogLock::take(fs.clone(), dir) {
+            // A killed server holds its locks until the operating system has taken its memory back.
+            Err(PipelineError::Locked(_)) if Instant::now() < patience => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            taken => return taken.with_context(|| format!("open the log in {}", dir.display())),
+        }
+    }
 }
 
 /// Opens a log whose rows below `next_min` the store holds: should it have lost its end, it goes on after them.

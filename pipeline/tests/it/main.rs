@@ -1,14 +1,14 @@
 //! The integration tests of the pipeline, in one binary.
 
+mod delivery_sinks;
 mod fs_twins;
+mod keys_access;
 mod log_contract;
 mod log_damage;
 mod log_faults;
 mod log_ledger;
 mod log_model;
 mod log_rows;
-mod delivery_sinks;
-mod keys_access;
 mod registry_changes;
 mod run_exactly_once;
 mod run_lifecycle;
