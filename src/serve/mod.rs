@@ -30,6 +30,7 @@ use tidegate_events::IdGenerator;
 use tidegate_ingest::batcher::Batcher;
 use tidegate_ingest::http::Ingest;
 use tidegate_ingest::mapping::Mappings;
+use tidegate_pipeline::PipelineError;
 use tidegate_pipeline::delivery::{DeliveryHandle, DeliveryParts, deliver};
 use tidegate_pipeline::fs::{Fs, RealFs, make_dir_durable};
 use tidegate_pipeline::keys::Keys;
