@@ -94,6 +94,8 @@ pub struct Alert {
     pub message: String,
     /// The fields that matched and their values, a JSON object as text.
     pub matched: String,
+    /// When the alert counts what went on after another one: the `alert_id` of that one, the first of the row.
+    pub continues: Option<String>,
 }
 
 /// The alerts as a batch of [`Dataset::Alerts`]; alert `i` gets `seq = first_seq + i`, and `received_us` as receive time.
@@ -142,6 +144,7 @@ pub fn alerts_to_batch(alerts: &[Alert], first_seq: u64, received_us: i64) -> Re
         text(|alert| alert.resource.as_deref()),
         text(|alert| Some(&alert.message)),
         text(|alert| Some(&alert.matched)),
+        text(|alert| alert.continues.as_deref()),
     ];
     RecordBatch::try_new(Dataset::Alerts.core_schema(), columns)
 }
@@ -170,6 +173,7 @@ mod tests {
             resource: None,
             message: "m".into(),
             matched: "{}".into(),
+            continues: None,
         };
         let batch = alerts_to_batch(&[alert.clone(), alert], 7, 3).expect("a batch");
         assert_eq!(batch.schema(), Dataset::Alerts.core_schema());

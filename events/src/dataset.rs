@@ -139,6 +139,7 @@ fn alerts() -> Schema {
         text("resource"),
         text("message"),
         text("matched"),
+        text("continues"),
     ]);
     Schema::new(fields)
 }

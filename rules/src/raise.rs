@@ -109,6 +109,7 @@ impl<'a> Events<'a> {
             resource: owned(self.resource),
             message: message(&rule.title, &self.fields(row, shown, rules, 64)),
             matched: self.matched(row, rule, rules, config),
+            continues: None,
         }
     }
 

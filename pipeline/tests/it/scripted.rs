@@ -237,6 +237,7 @@ pub fn alert(rule: &str, about: &str, time_us: i64) -> Alert {
         resource: None,
         message: format!("{rule}: {about}"),
         matched: "{}".into(),
+        continues: None,
     }
 }
 

@@ -339,6 +339,7 @@ pub fn alert(org_id: &str, at: u64, level: Level) -> Alert {
         resource: None,
         message: format!("alert {at} of {org_id}"),
         matched: r#"{"actor":"alice"}"#.into(),
+        continues: None,
     }
 }
 

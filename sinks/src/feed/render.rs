@@ -93,6 +93,7 @@ mod tests {
             resource: None,
             message: "two\nlines".into(),
             matched: r#"{"a":[1,2]}"#.into(),
+            continues: None,
         };
         let batch = alerts_to_batch(&[alert.clone(), alert], 7, 3).expect("a batch");
         let rendered = render_alerts(&batch);

@@ -191,6 +191,7 @@ fn alert(org: &str, level: Level) -> Alert {
         resource: Some("account".into()),
         message: "m".into(),
         matched: r#"{"eventName":"ConsoleLogin"}"#.into(),
+        continues: None,
     }
 }
 
