@@ -1,6 +1,8 @@
 //! What developers run: `cargo xtask test` runs every test and sets up what they need.
 
 #[cfg(test)]
+mod supply;
+#[cfg(test)]
 mod tidy;
 
 use std::process::{Command, ExitCode};

@@ -14,11 +14,11 @@ const FILE_LINES_MAX: usize = 700;
 /// Names that say nothing, and what to use instead.
 const BANNED_MODULES: &[&str] = &["util", "utils", "common", "helpers", "core", "manager", "base", "misc", "types"];
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
 }
 
-fn output(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).current_dir(root()).output().expect("the program runs");
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("UTF-8")
