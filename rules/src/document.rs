@@ -8,7 +8,9 @@ use std::cell::Cell;
 use std::fmt;
 
 use rsigma_parser::{CorrelationRule, FilterRule, SigmaRule, parse_sigma_yaml};
+use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use yaml_serde::Value;
 
 use crate::config::RulesConfig;
 use crate::problem::{Fault, RuleFile, RuleProblem};
@@ -31,10 +33,10 @@ pub(crate) enum Parsed {
 
 /// A part of a file that stands alone: one document, or a whole file whose documents build on each other (`action:`).
 pub(crate) struct Part<'a> {
-    file: &'a str,
-    text: &'a str,
+    pub file: &'a str,
+    pub text: &'a str,
     /// Lines of the file before it.
-    lines_before: usize,
+    pub lines_before: usize,
 }
 
 impl Part<'_> {
@@ -102,10 +104,34 @@ pub(crate) fn parse_file<'a>(
         }
         let rules = parsed.rules.into_iter().map(|rule| Parsed::Rule(Box::new(rule)));
         let correlations = parsed.correlations.into_iter().map(|rule| Parsed::Correlation(Box::new(rule)));
-        let filters = parsed.filters.into_iter().map(|filter| Parsed::Filter(Box::new(filter)));
-        documents.extend(rules.chain(correlations).chain(filters).map(|parsed| (part(), parsed)));
+        documents.extend(rules.chain(correlations).map(|parsed| (part(), parsed)));
+        for filter in parsed.filters {
+            match check_filter_rules(text) {
+                Ok(()) => documents.push((part(), Parsed::Filter(Box::new(filter)))),
+                Err(fault) => problems.push(part().problem(&name_in(text), fault)),
+            }
+        }
     }
     documents
+}
+
+/// Checks the `rules` of the filter that a text is, since the parser takes what it cannot read for `any`.
+fn check_filter_rules(text: &str) -> Result<(), Fault> {
+    let fault = |reason: &str, hint: &str| Err(Fault::new(reason).hint(hint));
+    let mut documents = yaml_serde::Deserializer::from_str(text).map(Value::deserialize);
+    let (Some(Ok(document)), None) = (documents.next(), documents.next()) else {
+        return fault("a filter does not go together with `action:`", "write it as a document of its own");
+    };
+    match document.get("filter").and_then(|filter| filter.get("rules")) {
+        Some(Value::String(rule)) if !rule.trim().is_empty() => Ok(()),
+        Some(Value::Sequence(rules)) if rules.iter().all(Value::is_string) => Ok(()),
+        Some(_) => Err(Fault::new("the rules of a filter are not names")
+            .hint("write ids or names of rules in quotes, or `any`")
+            .near("rules:")),
+        None => Err(Fault::new("the filter does not say which rules it is for")
+            .hint("add `rules:`, or `rules: any`")
+            .near("filter:")),
+    }
 }
 
 /// The documents of a file with the lines before each. A line that starts with `---` always starts a document, whatever

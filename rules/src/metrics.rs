@@ -10,6 +10,7 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (VALUES, "counter", "Field values that were looked up in the memo"),
     (DECIDED, "counter", "Field values that were not in the memo and were decided"),
     (CANDIDATES, "counter", "Rules whose witness was found, per batch"),
+    (FILTERED, "counter", "Matches that a filter took away"),
     (REMEMBERED, "gauge", "Field values in the memo"),
     (ALERTS, "counter", "Alerts raised"),
     (FOLDED, "counter", "Matches counted in an earlier alert because a rule reached alerts_per_batch_max"),
@@ -33,6 +34,8 @@ pub const VALUES: &str = "tidegate_rules_values_total";
 pub const DECIDED: &str = "tidegate_rules_decided_values_total";
 /// Rules whose witness was found.
 pub const CANDIDATES: &str = "tidegate_rules_candidates_total";
+/// Matches that a filter took away.
+pub const FILTERED: &str = "tidegate_rules_filtered_matches_total";
 /// Field values in the memo.
 pub const REMEMBERED: &str = "tidegate_rules_remembered_values";
 /// Alerts raised.

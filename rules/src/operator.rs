@@ -163,6 +163,7 @@ impl SigmaOperator {
         ::metrics::counter!(metrics::VALUES).increment(now.values - before.values);
         ::metrics::counter!(metrics::DECIDED).increment(now.decided - before.decided);
         ::metrics::counter!(metrics::CANDIDATES).increment(now.candidates - before.candidates);
+        ::metrics::counter!(metrics::FILTERED).increment(now.filtered - before.filtered);
         ::metrics::gauge!(metrics::REMEMBERED).set(self.evaluator.remembered() as f64);
         ::metrics::histogram!(metrics::BATCH_SECONDS).record(seconds);
         self.reported = now;

@@ -2,16 +2,17 @@
 
 mod detection;
 mod encoding;
+pub(crate) mod filter;
 pub(crate) mod glob;
 pub(crate) mod interner;
 pub(crate) mod matcher;
 mod modifiers;
 pub(crate) mod program;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rsigma_parser::SigmaRule;
+use rsigma_parser::{LogSource, SigmaRule};
 use tidegate_events::{Dataset, Level};
 
 use crate::config::RulesConfig;
@@ -20,6 +21,7 @@ use crate::error::RulesError;
 use crate::logsource::{Cover, LogSources, Resolved, Wanted};
 use crate::problem::{Fault, RuleFile, RuleProblem};
 use detection::DetectionCompiler;
+use filter::{Filter, Filters, Pending};
 use interner::{Interner, Predicate, View};
 use matcher::Matcher;
 use modifiers::{Test, apply};
@@ -30,6 +32,8 @@ use program::{Leaf, Node, PredicateId, ViewId};
 pub struct Rule {
     /// The Sigma `id`, or else the `name` or the title.
     pub id: String,
+    /// The Sigma `name`, by which other documents may refer to it.
+    pub name: Option<String>,
     /// The Sigma `title`.
     pub title: String,
     /// The Sigma `description`.
@@ -52,6 +56,8 @@ pub struct Rule {
     pub(crate) log_source: usize,
     /// The keywords that are searched in the whole event, folded, as far as they are plain text.
     pub(crate) keywords: Vec<String>,
+    /// The filters on it alone; those on all rules of its log source are there.
+    pub(crate) filters: Filters,
 }
 
 /// A log source that rules use, compiled.
@@ -67,6 +73,10 @@ pub(crate) struct Routed {
     pub resolved: Resolved,
     /// What rules call it, for reports.
     pub name: String,
+    /// The product, category and service that rules name, in lower case; empty where they name none.
+    pub parts: [String; 3],
+    /// The filters on all its rules.
+    pub filters: Filters,
 }
 
 /// Rules compiled together: predicates that are the same are one. Immutable; an
@@ -79,8 +89,10 @@ pub struct RuleSet {
     pub(crate) predicates: Vec<Predicate>,
     /// For each predicate, the rules that it is a witness of.
     pub(crate) witnessed: Vec<Vec<u32>>,
-    /// For each predicate, the rules that it is in.
+    /// For each predicate, the rules that it is in; filters are numbered after the rules.
     pub(crate) users: Vec<Vec<u32>>,
+    /// Filters, each for the rules of one log source.
+    pub(crate) filters: Vec<Filter>,
     /// The view of `source`.
     pub(crate) source_view: ViewId,
 }
@@ -93,11 +105,12 @@ impl RuleSet {
     /// [`RulesError::Table`] when a shipped log source table is broken, which is a bug.
     pub fn compile(files: &[RuleFile], config: &RulesConfig) -> Result<(Self, Vec<RuleProblem>), RulesError> {
         let mut compiler = Compiler::new(config)?;
-        let mut problems = Vec::new();
+        let mut filters = Vec::new();
+        let mut problems = vec![Vec::new(); files.len()];
         let mut ordered: Vec<&RuleFile> = files.iter().collect();
         // Rules for everyone come before those of single tenants, so that a tenant cannot take away an id.
         ordered.sort_by_key(|file| (&file.org_id, &file.name));
-        for (at, file) in ordered.into_iter().enumerate() {
+        for ((at, file), problems) in ordered.into_iter().enumerate().zip(&mut problems) {
             if at >= config.files_max {
                 let reason = format!("there are more than {} rule files", config.files_max);
                 problems.push(RuleProblem {
@@ -110,14 +123,19 @@ impl RuleSet {
                 });
                 continue;
             }
-            let mut of_file = Vec::new();
-            for (part, parsed) in parse_file(file, config, &mut of_file) {
-                compiler.document(file, &part, parsed, &mut of_file);
+            for (part, parsed) in parse_file(file, config, problems) {
+                match parsed {
+                    Parsed::Filter(filter) => {
+                        let org_id = file.org_id.as_deref().map(Arc::from);
+                        filters.push(Pending { part, filter: *filter, org_id, file: at });
+                    }
+                    parsed => compiler.document(file, &part, parsed, problems),
+                }
             }
-            of_file.sort_by_key(|problem| (problem.line, problem.column));
-            problems.append(&mut of_file);
         }
-        Ok((compiler.finish(), problems))
+        filter::attach(&mut compiler, filters, &mut problems);
+        problems.iter_mut().for_each(|problems| problems.sort_by_key(|problem| (problem.line, problem.column)));
+        Ok((compiler.finish(), problems.concat()))
     }
 
     /// The rules, in order. The index of a rule is what [`Evaluator::matches`](crate::Evaluator::matches) names it by.
@@ -130,6 +148,18 @@ impl RuleSet {
         self.predicates.len()
     }
 
+    /// The program of a rule, or of a filter: they are numbered after the rules.
+    pub(crate) fn program(&self, unit: usize) -> Option<&Node> {
+        let filter = || self.filters.get(unit.checked_sub(self.rules.len())?).map(|filter| &filter.keeps);
+        self.rules.get(unit).map(|rule| &rule.program).or_else(filter)
+    }
+
+    /// The id of a rule, or of a filter: they are numbered after the rules.
+    pub(crate) fn unit_id(&self, unit: usize) -> &str {
+        let filter = || Some(self.filters.get(unit.checked_sub(self.rules.len())?)?.id.as_str());
+        self.rules.get(unit).map(|rule| rule.id.as_str()).or_else(filter).unwrap_or_default()
+    }
+
     /// The log sources of rules that no table describes: those rules see only events whose `source` has that name.
     pub fn unknown_log_sources(&self) -> Vec<&str> {
         let unknown = |routed: &&Routed| !routed.resolved.known;
@@ -137,7 +167,7 @@ impl RuleSet {
     }
 }
 
-struct Compiler<'a> {
+pub(crate) struct Compiler<'a> {
     config: &'a RulesConfig,
     tables: LogSources,
     interner: Interner,
@@ -145,6 +175,8 @@ struct Compiler<'a> {
     log_sources: Vec<Routed>,
     log_source_ids: BTreeMap<String, usize>,
     ids: BTreeMap<(Option<String>, String), String>,
+    filters: Vec<Filter>,
+    filter_ids: BTreeSet<(Option<String>, String)>,
     source_view: ViewId,
 }
 
@@ -160,6 +192,8 @@ impl<'a> Compiler<'a> {
             log_sources: Vec::new(),
             log_source_ids: BTreeMap::new(),
             ids: BTreeMap::new(),
+            filters: Vec::new(),
+            filter_ids: BTreeSet::new(),
             source_view,
         })
     }
@@ -176,17 +210,15 @@ impl<'a> Compiler<'a> {
                 let fault = Fault::new("correlation rules are not evaluated yet").near("correlation:");
                 problems.push(part.problem(rule.id.as_ref().unwrap_or(&rule.title), fault));
             }
-            Parsed::Filter(filter) => {
-                let fault = Fault::new("filters are not evaluated yet").near("filter:");
-                problems.push(part.problem(filter.id.as_ref().unwrap_or(&filter.title), fault));
-            }
+            // They wait until every rule is there.
+            Parsed::Filter(_) => {}
         }
     }
 
     fn rule(&mut self, file: &RuleFile, rule: SigmaRule) -> Result<(), Fault> {
         let id = rule.id.clone().or_else(|| rule.name.clone()).unwrap_or_else(|| rule.title.clone());
         self.check(file, &rule, &id)?;
-        let log_source = self.log_source(&rule)?;
+        let log_source = self.log_source(&rule.logsource)?;
         let resolved = self.log_sources.get(log_source).map(|routed| routed.resolved.clone());
         let resolved = resolved.ok_or_else(|| Fault::new("the log source is not there"))?;
         let mut detection = DetectionCompiler {
@@ -210,6 +242,7 @@ impl<'a> Compiler<'a> {
         self.ids.insert((file.org_id.clone(), id.clone()), file.name.clone());
         self.rules.push(Rule {
             id,
+            name: rule.name,
             title: rule.title,
             description: rule.description.unwrap_or_default(),
             level: rule.level.map_or(Level::Medium, level),
@@ -222,6 +255,7 @@ impl<'a> Compiler<'a> {
             program,
             log_source,
             keywords,
+            filters: Filters::default(),
         });
         Ok(())
     }
@@ -241,16 +275,15 @@ impl<'a> Compiler<'a> {
     }
 
     /// The number of the rule's log source, compiled if it is new.
-    fn log_source(&mut self, rule: &SigmaRule) -> Result<usize, Fault> {
-        let source = &rule.logsource;
-        let parts =
-            [&source.product, &source.category, &source.service].map(|part| part.as_deref().unwrap_or_default());
-        if parts.iter().all(|part| part.is_empty()) {
+    fn log_source(&mut self, source: &LogSource) -> Result<usize, Fault> {
+        let parts = [&source.product, &source.category, &source.service]
+            .map(|part| part.as_deref().unwrap_or_default().trim().to_lowercase());
+        if parts.iter().all(String::is_empty) {
             return Err(Fault::new("the rule names no log source")
                 .hint("give logsource a product, a category or a service")
                 .near("logsource:"));
         }
-        let name = parts.join("/").to_lowercase();
+        let name = parts.join("/");
         if let Some(known) = self.log_source_ids.get(&name) {
             return Ok(*known);
         }
@@ -267,6 +300,8 @@ impl<'a> Compiler<'a> {
             unwitnessed: Vec::new(),
             resolved,
             name: name.clone(),
+            parts,
+            filters: Filters::default(),
         });
         self.log_source_ids.insert(name, number);
         Ok(number)
@@ -347,6 +382,7 @@ impl<'a> Compiler<'a> {
                 Leaf::View(view) => routed.views.push(view),
             });
         }
+        filter::register(&self.filters, self.rules.len(), &mut self.log_sources, &predicates, &mut users);
         for routed in &mut self.log_sources {
             routed.views.sort_unstable();
             routed.views.dedup();
@@ -362,6 +398,7 @@ impl<'a> Compiler<'a> {
             predicates,
             witnessed,
             users,
+            filters: self.filters,
             source_view: self.source_view,
         }
     }

@@ -16,16 +16,16 @@ const SAMPLE_NS_MAX: u64 = 1_000_000;
 /// Rows after which old costs count half.
 const ROWS_MAX: u64 = 200_000;
 
-/// A rule that no longer runs because it took too much time. It runs again when rules change or the program restarts.
+/// A rule or a filter that no longer runs because it took too much time. It runs again when rules change or the program restarts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parked {
-    /// The id of the rule.
+    /// The id of the rule or filter.
     pub rule_id: String,
     /// Why.
     pub reason: String,
 }
 
-/// The costs of all rules.
+/// The costs of all rules, and of all filters after them.
 #[derive(Debug)]
 pub(crate) struct Budget {
     rule_event_ns_max: u64,
@@ -95,7 +95,7 @@ impl Budget {
         if let Some(parked) = self.parked.get_mut(rule) {
             *parked = true;
         }
-        let rule_id = rules.rules.get(rule).map(|rule| rule.id.clone()).unwrap_or_default();
+        let rule_id = rules.unit_id(rule).to_owned();
         let reason = format!("took {average} ns per event, more than {}", self.rule_event_ns_max);
         tracing::warn!(rule_id, reason, "rule parked; make its expressions cheaper or raise rule_event_ns_max");
         self.reports.push(Parked { rule_id, reason });

@@ -26,6 +26,7 @@ use tidegate_pipeline::LogBatch;
 
 use crate::bitmap::Bitmap;
 use crate::compile::RuleSet;
+use crate::compile::filter::Filters;
 use crate::compile::interner::View;
 use crate::compile::program::{Leaf, PredicateId, ViewId};
 use crate::config::RulesConfig;
@@ -48,6 +49,8 @@ pub struct Counts {
     pub decided: u64,
     /// Rules whose witness was found in a batch.
     pub candidates: u64,
+    /// Matches that a filter took away.
+    pub filtered: u64,
 }
 
 /// Evaluates batches against a rule set, remembering what values satisfy.
@@ -96,7 +99,7 @@ impl Evaluator {
             seed: std::hash::RandomState::new().build_hasher().finish(),
             batch: 0,
             tried: vec![0; rules.rules.len()],
-            budget: Budget::new(rules.rules.len(), config.rule_event_ns_max),
+            budget: Budget::new(rules.rules.len() + rules.filters.len(), config.rule_event_ns_max),
             counts: Counts::default(),
             scratch: Scratch::default(),
             rules,
@@ -290,6 +293,13 @@ impl Evaluator {
             {
                 matched.and(tenants.entry(org_id).or_insert_with(|| rows_of_tenant(rows, org_id)));
             }
+            for filters in [Some(&rule.filters), rules.log_sources.get(rule.log_source).map(|routed| &routed.filters)] {
+                if let Some(filters) = filters
+                    && !matched.is_empty()
+                {
+                    self.counts.filtered += suppress(filters, &rules, &self.budget, rows, &mut matched, frame);
+                }
+            }
             found.extend(matched.iter().map(|row| (row, at)));
             if let Some(started) = started {
                 self.budget.sampled(at, started.elapsed().as_nanos() as u64);
@@ -311,8 +321,8 @@ impl Evaluator {
         }
         ::metrics::gauge!(metrics::PARKED).set(self.budget.reports.len() as f64);
         let mut views = Vec::new();
-        for rule in parked.iter().filter_map(|at| self.rules.rules.get(*at)) {
-            rule.program.visit(&mut |leaf| {
+        for program in parked.iter().filter_map(|at| self.rules.program(*at)) {
+            program.visit(&mut |leaf| {
                 if let Leaf::Predicate(id) = leaf {
                     views.push(view_of(&self.rules)(id));
                 }
@@ -347,6 +357,46 @@ fn rows_of_tenant(rows: &RecordBatch, org_id: &str) -> Bitmap {
         orgs.iter().enumerate().filter(|(_, own)| *own == Some(org_id)).for_each(|(row, _)| tenant.insert(row));
     }
     tenant
+}
+
+/// Takes away the matches that filters do not let stay. How many.
+fn suppress(
+    filters: &Filters,
+    rules: &RuleSet,
+    budget: &Budget,
+    rows: &RecordBatch,
+    matched: &mut Bitmap,
+    frame: &mut Frame<'_>,
+) -> u64 {
+    if filters.is_empty() {
+        return 0;
+    }
+    let before = matched.iter().count();
+    let mut keep = |matched: &Bitmap, numbers: &[u32]| {
+        let mut kept = matched.clone();
+        for number in numbers {
+            // A filter that is too slow stops, like a rule: better an alert too many than one too few.
+            let parked = budget.is_parked(rules.rules.len() + *number as usize);
+            if let Some(filter) = rules.filters.get(*number as usize).filter(|_| !parked) {
+                kept = frame.run(&filter.keeps, &kept, &view_of(rules));
+            }
+        }
+        kept
+    };
+    *matched = keep(matched, &filters.everyone);
+    let orgs = rows.column_by_name(Dataset::ORG_ID).and_then(|array| array.as_string_opt::<i32>());
+    if let Some(orgs) = orgs.filter(|_| !filters.tenants.is_empty()) {
+        let mut by_tenant: FxHashMap<&str, Bitmap> = FxHashMap::default();
+        for row in matched.iter().filter(|row| filters.tenants.contains_key(orgs.value(*row))) {
+            by_tenant.entry(orgs.value(row)).or_insert_with(|| Bitmap::empty(rows.num_rows())).insert(row);
+        }
+        for (org_id, mut own) in by_tenant {
+            let kept = keep(&own, filters.tenants.get(org_id).map(Vec::as_slice).unwrap_or_default());
+            own.and_not(&kept);
+            matched.and_not(&own);
+        }
+    }
+    (before - matched.iter().count()) as u64
 }
 
 /// The walk over the values of one view in one batch.
