@@ -22,6 +22,7 @@
 //!
 //! Not here: reading a clock (but to time rules), I/O (but [`folder`]), the delivery of alerts.
 
+pub mod attack;
 mod bitmap;
 mod compile;
 mod config;
@@ -31,10 +32,13 @@ mod error;
 mod eval;
 mod fold;
 pub mod folder;
+mod lint;
 mod logsource;
 pub mod metrics;
+mod nearest;
 mod number;
 pub mod operator;
+mod outline;
 pub mod pack;
 mod problem;
 mod raise;
@@ -44,5 +48,7 @@ pub use config::RulesConfig;
 pub use error::RulesError;
 pub use eval::{Counts, Evaluator, Parked};
 pub use folder::{RuleAction, RuleChange, RuleFolder, SkippedFile};
+pub use lint::{RuleWarning, lint};
 pub use operator::SigmaOperator;
+pub use outline::{DocumentKind, Outline, outline};
 pub use problem::{RuleFile, RuleProblem};

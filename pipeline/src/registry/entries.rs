@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::change::{Action, Change};
+use crate::log::Offset;
 
 /// One thing that people edit, as it is now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ pub struct Entry {
     pub actor: String,
     /// The id of the last change.
     pub change_id: String,
+    /// Where the last change is in the log: it holds for the rows after it.
+    #[serde(default)]
+    pub offset: Offset,
 }
 
 /// All things of one kind, by tenant and id.
@@ -37,8 +41,8 @@ pub struct Kinds {
 }
 
 impl Kinds {
-    /// Applies a change. Total: every change has an outcome, so that a rebuild never fails.
-    pub fn apply(&mut self, change: &Change) {
+    /// Applies the change at this offset. Total: every change has an outcome, so that a rebuild never fails.
+    pub fn apply(&mut self, change: &Change, offset: Offset) {
         let key = (change.org_id.clone(), change.target_id.clone());
         if change.action == Action::Delete {
             let known = self.kinds.get_mut(&change.kind).filter(|entries| entries.contains_key(&key));
@@ -57,6 +61,7 @@ impl Kinds {
             updated_us: change.time_us,
             actor: change.actor.clone(),
             change_id: change.change_id.clone(),
+            offset,
         };
         entries.insert(key, Arc::new(entry));
     }

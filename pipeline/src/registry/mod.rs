@@ -103,8 +103,7 @@ impl Registry {
         changes: impl FnOnce(Offset) -> Result<Vec<Arc<LogBatch>>, PipelineError>,
     ) -> Result<Self, PipelineError> {
         let mut files = SealedFiles::open(fs, dir, MAGIC, config.snapshot_bytes_max)?;
-        let Loaded { value, damaged } =
-            files.load(|body| serde_json::from_slice::<Snapshot>(body).map_err(|error| error.to_string()))?;
+        let Loaded { value, damaged } = files.load(parse_snapshot)?;
         for error in damaged {
             tracing::warn!(%error, "passed over a damaged snapshot of the registry: changes are read from the log instead");
         }
@@ -137,6 +136,16 @@ impl Registry {
             turn: Arc::new(Mutex::new(turn)),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The offset up to which the snapshot in `dir` holds all changes; zero without one. For whoever opens the log, which must
+    /// not give offsets below it to new rows ([`SegmentLog::open_at_least`](crate::log::SegmentLog::open_at_least)).
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] when the folder cannot be made or listed.
+    pub fn covered_in(fs: Arc<dyn Fs>, dir: &Path, config: &RegistryConfig) -> Result<Offset, PipelineError> {
+        let mut files = SealedFiles::open(fs, dir, MAGIC, config.snapshot_bytes_max)?;
+        Ok(files.load(parse_snapshot)?.value.map_or(0, |snapshot| snapshot.offset))
     }
 
     /// Makes changes: durable in the log, then visible to all, then in the snapshot. All of them or none. Goes on to its end
@@ -245,11 +254,10 @@ impl Shared {
         let batch = EventBatch { dataset: Dataset::Changes, rows, keys };
         let reply = self.log.append(Append { batches: vec![batch], ack: Ack::Disk });
         let appended = reply.await.unwrap_or(Err(AppendError::Closed))?;
-        for (row, change) in changes.iter().enumerate() {
-            // What the log has already was applied when it came.
-            if !appended.duplicates.contains(&(0, row)) {
-                after.apply(change);
-            }
+        // What the log has already was applied when it came.
+        let fresh = changes.iter().enumerate().filter(|(row, _)| !appended.duplicates.contains(&(0, *row)));
+        for ((_, change), offset) in fresh.zip(appended.offsets.iter().cloned().flatten()) {
+            after.apply(change, offset);
         }
         gauge!(names::REGISTRY_ENTRIES).set(after.len() as f64);
         counter!(names::REGISTRY_CHANGES).increment((changes.len() - appended.duplicates.len()) as u64);
@@ -313,12 +321,16 @@ impl Shared {
     }
 }
 
+fn parse_snapshot(body: &[u8]) -> Result<Snapshot, String> {
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
 /// Applies the rows of a batch from an offset on. A row that is no change is told about and passed over.
 fn apply_batch(kinds: &mut Kinds, batch: &LogBatch, from: Offset) {
     for (offset, change) in (batch.offset..).zip(changes_of_batch(&batch.rows)) {
         match change {
             _ if offset < from => {}
-            Ok(change) => kinds.apply(&change),
+            Ok(change) => kinds.apply(&change, offset),
             Err(reason) => tracing::warn!(offset, reason, "passed over a row of changes"),
         }
     }

@@ -89,6 +89,7 @@ async fn create_update_and_delete_do_what_they_say_for_one_tenant() {
     assert_eq!((bodies(&registry, "a"), bodies(&registry, "b")), (vec!["r1 3".to_owned()], vec![]));
     assert!(watch.has_changed().expect("open"));
     assert_eq!(registry.get("a", "rule", "r1").expect("r1").created_us, 5);
+    assert_eq!(registry.get("a", "rule", "r1").expect("r1").offset, 2, "the place of the last change");
     assert!(registry.get("b", "rule", "r1").is_none());
     assert!(registry.get("a", "key", "r1").is_none());
     assert_eq!(registry.get("a", "rule", "r1").expect("r1").change_id.len(), 36, "an id is made");
