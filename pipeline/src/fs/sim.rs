@@ -169,6 +169,12 @@ impl SimFs {
         self.state.lock().power_until = Some(calls);
     }
 
+    /// Whether the power is cut by now.
+    pub fn is_cut(&self) -> bool {
+        let state = self.state.lock();
+        state.power_until.is_some_and(|until| state.calls > until)
+    }
+
     /// Bounds the bytes of all files; writes beyond fail with ENOSPC having written what fits.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state.lock().capacity_bytes = bytes;

@@ -40,6 +40,8 @@ pub struct OpenReport {
     /// Bytes after the last whole frame of the last segment: a torn tail. No acknowledged row was in it, unless `damage`
     /// says so.
     pub torn_bytes: u64,
+    /// Segments without a whole header and without a frame: a crash left them while they were made. They cost nothing.
+    pub half_made: Vec<PathBuf>,
     /// Set when the log ended before the offset that others already have rows up to (`next_min` of
     /// [`SegmentLog::open_at_least`](super::SegmentLog::open_at_least)): its end is lost, and the offsets up to this one are
     /// burnt.
@@ -107,6 +109,8 @@ pub(crate) fn recover(
     let mut found = load_all(fs, &listing, parts.0)?;
     let mut report = OpenReport { segments: found.len(), ..OpenReport::default() };
     report.scanned = found.iter().filter(|part| part.scanned).count();
+    let half_made = found.iter().filter(|part| part.found.half_made);
+    report.half_made = half_made.map(|part| part.path.clone()).collect();
     report.torn_bytes = found.last().filter(|part| part.scanned).map_or(0, |part| part.found.residue);
     if let Some(at) = found.iter().rposition(Part::has_rows) {
         let rewritten = secure_last_group(fs, dir, &mut found[at], parts.1)?;
@@ -208,7 +212,7 @@ fn load_all(fs: &dyn Fs, listing: &Listing, schemas: &Schemas) -> Result<Vec<Par
             Some((summary, count)) => {
                 let beyond = summary.index.end;
                 let (damage, last_group) = (Vec::new(), Vec::new());
-                (false, count, Scanned { summary, damage, residue: 0, beyond, last_group })
+                (false, count, Scanned { summary, damage, residue: 0, beyond, last_group, half_made: false })
             }
             None => {
                 let scan = fs.open(path, Open::Read).and_then(|file| scan(&*file, first, header, void_at, schemas));
@@ -305,6 +309,7 @@ fn rewrite(fs: &dyn Fs, dir: &Path, part: &Part, group: &[(Frame, EventBatch)], 
         residue: 0,
         beyond: part.found.beyond,
         last_group: Vec::new(),
+        half_made: false,
     };
     Ok(Part { first: base, path, size, scanned: true, keys_count: 0, found })
 }

@@ -36,10 +36,19 @@ const CLOSED_MAX: usize = 64;
 pub struct SegmentLog {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Summaries that outlive their segments for their keys: first offset and count. Also serialises forgetting.
-    orphans: Mutex<BTreeMap<Offset, u64>>,
+    /// Also serialises forgetting.
+    forgotten: Mutex<Forgotten>,
     /// Held for its lock.
     _lock: Arc<dyn FsFile>,
+}
+
+/// What forgetting leaves behind.
+#[derive(Debug, Default)]
+struct Forgotten {
+    /// Summaries that outlive their segments for their keys: first offset and count.
+    orphans: BTreeMap<Offset, u64>,
+    /// The last removal is not known to be durable.
+    unsynced: bool,
 }
 
 /// The lock of a log's folder: while it is held no other process opens the log, nor anything else that goes by it.
@@ -141,7 +150,8 @@ impl SegmentLog {
         });
         let threads = start(&shared, window, (recovered.next, recovered.durable_end), recovered.unsummarised)
             .map_err(|error| failed("start", error))?;
-        let log = Self { shared, threads: Mutex::new(threads), orphans: Mutex::new(recovered.orphans), _lock: lock };
+        let forgotten = Mutex::new(Forgotten { orphans: recovered.orphans, unsynced: false });
+        let log = Self { shared, threads: Mutex::new(threads), forgotten, _lock: lock };
         Ok((log, report))
     }
 
@@ -225,7 +235,16 @@ impl SegmentLog {
         }
     }
 
-    /// Removes summaries whose keys the window does not reach any more.
+    fn sync_removal(&self, forgotten: &mut Forgotten) -> Result<(), PipelineError> {
+        if forgotten.unsynced {
+            let dir = &self.shared.dir;
+            self.shared.fs.sync_dir(dir).map_err(|source| failed("sync", dir, source))?;
+            forgotten.unsynced = false;
+        }
+        Ok(())
+    }
+
+    /// Removes summaries whose keys the window does not reach any more. Undone by a power cut, that does no harm.
     fn prune(&self, orphans: &mut BTreeMap<Offset, u64>) {
         let living: u64 = self.shared.segments.read().iter().map(|segment| segment.keys.load(Ordering::Relaxed)).sum();
         let mut newer = living;
@@ -297,8 +316,9 @@ impl StreamLog for SegmentLog {
     }
 
     fn forget(&self, below: Offset) -> Result<(), PipelineError> {
-        let mut orphans = self.orphans.lock();
+        let mut forgotten = self.forgotten.lock();
         let mut removed = false;
+        self.sync_removal(&mut forgotten)?;
         while let Some((segment, first)) = self.forgettable(below) {
             match self.shared.keep_keys(&segment) {
                 // On a full disk, space is worth more than the keys of the oldest rows.
@@ -314,16 +334,18 @@ impl StreamLog for SegmentLog {
                 }
                 _ => {}
             }
+            forgotten.unsynced = true;
             self.shared.segments.write().retain(|kept| !Arc::ptr_eq(kept, &segment));
             self.shared.used_bytes.fetch_sub(segment.bytes(), Ordering::Relaxed);
             self.shared.tail.write().forget(first);
-            orphans.insert(segment.range().0, segment.keys.load(Ordering::Relaxed));
+            forgotten.orphans.insert(segment.range().0, segment.keys.load(Ordering::Relaxed));
             removed = true;
+            // One after the other: if a power cut undid an older removal but not a newer one, the next start would find a gap,
+            // and would have to tell rows as lost that nobody needed.
+            self.sync_removal(&mut forgotten)?;
         }
         if removed {
-            self.prune(&mut orphans);
-            let dir = &self.shared.dir;
-            self.shared.fs.sync_dir(dir).map_err(|source| failed("sync", dir, source))?;
+            self.prune(&mut forgotten.orphans);
         }
         Ok(())
     }

@@ -22,6 +22,8 @@ pub(crate) struct Scanned {
     pub beyond: Offset,
     /// The batches of the last group commit, which are not in `summary` yet.
     pub last_group: Vec<(Frame, EventBatch)>,
+    /// Neither a whole header nor a frame: a crash left it while it was made. Were there rows in it, the segment after it tells.
+    pub half_made: bool,
 }
 
 /// Scans a segment. The frames of its last group are kept apart.
@@ -35,16 +37,24 @@ pub(crate) fn scan(
     let index =
         Index::new(first, header.map_or(first, |header| header.sealed_at), header.map_or(0, |header| header.salt));
     let summary = Summary { index, fields: FieldCatalog::default(), keys: Vec::new() };
-    let mut scanned = Scanned { summary, damage: Vec::new(), residue: 0, beyond: first, last_group: Vec::new() };
+    let mut scanned = Scanned {
+        summary,
+        damage: Vec::new(),
+        residue: 0,
+        beyond: first,
+        last_group: Vec::new(),
+        half_made: header.is_none(),
+    };
     let mut whole_to = FRAMES_START;
-    if header.is_none() {
-        let reason = "the segment's header is not whole".to_owned();
-        let bytes = file.size()?.min(FRAMES_START);
-        scanned.damage.push(Damage { at: 0, bytes, rows: first..first, reason });
-    }
     let mut scanner = Scanner::new(file, 0, header.map(|header| header.salt), first..void_at)?;
     loop {
-        match scanner.next()? {
+        let found = scanner.next()?;
+        if scanned.half_made && !matches!(found, Found::End { .. }) {
+            scanned.half_made = false;
+            let reason = "the segment's header is not whole".to_owned();
+            scanned.damage.push(Damage { at: 0, bytes: scanner.size().min(FRAMES_START), rows: first..first, reason });
+        }
+        match found {
             Found::End { residue, .. } => {
                 scanned.residue = residue;
                 scanned.summary.index.salt = scanner.salt().unwrap_or_default();
