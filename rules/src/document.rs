@@ -53,9 +53,11 @@ impl Part<'_> {
         }
     }
 
-    /// Line and column of the first `needle`, outside comments; the first line of the document without one.
+    /// Line and column of the first `needle`, outside comments; the first line of the document without one. A key (`level:`) is
+    /// looked for at the start of a line first.
     fn locate(&self, needle: &str) -> (usize, usize) {
         let mut first_text = None;
+        let mut found = None;
         for (at, line) in self.text.lines().enumerate() {
             let text = line.trim_start();
             if text.is_empty() || text.starts_with('#') || text == "---" {
@@ -65,11 +67,17 @@ impl Part<'_> {
             if needle.is_empty() {
                 break;
             }
+            let key = needle.ends_with(':') && text.trim_start_matches("- ").starts_with(needle);
             if let Some(byte) = line.find(needle) {
-                return (self.lines_before + at + 1, line.get(..byte).map_or(0, |before| before.chars().count()) + 1);
+                let column = line.get(..byte).map_or(0, |before| before.chars().count()) + 1;
+                let place = (self.lines_before + at + 1, column);
+                if key || !needle.ends_with(':') {
+                    return place;
+                }
+                found.get_or_insert(place);
             }
         }
-        (self.lines_before + first_text.unwrap_or(0) + 1, 1)
+        found.unwrap_or((self.lines_before + first_text.unwrap_or(0) + 1, 1))
     }
 }
 

@@ -98,6 +98,15 @@ impl LogSources {
         Ok(Self { tables: table::shipped()? })
     }
 
+    /// The (product, category, service) of every entry, lower case; what an entry does not name is empty.
+    pub fn names(&self) -> impl Iterator<Item = [&str; 3]> {
+        let entries = self.tables.iter().flat_map(|table| table.log_source.iter().map(move |entry| (table, entry)));
+        entries.map(|(table, entry)| {
+            let product = entry.product.as_deref().or(table.product.as_deref());
+            [product, entry.category.as_deref(), entry.service.as_deref()].map(Option::unwrap_or_default)
+        })
+    }
+
     /// The events and names for a rule's log source.
     ///
     /// An entry of the tables that has the very same product, category and service is taken alone. Else every entry that

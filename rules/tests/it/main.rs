@@ -6,6 +6,7 @@ mod filters;
 mod flatten;
 mod folder;
 mod hostile;
+mod lint;
 mod log_sources;
 mod model;
 mod operator;
