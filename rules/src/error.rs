@@ -32,4 +32,7 @@ pub enum RulesError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The caller: the texts of the rules are too large for the rows of one batch.
+    #[error("the rules do not fit into rows of changes: {0}; split them")]
+    Rows(String),
 }

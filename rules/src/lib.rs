@@ -42,6 +42,7 @@ mod outline;
 pub mod pack;
 mod problem;
 mod raise;
+pub mod testcase;
 
 pub use compile::{Rule, RuleSet};
 pub use config::RulesConfig;
