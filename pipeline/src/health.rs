@@ -1,31 +1,41 @@
 //! Health of the stages: who has work waiting, and who made progress when.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
-/// One stage (log, run loop, a sink, …). Cheap to update from any thread.
+/// One stage (log, run loop, a sink, …). Cheap to update from any thread. Times are of the monotonic clock: a wall clock that
+/// jumps must neither make a stage look stuck nor hide one that is.
 #[derive(Debug)]
 pub struct Stage {
     name: String,
     waiting: AtomicU64,
-    progressed_us: AtomicI64,
+    started: Instant,
+    /// Nanoseconds after `started`.
+    progressed_ns: AtomicU64,
     detail: RwLock<Option<String>>,
 }
 
 impl Stage {
     /// Says how much work waits (rows, bytes or requests: only zero or not matters). Work that arrives at an idle stage
     /// starts its clock.
-    pub fn waiting(&self, amount: u64, now_us: i64) {
+    pub fn waiting(&self, amount: u64, now: Instant) {
         if self.waiting.swap(amount, Ordering::Relaxed) == 0 {
-            self.progressed_us.store(now_us, Ordering::Relaxed);
+            self.progressed(now);
         }
     }
 
     /// Says that a piece of work was finished now.
-    pub fn progressed(&self, now_us: i64) {
-        self.progressed_us.store(now_us, Ordering::Relaxed);
+    pub fn progressed(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.started).as_nanos();
+        self.progressed_ns.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn idle_since(&self, now: Instant) -> Duration {
+        let progressed = Duration::from_nanos(self.progressed_ns.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.started).saturating_sub(progressed)
     }
 
     /// A word on a degraded state for `/readyz`, or `None` when all is well.
@@ -51,18 +61,17 @@ impl Health {
         let stage = Arc::new(Stage {
             name: name.to_owned(),
             waiting: AtomicU64::new(0),
-            progressed_us: AtomicI64::new(0),
+            started: Instant::now(),
+            progressed_ns: AtomicU64::new(0),
             detail: RwLock::new(None),
         });
         self.stages.write().push(stage.clone());
         stage
     }
 
-    /// The stages that have had work waiting without progress for longer than `stuck_us`.
-    pub fn stuck(&self, now_us: i64, stuck_us: i64) -> Vec<String> {
-        let stuck = |stage: &&Arc<Stage>| {
-            stage.waiting.load(Ordering::Relaxed) > 0 && now_us - stage.progressed_us.load(Ordering::Relaxed) > stuck_us
-        };
+    /// The stages that at `now` have had work waiting without progress for longer than `bound`.
+    pub fn stuck(&self, now: Instant, bound: Duration) -> Vec<String> {
+        let stuck = |stage: &&Arc<Stage>| stage.waiting.load(Ordering::Relaxed) > 0 && stage.idle_since(now) > bound;
         self.stages.read().iter().filter(stuck).map(|stage| stage.name.clone()).collect()
     }
 
@@ -81,13 +90,15 @@ mod tests {
     fn a_stage_is_stuck_only_with_work_and_without_progress() {
         let health = Health::default();
         let stage = health.stage("log");
-        assert!(health.stuck(100, 10).is_empty(), "idle");
-        stage.waiting(1, 100);
-        assert!(health.stuck(110, 10).is_empty(), "just started");
-        assert_eq!(health.stuck(111, 10), ["log"]);
-        stage.progressed(111);
-        assert!(health.stuck(120, 10).is_empty());
-        stage.waiting(0, 120);
-        assert!(health.stuck(1_000, 10).is_empty());
+        let (start, bound) = (Instant::now(), Duration::from_secs(10));
+        let after = |seconds: u64| start + Duration::from_secs(seconds);
+        assert!(health.stuck(after(100), bound).is_empty(), "idle");
+        stage.waiting(1, after(100));
+        assert!(health.stuck(after(110), bound).is_empty(), "just started");
+        assert_eq!(health.stuck(after(111), bound), ["log"]);
+        stage.progressed(after(111));
+        assert!(health.stuck(after(120), bound).is_empty());
+        stage.waiting(0, after(120));
+        assert!(health.stuck(after(1_000), bound).is_empty());
     }
 }

@@ -73,7 +73,7 @@ pub(super) fn start(
     let task = tokio::spawn(async move {
         if let Some(ended) = tasks.join_next().await {
             tracing::error!(?ended, "a task of the housekeeping ended: a bug; start the server again");
-            stage.waiting(1, 0);
+            stage.waiting(1, Instant::now());
             while tasks.join_next().await.is_some() {}
         }
     });

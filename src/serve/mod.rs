@@ -57,7 +57,7 @@ use rules_sync::{RULE_KIND, RulesSync};
 use server_file::ServerFile;
 
 /// A stage with work waiting and no progress for this long makes `/readyz` say 503.
-pub const STUCK_US_MAX: i64 = 10_000_000;
+pub const STUCK_MAX: Duration = Duration::from_secs(10);
 
 /// The two runtimes: one for sockets and sinks, one for queries, which may keep a thread busy for long.
 pub struct Runtimes {

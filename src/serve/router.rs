@@ -25,7 +25,7 @@ use super::metrics::{REQUEST_SECONDS, REQUESTS};
 use super::reply::{self, Body};
 use super::routes::{Door, Found, Route, find};
 use super::rules_door::RulesDoor;
-use super::{STUCK_US_MAX, openapi};
+use super::{STUCK_MAX, openapi};
 
 /// Bytes of a statement with its JSON around it; the gate has a tighter bound on the statement itself.
 const SQL_BODY_BYTES_MAX: usize = 1 << 20;
@@ -171,7 +171,7 @@ impl Router {
     }
 
     fn readyz(&self) -> Response<Body> {
-        let stuck = self.health.stuck(now_us(), STUCK_US_MAX);
+        let stuck = self.health.stuck(Instant::now(), STUCK_MAX);
         let details: serde_json::Map<_, _> =
             self.health.details().into_iter().map(|(stage, detail)| (stage, json!(detail))).collect();
         let status = if stuck.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

@@ -15,12 +15,13 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidegate_events::Dataset;
-use tidegate_pipeline::{Ack, Health, Problem, Stage, StreamLog, clock};
+use tidegate_pipeline::{Ack, Health, Problem, Stage, StreamLog};
 use tokio::runtime::Handle;
 
 pub use settle::{ItemState, Reply, Settled, StoredItem};
@@ -181,10 +182,9 @@ impl Queue {
         if waiting.closed {
             return Err(settle::stopping());
         }
-        let now_us = job.received_us;
         waiting.jobs.push_back(job);
         let count = waiting.jobs.len() as u64;
-        self.stage.waiting(count, now_us);
+        self.stage.waiting(count, Instant::now());
         drop(waiting);
         self.more.notify_one();
         Ok(())
@@ -210,9 +210,9 @@ impl Queue {
         }
         let left = waiting.jobs.len();
         drop(waiting);
-        let now_us = clock::now_us();
-        self.stage.progressed(now_us);
-        self.stage.waiting(left as u64, now_us);
+        let now = Instant::now();
+        self.stage.progressed(now);
+        self.stage.waiting(left as u64, now);
         metrics::gauge!(names::QUEUE_BODIES).set(left as f64);
         Some(taken)
     }

@@ -21,7 +21,6 @@ use tokio::sync::{oneshot, watch};
 
 pub use dead_letter::{DeadLetter, LetterText, dead_letter_batch};
 
-use crate::clock::now_us;
 use crate::error::PipelineError;
 use crate::health::Stage;
 use crate::log::{Offset, StreamLog};
@@ -108,7 +107,7 @@ pub fn deliver(parts: DeliveryParts, runtime: &Handle) -> DeliveryHandle {
             // Calls of the sink are guarded; this is for what nobody thought of, which must not end in silence.
             tracing::error!(%error, "a delivery has ended: its sink gets nothing until a restart");
             stage.set_detail(Some(format!("ended: {error}")));
-            stage.waiting(1, now_us());
+            stage.waiting(1, Instant::now());
             Err(PipelineError::Invalid(format!("the delivery ended: {error}")))
         });
         // Nobody listens any more when the handle was dropped.

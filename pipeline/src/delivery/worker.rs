@@ -86,7 +86,7 @@ impl Worker {
             let drain = *stop.borrow_and_update();
             gauge!(names::DELIVERY_LAG_ROWS, "sink" => self.name.clone())
                 .set(next.saturating_sub(self.sink.committed()) as f64);
-            self.stage.waiting(next.saturating_sub(self.cursor), now_us());
+            self.stage.waiting(next.saturating_sub(self.cursor), Instant::now());
             if drain.is_some_and(|drain| self.cursor >= drain.until) {
                 return self.flush(stop).await;
             }
@@ -166,7 +166,7 @@ impl Worker {
     async fn flush(&mut self, stop: &mut Stopping) -> Result<(), Stopped> {
         while self.taken_since.is_some() {
             // Before the call, so that one that never comes back shows as stuck.
-            self.stage.waiting(1, now_us());
+            self.stage.waiting(1, Instant::now());
             match self.guard(|sink| sink.flush(), stop).await? {
                 Ok(()) => {
                     self.taken_since = None;
@@ -178,7 +178,7 @@ impl Worker {
                 }
             }
         }
-        self.stage.waiting(0, now_us());
+        self.stage.waiting(0, Instant::now());
         self.publish();
         Ok(())
     }
@@ -236,7 +236,7 @@ impl Worker {
             counter!(names::DELIVERY_DEAD_ROWS, "sink" => self.name.clone()).increment(rows as u64);
         }
         self.cursor = part.next_offset;
-        self.stage.progressed(now_us());
+        self.stage.progressed(Instant::now());
         Ok(())
     }
 
@@ -300,7 +300,7 @@ impl Worker {
     }
 
     fn succeeded(&mut self) {
-        self.stage.progressed(now_us());
+        self.stage.progressed(Instant::now());
         if self.backoff.failures() > 0 {
             tracing::info!(sink = self.name, failures = self.backoff.failures(), "a delivery works again");
             self.backoff.succeeded();

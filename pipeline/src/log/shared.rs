@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::error::ArrowError;
@@ -22,7 +23,6 @@ use super::summary::Summary;
 use super::whole::scan;
 use super::writer::Pending;
 use super::{EventBatch, LogBatch, LogBounds, Offset};
-use crate::clock::now_us;
 use crate::error::AppendError;
 use crate::fields::FieldObserver;
 use crate::fs::Fs;
@@ -144,14 +144,14 @@ impl Shared {
         queue.bytes -= std::mem::take(&mut queue.committing_bytes);
         self.waiting(queue.bytes);
         if let Some(stage) = self.stage.get() {
-            stage.progressed(now_us());
+            stage.progressed(Instant::now());
         }
     }
 
     fn waiting(&self, bytes: usize) {
         gauge!(names::LOG_QUEUE_BYTES, "log" => self.name.clone()).set(bytes as f64);
         if let Some(stage) = self.stage.get() {
-            stage.waiting(bytes as u64, now_us());
+            stage.waiting(bytes as u64, Instant::now());
         }
     }
 

@@ -17,7 +17,6 @@ use super::watermark::{Watermark, received_max};
 use super::{RunConfig, RunParts, RunStatus, Stop, panic_text};
 use crate::backoff::Backoff;
 use crate::checkpoint::{Checkpoint, Checkpoints};
-use crate::clock::now_us;
 use crate::error::{AppendError, PipelineError};
 use crate::health::Stage;
 use crate::log::{LogBatch, Offset, StreamLog};
@@ -111,7 +110,7 @@ impl State {
                 Stop::Drain { deadline, .. } if Instant::now() >= deadline => return Ok(()),
                 _ => {}
             }
-            self.health.stage.waiting(next.saturating_sub(self.offset), now_us());
+            self.health.stage.waiting(next.saturating_sub(self.offset), Instant::now());
             gauge!(names::RUN_LAG_ROWS).set(next.saturating_sub(self.offset) as f64);
             if next > self.offset {
                 self.round(stop).await?;
@@ -150,7 +149,7 @@ impl State {
             if self.pending_alerts >= self.config.alerts_pending_max {
                 self.append_pending(stop).await?;
             }
-            self.health.stage.progressed(now_us());
+            self.health.stage.progressed(Instant::now());
             if over(stop)? {
                 break;
             }
@@ -163,7 +162,7 @@ impl State {
             self.replay = None;
         }
         self.publish();
-        self.health.stage.progressed(now_us());
+        self.health.stage.progressed(Instant::now());
         Ok(())
     }
 
@@ -320,7 +319,7 @@ pub(super) fn run(mut state: State, mut stop: watch::Receiver<Stop>) -> Result<(
             tracing::error!(%error, "the run loop has ended: no more alerts until a restart");
             state.health.set("ended", error.to_string());
             // Work waits from now on, whether there is some at this moment or not.
-            state.health.stage.waiting(1, now_us());
+            state.health.stage.waiting(1, Instant::now());
             Err(error)
         }
     }

@@ -363,7 +363,7 @@ async fn a_loop_whose_log_is_closed_says_so() {
     run.push(&["a"]);
     let handle = run.start(vec![each("")]).expect("a loop");
     until("the stage says so", || run.detail().contains("ended: ")).await;
-    until("the stage is stuck", || !run.health.stuck(tidegate_pipeline::clock::now_us(), 1_000).is_empty()).await;
+    until("the stage is stuck", || !run.health.stuck(Instant::now(), Duration::from_micros(1_000)).is_empty()).await;
     assert!(matches!(handle.drain(soon()).await, Err(PipelineError::Append(_))));
 }
 
@@ -396,7 +396,7 @@ async fn a_panic_outside_of_operators_does_not_end_the_loop_in_silence() {
     let handle = RunLoop::start(parts).expect("a loop");
     run.push(&["a"]);
     until("the stage says so", || run.detail().contains("ended: the run loop panicked: a bug")).await;
-    until("the stage is stuck", || !run.health.stuck(tidegate_pipeline::clock::now_us(), 1_000).is_empty()).await;
+    until("the stage is stuck", || !run.health.stuck(Instant::now(), Duration::from_micros(1_000)).is_empty()).await;
     handle.drain(soon()).await.expect_err("it ended before");
 }
 
@@ -406,7 +406,7 @@ async fn a_loop_that_waits_for_its_output_log_is_stuck_until_it_does_not() {
     (0..1_000).for_each(|nth| run.output.fate(nth, Fate::Full));
     run.push(&["a"]);
     let _handle = run.start(vec![each("")]).expect("a loop");
-    let stuck = || run.health.stuck(tidegate_pipeline::clock::now_us(), 20_000);
+    let stuck = || run.health.stuck(Instant::now(), Duration::from_micros(20_000));
     until("the stage is stuck", || stuck() == ["run"]).await;
     run.output.forgive();
     until("the stage works", || stuck().is_empty()).await;
