@@ -1,6 +1,8 @@
 //! What rules cost, and which cost too much. The only place of this crate that looks at a clock: parking is for the operator
 //! of the program, not for the stream, so a replay may park at another place or not at all.
 
+use std::sync::Arc;
+
 use crate::compile::RuleSet;
 
 /// One batch in so many has its programs timed, and one value in so many its regular expressions.
@@ -21,6 +23,8 @@ const ROWS_MAX: u64 = 200_000;
 pub struct Parked {
     /// The id of the rule or filter.
     pub rule_id: String,
+    /// The tenant whose rule it is; `None` for a rule of all tenants, and for a filter.
+    pub org_id: Option<Arc<str>>,
     /// Why.
     pub reason: String,
 }
@@ -96,9 +100,10 @@ impl Budget {
             *parked = true;
         }
         let rule_id = rules.unit_id(rule).to_owned();
+        let org_id = rules.rules.get(rule).and_then(|rule| rule.org_id.clone());
         let reason = format!("took {average} ns per event, more than {}", self.rule_event_ns_max);
         tracing::warn!(rule_id, reason, "rule parked; make its expressions cheaper or raise rule_event_ns_max");
-        self.reports.push(Parked { rule_id, reason });
+        self.reports.push(Parked { rule_id, org_id, reason });
     }
 }
 
