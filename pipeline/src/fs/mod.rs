@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 mod real;
 mod sim;
+mod sim_files;
 mod sim_pages;
 
 pub use real::RealFs;

@@ -9,7 +9,7 @@
 //! 3. Everything is decided by the calls and the seed, so that a failure can be replayed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,6 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::sim_pages::{Content, Dice, PAGE};
-use super::{DirChange, Fs, FsFile, Open, parent_of};
 
 /// A kind of operation, to count it and to make it fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -94,45 +93,49 @@ impl Fault {
     }
 }
 
-type Inode = u64;
+pub(super) type Inode = u64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Node {
+pub(super) enum Node {
     Dir,
     File(Inode),
 }
 
 /// One change of the tree that is not durable yet: what each path becomes.
 #[derive(Debug, Clone)]
-struct Pending {
-    dirs: Vec<PathBuf>,
-    becomes: Vec<(PathBuf, Option<Node>)>,
+pub(super) struct Pending {
+    pub(super) dirs: Vec<PathBuf>,
+    pub(super) becomes: Vec<(PathBuf, Option<Node>)>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    live: BTreeMap<PathBuf, Node>,
-    durable: BTreeMap<PathBuf, Node>,
-    pending: Vec<Pending>,
-    files: HashMap<Inode, Content>,
-    inodes: Inode,
-    locked: BTreeSet<PathBuf>,
+pub(super) struct State {
+    pub(super) live: BTreeMap<PathBuf, Node>,
+    pub(super) durable: BTreeMap<PathBuf, Node>,
+    pub(super) pending: Vec<Pending>,
+    pub(super) files: HashMap<Inode, Content>,
+    pub(super) inodes: Inode,
+    pub(super) locked: BTreeSet<PathBuf>,
     /// Raised by a crash: handles of an earlier boot are dead.
-    boot: u64,
+    pub(super) boot: u64,
     counts: BTreeMap<SimOp, u64>,
     calls: u64,
     power_until: Option<u64>,
     faults: Vec<Fault>,
-    capacity_bytes: Option<u64>,
-    sync_delay: Duration,
-    held: bool,
+    /// How often each operation was called at each site, once somebody wants to know.
+    sites: Option<BTreeMap<(SimOp, String), u64>>,
+    site_faults: Vec<(String, Fault)>,
+    failed: u64,
+    pub(super) capacity_bytes: Option<u64>,
+    pub(super) sync_delay: Duration,
+    pub(super) held: bool,
 }
 
 /// See the module.
 #[derive(Debug, Clone, Default)]
 pub struct SimFs {
-    state: Arc<Mutex<State>>,
-    released: Arc<Condvar>,
+    pub(super) state: Arc<Mutex<State>>,
+    pub(super) released: Arc<Condvar>,
 }
 
 impl SimFs {
@@ -146,10 +149,41 @@ impl SimFs {
         self.state.lock().faults.push(fault);
     }
 
+    /// Counts calls by their site from now on: what the path is but for its numbers, `log/*.log` say.
+    pub fn track_sites(&self) {
+        self.state.lock().sites.get_or_insert_default();
+    }
+
+    /// How often each operation was called at each site since [`track_sites`](Self::track_sites).
+    pub fn sites(&self) -> BTreeMap<(SimOp, String), u64> {
+        self.state.lock().sites.clone().unwrap_or_default()
+    }
+
+    /// Arms a fault whose `nth` counts the calls at one site only. Needs [`track_sites`](Self::track_sites).
+    pub fn fail_at(&self, site: &str, fault: Fault) {
+        self.state.lock().site_faults.push((site.to_owned(), fault));
+    }
+
+    /// How many calls failed for an armed fault.
+    pub fn failed(&self) -> u64 {
+        self.state.lock().failed
+    }
+
+    /// Makes the sectors that hold these bytes of a file unreadable: every read of them fails with EIO, until the file is
+    /// replaced. `None` for `len` means to the end.
+    pub fn spoil(&self, path: &Path, at: u64, len: Option<u64>) {
+        let mut state = self.state.lock();
+        let Some(Node::File(inode)) = state.live.get(path).copied() else { return };
+        if let Some(content) = state.files.get_mut(&inode) {
+            content.spoil(at, len);
+        }
+    }
+
     /// Disarms all faults and lifts the cut of [`cut_power_after`](Self::cut_power_after).
     pub fn heal(&self) {
         let mut state = self.state.lock();
         state.faults.clear();
+        state.site_faults.clear();
         state.power_until = None;
     }
 
@@ -219,6 +253,7 @@ impl SimFs {
         state.locked.clear();
         state.boot += 1;
         state.faults.clear();
+        state.site_faults.clear();
         state.power_until = None;
         state.held = false;
         self.released.notify_all();
@@ -288,21 +323,33 @@ impl SimFs {
 
 impl State {
     /// Counts a call; an error when it is to fail.
-    fn call(&mut self, op: SimOp) -> Result<(), Fault> {
+    pub(super) fn call(&mut self, op: SimOp, path: &Path) -> Result<(), Fault> {
         self.calls += 1;
         let count = self.counts.entry(op).or_insert(0);
         *count += 1;
         if self.power_until.is_some_and(|until| self.calls > until) {
             return Err(Fault::eio(op, *count));
         }
-        let hit = |fault: &Fault| fault.op == op && (*count == fault.nth || (fault.sticky && *count > fault.nth));
-        match self.faults.iter().find(|fault| hit(fault)) {
-            Some(fault) => Err(*fault),
+        let hit =
+            |fault: &Fault, count: u64| fault.op == op && (count == fault.nth || (fault.sticky && count > fault.nth));
+        let mut failing = self.faults.iter().find(|fault| hit(fault, *count)).copied();
+        if let Some(sites) = &mut self.sites {
+            let site = site_of(path);
+            let here = sites.entry((op, site.clone())).or_insert(0);
+            *here += 1;
+            let fault = self.site_faults.iter().find(|(at, fault)| *at == site && hit(fault, *here));
+            failing = failing.or(fault.map(|(_, fault)| *fault));
+        }
+        match failing {
+            Some(fault) => {
+                self.failed += 1;
+                Err(fault)
+            }
             None => Ok(()),
         }
     }
 
-    fn used_bytes(&self) -> u64 {
+    pub(super) fn used_bytes(&self) -> u64 {
         let size = |node: &Node| match node {
             Node::Dir => 0,
             Node::File(inode) => self.files.get(inode).map_or(0, |content| content.live.len() as u64),
@@ -310,12 +357,12 @@ impl State {
         self.live.values().map(size).sum()
     }
 
-    fn stage(&mut self, dirs: Vec<PathBuf>, becomes: Vec<(PathBuf, Option<Node>)>) {
+    pub(super) fn stage(&mut self, dirs: Vec<PathBuf>, becomes: Vec<(PathBuf, Option<Node>)>) {
         apply(&mut self.live, &becomes);
         self.pending.push(Pending { dirs, becomes });
     }
 
-    fn write(&mut self, inode: Inode, bytes: &[u8], at: usize) -> io::Result<()> {
+    pub(super) fn write(&mut self, inode: Inode, bytes: &[u8], at: usize) -> io::Result<()> {
         let room = self.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(self.used_bytes()));
         let content = self.files.get_mut(&inode).ok_or(io::ErrorKind::NotFound)?;
         let fits = (content.live.len() as u64).saturating_add(room).saturating_sub(at as u64);
@@ -332,7 +379,7 @@ impl State {
     }
 }
 
-fn apply(tree: &mut BTreeMap<PathBuf, Node>, becomes: &[(PathBuf, Option<Node>)]) {
+pub(super) fn apply(tree: &mut BTreeMap<PathBuf, Node>, becomes: &[(PathBuf, Option<Node>)]) {
     for (path, node) in becomes {
         match node {
             Some(node) => _ = tree.insert(path.clone(), *node),
@@ -341,206 +388,16 @@ fn apply(tree: &mut BTreeMap<PathBuf, Node>, becomes: &[(PathBuf, Option<Node>)]
     }
 }
 
-fn is_root(path: &Path) -> bool {
+pub(super) fn is_root(path: &Path) -> bool {
     path.as_os_str().is_empty() || path == Path::new("/") || path == Path::new(".")
 }
 
-fn errno(fault: Fault) -> io::Error {
-    io::Error::from_raw_os_error(fault.errno)
-}
-
-impl Fs for SimFs {
-    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn FsFile>> {
-        let mut state = self.state.lock();
-        let op = match how {
-            Open::Read | Open::Write => SimOp::Open,
-            Open::Create => SimOp::Create,
-            Open::Lock => SimOp::Lock,
-        };
-        state.call(op).map_err(errno)?;
-        let found = match state.live.get(path) {
-            Some(Node::Dir) => return Err(io::ErrorKind::IsADirectory.into()),
-            Some(Node::File(inode)) => Some(*inode),
-            None => None,
-        };
-        let inode = match (how, found) {
-            (Open::Create, Some(_)) => return Err(io::ErrorKind::AlreadyExists.into()),
-            (Open::Read | Open::Write, None) => return Err(io::ErrorKind::NotFound.into()),
-            (_, Some(inode)) => inode,
-            (Open::Create | Open::Lock, None) => {
-                let parent = parent_of(path).to_owned();
-                if !is_root(&parent) && state.live.get(&parent) != Some(&Node::Dir) {
-                    return Err(io::ErrorKind::NotFound.into());
-                }
-                state.inodes += 1;
-                let inode = state.inodes;
-                state.files.insert(inode, Content::default());
-                state.stage(vec![parent], vec![(path.to_owned(), Some(Node::File(inode)))]);
-                inode
-            }
-        };
-        let lock = (how == Open::Lock).then(|| path.to_owned());
-        if let Some(path) = &lock
-            && !state.locked.insert(path.clone())
-        {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        Ok(Arc::new(SimFile { fs: self.clone(), inode, boot: state.boot, lock }))
-    }
-
-    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
-        let mut state = self.state.lock();
-        state.call(SimOp::List).map_err(errno)?;
-        if !is_root(dir) && state.live.get(dir) != Some(&Node::Dir) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Ok(state.live.keys().filter(|path| path.parent() == Some(dir)).cloned().collect())
-    }
-
-    fn change(&self, change: DirChange<'_>) -> io::Result<()> {
-        let mut state = self.state.lock();
-        match change {
-            DirChange::MakeDir(path) => {
-                state.call(SimOp::MakeDir).map_err(errno)?;
-                let ancestors: Vec<_> = path.ancestors().filter(|ancestor| !is_root(ancestor)).collect();
-                for dir in ancestors.into_iter().rev() {
-                    match state.live.get(dir) {
-                        Some(Node::Dir) => {}
-                        Some(Node::File(_)) => return Err(io::ErrorKind::NotADirectory.into()),
-                        None => state.stage(vec![parent_of(dir).to_owned()], vec![(dir.to_owned(), Some(Node::Dir))]),
-                    }
-                }
-            }
-            DirChange::Rename(from, to) => {
-                state.call(SimOp::Rename).map_err(errno)?;
-                let node = *state.live.get(from).ok_or(io::ErrorKind::NotFound)?;
-                let dirs = vec![parent_of(from).to_owned(), parent_of(to).to_owned()];
-                state.stage(dirs, vec![(from.to_owned(), None), (to.to_owned(), Some(node))]);
-            }
-            DirChange::Remove(path) => {
-                state.call(SimOp::Remove).map_err(errno)?;
-                match state.live.get(path) {
-                    Some(Node::File(_)) => {}
-                    Some(Node::Dir) => return Err(io::ErrorKind::IsADirectory.into()),
-                    None => return Err(io::ErrorKind::NotFound.into()),
-                }
-                state.stage(vec![parent_of(path).to_owned()], vec![(path.to_owned(), None)]);
-            }
-        }
-        Ok(())
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let mut guard = self.state.lock();
-        let state = &mut *guard;
-        state.call(SimOp::SyncDir).map_err(errno)?;
-        if !is_root(dir) && state.live.get(dir) != Some(&Node::Dir) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        for pending in std::mem::take(&mut state.pending) {
-            if pending.dirs.iter().any(|touched| touched == dir) {
-                apply(&mut state.durable, &pending.becomes);
-            } else {
-                state.pending.push(pending);
-            }
-        }
-        Ok(())
-    }
-
-    fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
-        let mut state = self.state.lock();
-        state.call(SimOp::FreeBytes).map_err(errno)?;
-        Ok(state.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(state.used_bytes())))
-    }
-}
-
-#[derive(Debug)]
-struct SimFile {
-    fs: SimFs,
-    inode: Inode,
-    boot: u64,
-    lock: Option<PathBuf>,
-}
-
-impl SimFile {
-    fn with<T>(&self, op: SimOp, run: impl FnOnce(&mut Content) -> T) -> io::Result<T> {
-        let mut state = self.fs.state.lock();
-        state.call(op).map_err(errno)?;
-        self.check_boot(&state)?;
-        let content = state.files.get_mut(&self.inode).ok_or(io::ErrorKind::NotFound)?;
-        Ok(run(content))
-    }
-
-    fn check_boot(&self, state: &State) -> io::Result<()> {
-        // A thread of the former boot that wakes up late must not touch the disk of the next.
-        if state.boot == self.boot { Ok(()) } else { Err(io::Error::from_raw_os_error(5)) }
-    }
-}
-
-impl FsFile for SimFile {
-    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
-        self.with(SimOp::Read, |content| {
-            let start = usize::try_from(at).unwrap_or(usize::MAX).min(content.live.len());
-            let count = buf.len().min(content.live.len() - start);
-            buf[..count].copy_from_slice(&content.live[start..start + count]);
-            count
-        })
-    }
-
-    fn write_all_at(&self, bufs: &[IoSlice<'_>], at: u64) -> io::Result<()> {
-        let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
-        let at = usize::try_from(at).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let mut state = self.fs.state.lock();
-        let called = state.call(SimOp::Write);
-        self.check_boot(&state)?;
-        match called {
-            Ok(()) => state.write(self.inode, &bytes, at),
-            Err(fault) => {
-                state.write(self.inode, &bytes[..fault.short_bytes.min(bytes.len())], at)?;
-                Err(errno(fault))
-            }
-        }
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        let delay = self.fs.state.lock().sync_delay;
-        if !delay.is_zero() {
-            std::thread::sleep(delay);
-        }
-        let mut state = self.fs.state.lock();
-        while state.held && state.boot == self.boot {
-            self.fs.released.wait(&mut state);
-        }
-        let called = state.call(SimOp::SyncData);
-        self.check_boot(&state)?;
-        let content = state.files.get_mut(&self.inode).ok_or(io::ErrorKind::NotFound)?;
-        match called {
-            Ok(()) => content.sync(),
-            Err(_) => content.forget_dirty(),
-        }
-        called.map_err(errno)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
-        self.with(SimOp::SetLen, |content| {
-            content.live.resize(len, 0);
-            content.resized = true;
-        })
-    }
-
-    fn size(&self) -> io::Result<u64> {
-        self.with(SimOp::Size, |content| content.live.len() as u64)
-    }
-}
-
-impl Drop for SimFile {
-    fn drop(&mut self) {
-        if let Some(path) = &self.lock {
-            let mut state = self.fs.state.lock();
-            if state.boot == self.boot {
-                state.locked.remove(path);
-            }
-        }
-    }
+/// The last two parts of a path, with stars for numbers.
+fn site_of(path: &Path) -> String {
+    let parts: Vec<_> = path.components().rev().take(2).collect();
+    let text = |part: &std::path::Component<'_>| part.as_os_str().to_string_lossy().into_owned();
+    let name = parts.first().map(text).unwrap_or_default();
+    let (digits, rest) = name.split_at(name.bytes().take_while(u8::is_ascii_digit).count());
+    let name = if digits.is_empty() { name.clone() } else { format!("*{rest}") };
+    format!("{}/{name}", parts.get(1).map(text).unwrap_or_default())
 }

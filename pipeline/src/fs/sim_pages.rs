@@ -11,9 +11,21 @@ pub(super) struct Content {
     pub(super) durable: Vec<u8>,
     pub(super) dirty: BTreeSet<usize>,
     pub(super) resized: bool,
+    /// Sectors that cannot be read any more: first byte and end.
+    pub(super) spoilt: Vec<(usize, usize)>,
 }
 
 impl Content {
+    pub(super) fn spoil(&mut self, at: u64, len: Option<u64>) {
+        let [start, end] = [Some(at), len.map(|len| at.saturating_add(len))]
+            .map(|byte| byte.map_or(usize::MAX, |byte| usize::try_from(byte).unwrap_or(usize::MAX)));
+        self.spoilt.push((start / SECTOR * SECTOR, end.saturating_add(SECTOR - 1) / SECTOR * SECTOR));
+    }
+
+    pub(super) fn is_spoilt(&self, at: usize, len: usize) -> bool {
+        len > 0 && self.spoilt.iter().any(|(start, end)| at < *end && at + len > *start)
+    }
+
     pub(super) fn sync(&mut self) {
         self.durable.resize(self.live.len(), 0);
         for page in std::mem::take(&mut self.dirty) {

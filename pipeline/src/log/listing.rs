@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::Offset;
 use super::format::{FRAMES_START, SegmentHeader};
+use super::sectors::Sectors;
 use crate::error::PipelineError;
 use crate::fs::{Fs, FsFile};
 
@@ -50,7 +51,7 @@ pub(crate) fn list(fs: &dyn Fs, dir: &Path) -> Result<Listing, PipelineError> {
 /// The header of a segment file; `None` when neither copy is whole or it is another segment's.
 pub(crate) fn read_header(file: &dyn FsFile, first: Offset) -> io::Result<Option<SegmentHeader>> {
     let mut start = [0; FRAMES_START as usize];
-    file.read_at(&mut start, 0)?;
+    Sectors::at_once().read(file, &mut start, 0)?;
     Ok(SegmentHeader::decode(&start).filter(|header| header.first == first))
 }
 

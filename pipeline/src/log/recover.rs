@@ -336,14 +336,14 @@ fn load_keys(
         if count >= keys_max {
             break;
         }
-        let failed = |path: &Path, source| PipelineError::Io { op: "read", path: path.to_owned(), source };
         let part = found.iter_mut().find(|part| part.first == first);
         let loaded = match (part, listing.sums.get(&first)) {
             (Some(part), _) if part.scanned => part.found.summary.keys.clone(),
-            (part, Some(path)) => match (Summary::read(fs, path, true).map_err(|error| failed(path, error))?, part) {
-                (Some((summary, _)), _) => summary.keys,
+            (part, Some(path)) => match (read_keys(fs, path, listing)?, part) {
+                (Some(keys), _) => keys,
                 (None, Some(part)) => {
-                    part.rescan(fs, schemas).map_err(|error| failed(&part.path, error))?;
+                    let scanned = part.rescan(fs, schemas);
+                    scanned.map_err(|source| PipelineError::Io { op: "read", path: part.path.clone(), source })?;
                     part.found.summary.keys.clone()
                 }
                 (None, None) => {
@@ -358,4 +358,26 @@ fn load_keys(
     }
     keys.reverse();
     Ok(keys)
+}
+
+/// The keys of a summary; `None` when they are damaged, or in a bad sector.
+fn read_keys(fs: &dyn Fs, path: &Path, listing: &Listing) -> Result<Option<Vec<u128>>, PipelineError> {
+    match Summary::read(fs, path, true).or_else(|_| Summary::read(fs, path, true)) {
+        Ok(read) => Ok(read.map(|(summary, _)| summary.keys)),
+        // A device that is gone fails everywhere: then the keys are not lost, but cannot be had now.
+        Err(_)
+            if listing
+                .logs
+                .values()
+                .chain(listing.sums.values())
+                .any(|other| other != path && can_be_read(fs, other)) =>
+        {
+            Ok(None)
+        }
+        Err(source) => Err(PipelineError::Io { op: "read", path: path.to_owned(), source }),
+    }
+}
+
+fn can_be_read(fs: &dyn Fs, path: &Path) -> bool {
+    fs.open(path, Open::Read).and_then(|file| file.size().and(file.read_at(&mut [0], 0))).is_ok()
 }

@@ -7,6 +7,7 @@ use arrow::buffer::{Buffer, MutableBuffer};
 
 use super::Offset;
 use super::format::{ALIGN, FRAME_HEADER_LEN, FRAME_MAGIC, FRAMES_START, FrameHeader, FrameKind};
+use super::sectors::Sectors;
 use crate::fs::FsFile;
 
 /// Bytes read at a time.
@@ -58,6 +59,7 @@ pub(crate) struct Frame {
 /// A walk over the frames of one file.
 pub(crate) struct Scanner<'a> {
     file: &'a dyn FsFile,
+    sectors: &'a Sectors,
     size: u64,
     at: u64,
     salt: Option<u64>,
@@ -70,11 +72,16 @@ pub(crate) struct Scanner<'a> {
 impl<'a> Scanner<'a> {
     /// Starts at `at`, where a row of offset `expected` is to come, and ends before row `void_at`. Without a salt, that of the
     /// first frame whose header checks is taken.
-    pub fn new(file: &'a dyn FsFile, at: u64, salt: Option<u64>, rows: Range<Offset>) -> io::Result<Self> {
+    pub fn new(
+        (file, sectors): (&'a dyn FsFile, &'a Sectors),
+        at: u64,
+        salt: Option<u64>,
+        rows: Range<Offset>,
+    ) -> io::Result<Self> {
         let at = at.max(FRAMES_START).next_multiple_of(ALIGN);
         let size = file.size()?;
         let (expected, void_at) = (rows.start, rows.end);
-        Ok(Self { file, size, at, salt, expected, void_at, chunk: Buffer::default(), chunk_at: 0 })
+        Ok(Self { file, sectors, size, at, salt, expected, void_at, chunk: Buffer::default(), chunk_at: 0 })
     }
 
     /// Ends the file for this walk at `bytes`: what lies beyond may be half written.
@@ -158,7 +165,7 @@ impl<'a> Scanner<'a> {
                 all_zero &= here.iter().all(|byte| *byte == 0);
                 let candidate = at + step as u64;
                 if candidate > from && here.starts_with(&FRAME_MAGIC) && self.header(candidate)?.is_some() {
-                    return Ok(self.resume(from, candidate));
+                    return self.resume(from, candidate);
                 }
             }
             at += window.len() as u64;
@@ -168,13 +175,13 @@ impl<'a> Scanner<'a> {
         Ok(Found::End { residue })
     }
 
-    fn resume(&mut self, from: u64, at: u64) -> Found {
-        let base = self.header(at).ok().flatten().map_or(self.expected, |header| header.base);
+    fn resume(&mut self, from: u64, at: u64) -> io::Result<Found> {
+        let base = self.header(at)?.map_or(self.expected, |header| header.base);
         let rows = self.expected..base.min(self.void_at).max(self.expected);
         self.at = at;
         self.expected = base;
         let reason = "no whole frame header".to_owned();
-        Found::Damage(Damage { at: from, bytes: at - from, rows, reason })
+        Ok(Found::Damage(Damage { at: from, bytes: at - from, rows, reason }))
     }
 
     /// Up to `len` bytes at `at`; fewer only at the end of the file.
@@ -189,7 +196,7 @@ impl<'a> Scanner<'a> {
         // One frame that is larger than a chunk gets memory of its own; small ones share a chunk.
         let ahead = usize::try_from(self.size.saturating_sub(at)).unwrap_or(usize::MAX).min(CHUNK);
         let mut read = MutableBuffer::from_len_zeroed(len.max(ahead));
-        let count = self.file.read_at(read.as_slice_mut(), at)?;
+        let count = self.sectors.read(self.file, read.as_slice_mut(), at)?;
         read.truncate(count);
         self.chunk = read.into();
         self.chunk_at = at;
@@ -198,9 +205,9 @@ impl<'a> Scanner<'a> {
 }
 
 /// The whole frame at `at`, or `None`.
-pub(crate) fn frame_at(file: &dyn FsFile, at: u64, salt: u64) -> io::Result<Option<Frame>> {
+pub(crate) fn frame_at((file, sectors): (&dyn FsFile, &Sectors), at: u64, salt: u64) -> io::Result<Option<Frame>> {
     let mut head = [0; FRAME_HEADER_LEN];
-    file.read_at(&mut head, at)?;
+    sectors.read(file, &mut head, at)?;
     let Some(header) = FrameHeader::decode(&head).filter(|header| header.salt == salt) else {
         return Ok(None);
     };
@@ -210,7 +217,7 @@ pub(crate) fn frame_at(file: &dyn FsFile, at: u64, salt: u64) -> io::Result<Opti
         return Ok(None);
     }
     let mut payload = MutableBuffer::from_len_zeroed(header.payload_len as usize);
-    let count = file.read_at(payload.as_slice_mut(), start)?;
+    let count = sectors.read(file, payload.as_slice_mut(), start)?;
     payload.truncate(count);
     let payload = payload.into();
     Ok(header.matches(&payload).then_some(Frame { at, header, payload }))

@@ -15,6 +15,7 @@ use tidegate_events::Dataset;
 
 use super::format::{FrameHeader, FrameKind};
 use super::scan::{Damage, Found, Frame, Scanner, frame_at};
+use super::sectors::Sectors;
 use super::summary::Index;
 use super::{LogBatch, Offset, decode};
 use crate::error::PipelineError;
@@ -59,6 +60,7 @@ pub(crate) struct Segment {
     pub summarised: Mutex<bool>,
     file: Mutex<Option<Arc<dyn FsFile>>>,
     reported: Mutex<BTreeSet<u64>>,
+    sectors: Sectors,
 }
 
 /// What a read asks for.
@@ -80,6 +82,7 @@ impl Segment {
             summarised: Mutex::new(false),
             file: Mutex::new(file),
             reported: Mutex::default(),
+            sectors: Sectors::patient(),
         }
     }
 
@@ -125,7 +128,7 @@ impl Segment {
             let index = self.index.read();
             (index.position(wanted.from), index.end.min(wanted.until), index.end_at, index.salt)
         };
-        let scanner = Scanner::new(&*file, start.1, Some(salt), start.0..end).map_err(failed)?;
+        let scanner = Scanner::new((&*file, &self.sectors), start.1, Some(salt), start.0..end).map_err(failed)?;
         let mut scanner = scanner.ending_at(end_at);
         let mut bytes = 0;
         loop {
@@ -137,7 +140,7 @@ impl Segment {
                 }
                 Found::Frame(frame) if frame.header.next() <= wanted.from => {}
                 Found::Frame(frame) => {
-                    if let Some(batch) = self.decode(fs, &frame, schemas) {
+                    if let Some(batch) = self.decode(fs, &frame, schemas).map_err(failed)? {
                         out.push(Arc::new(batch));
                         bytes += frame.payload.len();
                     }
@@ -167,9 +170,9 @@ impl Segment {
         let failed = |source| PipelineError::Io { op: "read", path: self.path.clone(), source };
         let file = self.file(fs).map_err(failed)?;
         for (offset, at) in marks.into_iter().filter(|(offset, _)| *offset < wanted.until) {
-            match frame_at(&*file, at, salt).map_err(failed)? {
+            match frame_at((&*file, &self.sectors), at, salt).map_err(failed)? {
                 Some(frame) if frame.header.next() > wanted.from => {
-                    out.extend(self.decode(fs, &frame, schemas).map(Arc::new));
+                    out.extend(self.decode(fs, &frame, schemas).map_err(failed)?.map(Arc::new));
                 }
                 Some(_) => {}
                 None => {
@@ -190,35 +193,39 @@ impl Segment {
         schema.inspect_err(|error| self.report(&unusable(frame, error))).ok()
     }
 
-    fn decode(&self, fs: &dyn Fs, frame: &Frame, schemas: &Schemas) -> Option<LogBatch> {
+    /// The rows of a frame; `None` when it is of no use, which is reported. An error when its schema cannot be read now.
+    fn decode(&self, fs: &dyn Fs, frame: &Frame, schemas: &Schemas) -> std::io::Result<Option<LogBatch>> {
         let header = &frame.header;
-        let Some(schema) = self.schema(fs, header, schemas) else {
+        let Some(schema) = self.schema(fs, header, schemas)? else {
             self.report(&unusable(frame, &"its schema is in no readable frame"));
-            return None;
+            return Ok(None);
         };
         match decode::rows(header, &frame.payload, schema) {
-            Ok(rows) => Some(LogBatch { offset: header.base, dataset: header.dataset, rows }),
+            Ok(rows) => Ok(Some(LogBatch { offset: header.base, dataset: header.dataset, rows })),
             Err(error) => {
                 self.report(&unusable(frame, &error));
-                None
+                Ok(None)
             }
         }
     }
 
     /// The schema of a batch frame: known, or in one of the two frames that the index tells.
-    fn schema(&self, fs: &dyn Fs, header: &FrameHeader, schemas: &Schemas) -> Option<SchemaRef> {
+    fn schema(&self, fs: &dyn Fs, header: &FrameHeader, schemas: &Schemas) -> std::io::Result<Option<SchemaRef>> {
         if let Some(known) = schemas.get(header.schema_id) {
-            return Some(known);
+            return Ok(Some(known));
         }
         let (marks, salt) = {
             let index = self.index.read();
             (index.schemas.clone(), index.salt)
         };
-        let file = self.file(fs).ok()?;
-        marks.iter().filter(|(id, _)| *id == header.schema_id).find_map(|(_, at)| {
-            let frame = frame_at(&*file, *at, salt).ok().flatten()?;
-            self.learn(&frame, schemas)
-        })
+        let file = self.file(fs)?;
+        for (_, at) in marks.iter().filter(|(id, _)| *id == header.schema_id) {
+            let frame = frame_at((&*file, &self.sectors), *at, salt)?;
+            if let Some(schema) = frame.and_then(|frame| self.learn(&frame, schemas)) {
+                return Ok(Some(schema));
+            }
+        }
+        Ok(None)
     }
 
     /// Counts and logs a damaged place, once.

@@ -16,6 +16,7 @@ use super::dedup::Window;
 use super::encode::Encoder;
 use super::listing::summary_path;
 use super::recover::{OpenReport, is_full, recover};
+use super::scan::Damage;
 use super::segment::{Schemas, Segment, Wanted};
 use super::shared::{Queue, Shared, Tail};
 use super::writer::{Closed, Pending, Writer};
@@ -177,7 +178,7 @@ impl SegmentLog {
         let mut batches = Vec::new();
         for segment in segments.iter().filter(|segment| segment.range().1 > from) {
             let read = segment.read_changes(&*self.shared.fs, &self.shared.schemas, wanted, &mut batches);
-            self.unless_forgotten(segment, read)?;
+            self.unless_gone(segment, read)?;
         }
         Ok(batches)
     }
@@ -221,14 +222,14 @@ impl SegmentLog {
         batches.into_iter().map(prepare).collect()
     }
 
-    /// A segment that was forgotten while it was about to be read is not an error of the read.
-    fn unless_forgotten<T: Default>(
-        &self,
-        segment: &Segment,
-        read: Result<T, PipelineError>,
-    ) -> Result<T, PipelineError> {
+    /// A segment that was forgotten while it was about to be read is not an error of the read, and one that somebody removed
+    /// is damage: waiting brings neither back.
+    fn unless_gone<T: Default>(&self, segment: &Segment, read: Result<T, PipelineError>) -> Result<T, PipelineError> {
+        let (first, end) = segment.range();
         match read {
-            Err(_) if segment.range().0 < self.bounds().first || segment.range().1 <= self.bounds().first => {
+            Err(_) if first < self.bounds().first || end <= self.bounds().first => Ok(T::default()),
+            Err(PipelineError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                segment.report(&Damage { at: 0, bytes: 0, rows: first..end, reason: "the file is gone".to_owned() });
                 Ok(T::default())
             }
             read => read,
@@ -304,7 +305,7 @@ impl StreamLog for SegmentLog {
         for segment in segments.iter().filter(|segment| segment.range().1 > from) {
             let wanted = Wanted { from, until: bounds.next, bytes_max: left };
             let read = segment.read(&*self.shared.fs, &self.shared.schemas, wanted, &mut batches);
-            left = left.saturating_sub(self.unless_forgotten(segment, read)?);
+            left = left.saturating_sub(self.unless_gone(segment, read)?);
             if left == 0 {
                 break;
             }

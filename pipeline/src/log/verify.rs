@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::format::{FrameKind, SegmentHeader};
 use super::listing::{Listing, list, read_header, void_offsets};
 use super::scan::{Damage, Found, Scanner};
+use super::sectors::Sectors;
 use super::segment::{Schemas, unusable};
 use super::summary::Summary;
 use super::whole::{find_schema, scan};
@@ -103,7 +104,9 @@ pub fn dump(
         }
         let failed = |source| PipelineError::Io { op: "read", path: file.path.clone(), source };
         let salt = file.header.map(|header| header.salt);
-        let mut scanner = Scanner::new(&*file.file, 0, salt, file.first..file.void_at.min(to)).map_err(failed)?;
+        let sectors = Sectors::at_once();
+        let rows = file.first..file.void_at.min(to);
+        let mut scanner = Scanner::new((&*file.file, &sectors), 0, salt, rows).map_err(failed)?;
         loop {
             let frame = match scanner.next().map_err(failed)? {
                 Found::End { .. } => break,

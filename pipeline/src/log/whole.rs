@@ -6,6 +6,7 @@ use arrow::datatypes::SchemaRef;
 
 use super::format::{FRAMES_START, FrameHeader, FrameKind, SegmentHeader};
 use super::scan::{Damage, Found, Frame, Scanner};
+use super::sectors::Sectors;
 use super::segment::{Schemas, time_range, unusable};
 use super::summary::{Index, Summary};
 use super::{EventBatch, Offset, decode};
@@ -46,7 +47,8 @@ pub(crate) fn scan(
         half_made: header.is_none(),
     };
     let mut whole_to = FRAMES_START;
-    let mut scanner = Scanner::new(file, 0, header.map(|header| header.salt), first..void_at)?;
+    let sectors = Sectors::at_once();
+    let mut scanner = Scanner::new((file, &sectors), 0, header.map(|header| header.salt), first..void_at)?;
     loop {
         let found = scanner.next()?;
         if scanned.half_made && !matches!(found, Found::End { .. }) {
@@ -82,7 +84,8 @@ pub(crate) fn find_schema(file: &dyn FsFile, header: &FrameHeader, schemas: &Sch
     if let Some(known) = schemas.get(header.schema_id) {
         return Ok(Some(known));
     }
-    let mut scanner = Scanner::new(file, 0, Some(header.salt), 0..Offset::MAX)?;
+    let sectors = Sectors::at_once();
+    let mut scanner = Scanner::new((file, &sectors), 0, Some(header.salt), 0..Offset::MAX)?;
     loop {
         match scanner.next()? {
             Found::End { .. } => return Ok(None),

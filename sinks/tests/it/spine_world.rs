@@ -188,6 +188,11 @@ impl Spine {
         Ok(())
     }
 
+    /// Where a run loop was when it was drained.
+    pub fn ran(&mut self, status: RunStatus) {
+        self.status = status;
+    }
+
     /// Delivers all that is there to the store.
     pub async fn deliver_through(&self, source: LogSource) -> Step {
         let until = match source {
