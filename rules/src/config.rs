@@ -21,6 +21,21 @@ pub struct RulesConfig {
     pub memo_values_max: usize,
     /// The most alerts one rule raises for one tenant in one batch; further matches are counted in the last of them.
     pub alerts_per_batch_max: usize,
+    /// How long, in seconds of event time, further matches of a rule for the same group are counted before the next alert
+    /// says how many there were. 0: every match is an alert. A rule may say otherwise (`tidegate: {suppress: 1h}`).
+    pub suppress_s: u64,
+    /// The most groups of one rule and tenant whose matches are counted at once; beyond it the oldest are raised early.
+    pub suppress_groups_max: usize,
+    /// The most memory in bytes of all groups whose matches are counted; beyond it the oldest are raised early.
+    pub suppress_bytes_max: usize,
+    /// How late an event may come, in event time, and still be counted in its window.
+    pub lateness_ms_max: u64,
+    /// How far an event's time may be ahead of its receive time and still say how far event time has come.
+    pub ahead_ms_max: u64,
+    /// The most silences that one tenant may have at once.
+    pub silences_max: usize,
+    /// The longest silence in seconds.
+    pub silence_s_max: u64,
     /// The most event ids kept in one alert.
     pub alert_event_ids_max: usize,
     /// The most bytes of one value shown in an alert.
@@ -42,6 +57,13 @@ impl Default for RulesConfig {
             regex_bytes_max: 10 << 20,
             memo_values_max: 500_000,
             alerts_per_batch_max: 100,
+            suppress_s: 300,
+            suppress_groups_max: 10_000,
+            suppress_bytes_max: 64 << 20,
+            lateness_ms_max: 60_000,
+            ahead_ms_max: 600_000,
+            silences_max: 1_000,
+            silence_s_max: 366 * 86_400,
             alert_event_ids_max: 100,
             alert_value_bytes_max: 1024,
             rule_event_ns_max: 20_000,

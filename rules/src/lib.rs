@@ -23,6 +23,7 @@
 //! Not here: reading a clock (but to time rules), I/O (but [`folder`]), the delivery of alerts.
 
 pub mod attack;
+mod alerting;
 mod bitmap;
 mod compile;
 mod config;
@@ -30,18 +31,25 @@ mod datetime;
 mod document;
 mod error;
 mod eval;
+pub mod feedback;
 mod fold;
 pub mod folder;
 mod lint;
+mod group_key;
 mod logsource;
 pub mod metrics;
 mod nearest;
 mod number;
+mod off;
 pub mod operator;
 mod outline;
 pub mod pack;
 mod problem;
 mod raise;
+mod sections;
+mod shown;
+mod status;
+mod suppress;
 pub mod testcase;
 
 pub use compile::{Rule, RuleSet};
@@ -50,6 +58,8 @@ pub use error::RulesError;
 pub use eval::{Counts, Evaluator, Parked};
 pub use folder::{RuleAction, RuleChange, RuleFolder, SkippedFile};
 pub use lint::{RuleWarning, lint};
+pub use off::OFF_KIND;
 pub use operator::SigmaOperator;
 pub use outline::{DocumentKind, Outline, outline};
 pub use problem::{RuleFile, RuleProblem};
+pub use status::{RulesStatus, StatusBoard};

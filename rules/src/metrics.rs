@@ -14,6 +14,12 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (REMEMBERED, "gauge", "Field values in the memo"),
     (ALERTS, "counter", "Alerts raised"),
     (FOLDED, "counter", "Matches counted in an earlier alert because a rule reached alerts_per_batch_max"),
+    (SUPPRESSED, "counter", "Matches counted in a window because their group was raised shortly before"),
+    (EVICTED, "counter", "Windows closed early because of suppress_groups_max or suppress_bytes_max"),
+    (SILENCED, "counter", "Matches that raised nothing because people silenced the rule or its group"),
+    (WINDOWS, "gauge", "Groups whose further matches are counted"),
+    (WINDOW_BYTES, "gauge", "Memory of the groups whose further matches are counted"),
+    (SILENCES, "gauge", "Silences in force"),
     (BATCH_SECONDS, "histogram", "Time to evaluate one batch"),
     (COMPILE_SECONDS, "histogram", "Time to compile all rules after a change"),
 ];
@@ -42,6 +48,18 @@ pub const REMEMBERED: &str = "tidegate_rules_remembered_values";
 pub const ALERTS: &str = "tidegate_rules_alerts_total";
 /// Matches folded into earlier alerts.
 pub const FOLDED: &str = "tidegate_rules_folded_matches_total";
+/// Matches counted in a window.
+pub const SUPPRESSED: &str = "tidegate_rules_suppressed_matches_total";
+/// Windows closed early.
+pub const EVICTED: &str = "tidegate_rules_evicted_windows_total";
+/// Matches that people silenced.
+pub const SILENCED: &str = "tidegate_rules_silenced_matches_total";
+/// Groups whose further matches are counted.
+pub const WINDOWS: &str = "tidegate_rules_suppression_groups";
+/// Their memory.
+pub const WINDOW_BYTES: &str = "tidegate_rules_suppression_bytes";
+/// Silences in force.
+pub const SILENCES: &str = "tidegate_rules_silences";
 /// Time to evaluate one batch.
 pub const BATCH_SECONDS: &str = "tidegate_rules_batch_seconds";
 /// Time to compile all rules.

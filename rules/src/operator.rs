@@ -14,13 +14,17 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::keys::DEFAULT_ORG;
 use tidegate_pipeline::{Emitter, LogBatch, Operator, PipelineError};
 
+use crate::alerting::Alerting;
 use crate::compile::RuleSet;
 use crate::config::RulesConfig;
 use crate::error::RulesError;
 use crate::eval::{Counts, Evaluator, Parked};
+use crate::feedback;
 use crate::metrics;
+use crate::off::{OFF_KIND, Off};
 use crate::problem::{RuleFile, RuleProblem};
-use crate::raise::raise;
+use crate::sections;
+use crate::status::StatusBoard;
 
 /// The value of `kind` in rows of `changes` that concern rules.
 pub const CHANGE_KIND: &str = "rule";
@@ -36,13 +40,29 @@ pub struct SigmaOperator {
     evaluator: Evaluator,
     problems: Vec<RuleProblem>,
     reported: Counts,
+    alerting: Alerting,
+    /// Rules that tenants turned off.
+    off: Off,
+    status: StatusBoard,
 }
 
-/// The saved state.
+/// The parts of the saved state.
+mod part {
+    /// The rule files, as JSON.
+    pub const FILES: u8 = 1;
+    /// The open windows of suppression.
+    pub const WINDOWS: u8 = 2;
+    /// The silences.
+    pub const SILENCES: u8 = 3;
+}
+
+/// The saved rule files.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Saved {
     version: u32,
     files: Vec<SavedFile>,
+    #[serde(default)]
+    off: Off,
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -60,7 +80,18 @@ impl SigmaOperator {
     pub fn new(config: RulesConfig) -> Result<Self, RulesError> {
         let (rules, problems) = RuleSet::compile(&[], &config)?;
         let evaluator = Evaluator::new(Arc::new(rules), &config);
-        Ok(Self { config, files: BTreeMap::new(), stale: false, evaluator, problems, reported: Counts::default() })
+        let alerting = Alerting::new(&config);
+        Ok(Self {
+            config,
+            files: BTreeMap::new(),
+            stale: false,
+            evaluator,
+            problems,
+            reported: Counts::default(),
+            alerting,
+            off: Off::default(),
+            status: StatusBoard::default(),
+        })
     }
 
     /// The rules in force. Compiles them first if they changed.
@@ -78,6 +109,11 @@ impl SigmaOperator {
     /// Rules that were parked since rules last changed.
     pub fn parked(&self) -> &[Parked] {
         self.evaluator.parked()
+    }
+
+    /// Where the operator says how its rules are, for other threads.
+    pub fn status(&self) -> StatusBoard {
+        self.status.clone()
     }
 
     /// The matches of a batch: see [`Evaluator::matches`].
@@ -127,12 +163,21 @@ impl SigmaOperator {
             column.filter(|column| column.is_valid(row)).map(|column| column.value(row).to_owned())
         };
         for row in 0..rows.num_rows() {
-            if value(Some(kinds), row).as_deref() != Some(CHANGE_KIND) {
-                continue;
+            let kind = value(Some(kinds), row).unwrap_or_default();
+            if kind == feedback::KIND {
+                let body = value(bodies, row);
+                let (org_id, alert_id) = (value(orgs, row).unwrap_or_default(), value(Some(names), row));
+                self.alerting.take_feedback(&org_id, &alert_id.unwrap_or_default(), body.as_deref());
             }
             let Some(name) = value(Some(names), row) else { continue };
-            let org_id = value(orgs, row).filter(|org_id| org_id != DEFAULT_ORG);
             let action = value(Some(actions), row).unwrap_or_default();
+            if kind == OFF_KIND {
+                self.off.take_change(&value(orgs, row).unwrap_or_default(), &name, &action);
+            }
+            if kind != CHANGE_KIND {
+                continue;
+            }
+            let org_id = value(orgs, row).filter(|org_id| org_id != DEFAULT_ORG);
             let body = value(bodies, row);
             self.take_change((org_id, name), &action, body.as_deref());
         }
@@ -167,6 +212,7 @@ impl SigmaOperator {
         ::metrics::gauge!(metrics::REMEMBERED).set(self.evaluator.remembered() as f64);
         ::metrics::histogram!(metrics::BATCH_SECONDS).record(seconds);
         self.reported = now;
+        self.status.tell(self.evaluator.parked());
     }
 }
 
@@ -181,11 +227,10 @@ impl Operator for SigmaOperator {
             Dataset::SecurityEvents | Dataset::CostEvents => {
                 self.refresh();
                 let started = Instant::now();
-                let matches = self.evaluator.matches(batch);
-                let raised = raise(self.evaluator.rules(), &batch.rows, &matches, &self.config);
-                ::metrics::counter!(metrics::ALERTS).increment(raised.alerts.len() as u64);
-                ::metrics::counter!(metrics::FOLDED).increment(raised.folded);
-                raised.alerts.into_iter().for_each(|alert| out.alert(alert));
+                let mut matches = self.evaluator.matches(batch);
+                self.off.retain(self.evaluator.rules(), &batch.rows, &mut matches);
+                let raised = self.alerting.raise(self.evaluator.rules(), &batch.rows, &matches, &self.config);
+                raised.into_iter().for_each(|alert| out.alert(alert));
                 self.report(started.elapsed().as_secs_f64());
             }
             Dataset::Alerts | Dataset::DeadLetters => {}
@@ -198,18 +243,25 @@ impl Operator for SigmaOperator {
             name: name.clone(),
             text: text.clone(),
         };
-        let saved = Saved { version: 1, files: self.files.iter().map(file).collect() };
+        let saved = Saved { version: 1, files: self.files.iter().map(file).collect(), off: self.off.clone() };
         // Strings always serialize.
-        serde_json::to_vec(&saved).unwrap_or_default()
+        let files = serde_json::to_vec(&saved).unwrap_or_default();
+        let (windows, silences) = self.alerting.save();
+        sections::join(&[(part::FILES, files), (part::WINDOWS, windows), (part::SILENCES, silences)])
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), PipelineError> {
         let invalid = |reason: String| PipelineError::Invalid(format!("the saved state of the rules: {reason}"));
-        let saved: Saved = serde_json::from_slice(state).map_err(|error| invalid(error.to_string()))?;
+        let parts = sections::split(state).map_err(invalid)?;
+        let bytes = |tag: u8| parts.iter().find(|(own, _)| *own == tag).map_or(&b""[..], |(_, bytes)| bytes);
+        let saved: Saved = serde_json::from_slice(bytes(part::FILES)).map_err(|error| invalid(error.to_string()))?;
         if saved.version != 1 {
             return Err(invalid(format!("version {} is not known, only 1", saved.version)));
         }
+        let (windows, silences) = (bytes(part::WINDOWS), bytes(part::SILENCES));
+        self.alerting = Alerting::restore(&self.config, windows, silences).map_err(invalid)?;
         self.files = saved.files.into_iter().map(|file| ((file.org_id, file.name), file.text)).collect();
+        self.off = saved.off;
         self.stale = true;
         Ok(())
     }

@@ -1,72 +1,60 @@
-//! From matches to alerts.
+//! What an alert says: values of an event, put into words.
 
 use std::fmt::Write;
 
-use arrow::array::{Array, AsArray, RecordBatch, StringArray};
+use arrow::array::{Array, AsArray, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::TimestampMicrosecondType;
-use rustc_hash::FxHashMap;
 use tidegate_events::{Alert, Dataset, alert_id};
 
 use crate::compile::program::ViewId;
 use crate::compile::{Rule, RuleSet};
 use crate::config::RulesConfig;
-use crate::eval::{searched_values, values_of};
-use crate::fold::fold;
+use crate::group_key;
+use crate::shown::ShownRows;
 
 /// The most fields shown in one alert.
 const FIELDS_MAX: usize = 32;
+/// How many of the longest values an alert may show in all.
+const LONG_VALUES_MAX: usize = 16;
+/// The most fields in a message, and the most bytes of each of their values.
+const MESSAGE_FIELDS_MAX: usize = 5;
+const MESSAGE_VALUE_BYTES_MAX: usize = 64;
+/// The most values of one field in a group key.
+const GROUP_VALUES_MAX: usize = 4;
 
-/// The alerts of one batch.
-#[derive(Debug, Default)]
-pub(crate) struct Raised {
-    /// In the order of rows, then rules.
-    pub alerts: Vec<Alert>,
-    /// Matches that are counted in an earlier alert of the same rule and tenant.
-    pub folded: u64,
-}
+/// Fields with their values in one event.
+type Shown<'r> = Vec<(&'r str, Vec<String>)>;
 
-/// One alert for each match, but at most `alerts_per_batch_max` for one rule and tenant: the last of these counts the rest.
-pub(crate) fn raise(rules: &RuleSet, rows: &RecordBatch, matches: &[(usize, usize)], config: &RulesConfig) -> Raised {
-    let mut raised = Raised::default();
-    if matches.is_empty() {
-        return raised;
-    }
-    let event = Events::new(rows);
-    // (rule, tenant) → how many alerts, and which was the last.
-    let mut counts: FxHashMap<(usize, &str), (usize, usize)> = FxHashMap::default();
-    for (row, at) in matches {
-        let Some(rule) = rules.rules.get(*at) else { continue };
-        let (count, last) = counts.entry((*at, event.org_id(*row))).or_default();
-        if *count >= config.alerts_per_batch_max.max(1) {
-            if let Some(alert) = raised.alerts.get_mut(*last) {
-                event.fold(*row, alert, config);
-                raised.folded += 1;
-            }
-            continue;
-        }
-        *count += 1;
-        *last = raised.alerts.len();
-        raised.alerts.push(event.alert(*row, rule, rules, config));
-    }
-    raised
-}
-
-/// The core columns of a batch that alerts take over.
-struct Events<'a> {
-    rows: &'a RecordBatch,
+/// The events of a batch, as far as alerts are made of them.
+pub(crate) struct Events<'a> {
+    config: &'a RulesConfig,
+    shown: ShownRows<'a>,
+    times: Option<&'a TimestampMicrosecondArray>,
+    received: Option<&'a TimestampMicrosecondArray>,
     event_id: Option<&'a StringArray>,
     org_id: Option<&'a StringArray>,
     source: Option<&'a StringArray>,
     actor: Option<&'a StringArray>,
     asset: Option<&'a StringArray>,
     resource: Option<&'a StringArray>,
+    /// The row whose key by actor, asset and resource is in `entities`, and the hash of that key.
+    entities_of: Option<(usize, u128)>,
+    entities: String,
+    /// The key by fields that a rule names, as it was made last.
+    named: String,
 }
 
 impl<'a> Events<'a> {
-    fn new(rows: &'a RecordBatch) -> Self {
+    pub fn new(rows: &'a RecordBatch, rules: &'a RuleSet, config: &'a RulesConfig) -> Self {
         let text = |name: &str| rows.column_by_name(name).and_then(|array| array.as_string_opt::<i32>());
+        let times = |name: &str| {
+            rows.column_by_name(name).and_then(|array| array.as_primitive_opt::<TimestampMicrosecondType>())
+        };
         Self {
-            rows,
+            config,
+            shown: ShownRows::new(rows, &rules.views),
+            times: times(Dataset::TIME),
+            received: times("received_time"),
             event_id: text(Dataset::EVENT_ID),
             org_id: text(Dataset::ORG_ID),
             source: text("source"),
@@ -74,78 +62,110 @@ impl<'a> Events<'a> {
             asset: text("asset"),
             // Cost rows name their resource so.
             resource: text("resource").or_else(|| text("resource_id")),
+            entities_of: None,
+            entities: String::new(),
+            named: String::new(),
         }
     }
 
-    fn org_id(&self, row: usize) -> &'a str {
+    pub fn org_id(&self, row: usize) -> &'a str {
         value(self.org_id, row).unwrap_or_default()
     }
 
-    fn time(&self, row: usize) -> i64 {
-        let column = self.rows.column_by_name(Dataset::TIME);
-        let times = column.and_then(|array| array.as_primitive_opt::<TimestampMicrosecondType>());
-        times.filter(|times| times.is_valid(row)).map_or(0, |times| times.value(row))
+    pub fn event_id(&self, row: usize) -> &'a str {
+        value(self.event_id, row).unwrap_or_default()
     }
 
-    fn alert(&self, row: usize, rule: &Rule, rules: &RuleSet, config: &RulesConfig) -> Alert {
-        let event_id = value(self.event_id, row).unwrap_or_default();
+    pub fn time(&self, row: usize) -> Option<i64> {
+        self.times.filter(|times| times.is_valid(row)).map(|times| times.value(row))
+    }
+
+    pub fn received(&self, row: usize) -> Option<i64> {
+        self.received.filter(|times| times.is_valid(row)).map(|times| times.value(row))
+    }
+
+    /// The hash of the key of the group that an event is in for a rule.
+    pub fn group(&mut self, row: usize, rule: &Rule) -> u128 {
+        let Some(fields) = &rule.group_by else { return self.entities(row) };
+        self.named.clear();
+        let (mut joined, mut buffer) = (String::new(), String::new());
+        for (name, view) in fields {
+            joined.clear();
+            let mut count = 0;
+            self.shown.visit(*view, row, &mut buffer, &mut |value| {
+                count += 1;
+                if count <= GROUP_VALUES_MAX {
+                    joined.push_str(if count > 1 { "|" } else { "" });
+                    joined.push_str(value);
+                }
+            });
+            if count > 0 {
+                group_key::push_pair(&mut self.named, name, &joined);
+            }
+        }
+        group_key::hash(&self.named)
+    }
+
+    /// The key by actor, asset and resource: the same for every rule that matches the event.
+    fn entities(&mut self, row: usize) -> u128 {
+        if let Some((_, hash)) = self.entities_of.filter(|(of, _)| *of == row) {
+            return hash;
+        }
+        self.entities.clear();
+        for (name, column) in [("actor", self.actor), ("asset", self.asset), ("resource", self.resource)] {
+            if let Some(value) = value(column, row) {
+                group_key::push_pair(&mut self.entities, name, value);
+            }
+        }
+        let hash = group_key::hash(&self.entities);
+        self.entities_of = Some((row, hash));
+        hash
+    }
+
+    /// The alert of a match. Its group's key is what [`group`](Self::group) made last.
+    pub fn alert(&mut self, row: usize, rule: &Rule) -> Alert {
+        let event_id = self.event_id(row);
         let owned = |column| value(column, row).map(str::to_owned);
+        let group_key = if rule.group_by.is_some() { &self.named } else { &self.entities }.clone();
         let shown = if rule.shown.is_empty() { &rule.fields } else { &rule.shown };
+        let time = self.time(row).unwrap_or_default();
         Alert {
-            alert_id: alert_id(self.org_id(row), &rule.id, "", event_id),
+            alert_id: alert_id(self.org_id(row), &rule.id, &group_key, event_id),
             org_id: self.org_id(row).to_owned(),
             source: value(self.source, row).unwrap_or_default().to_owned(),
             rule_id: rule.id.clone(),
             title: rule.title.clone(),
             level: rule.level,
             tags: rule.tags.clone(),
-            group_key: String::new(),
-            first_time: self.time(row),
-            last_time: self.time(row),
+            group_key,
+            first_time: time,
+            last_time: time,
             event_ids: vec![event_id.to_owned()],
             event_count: 1,
             actor: owned(self.actor),
             asset: owned(self.asset),
             resource: owned(self.resource),
-            message: message(&rule.title, &self.fields(row, shown, rules, 64)),
-            matched: self.matched(row, rule, rules, config),
+            message: message(&rule.title, &self.fields(row, shown, MESSAGE_VALUE_BYTES_MAX)),
+            matched: self.matched(row, rule),
             continues: None,
         }
     }
 
     /// The fields of the rule with the event's values; for keywords, the columns that hold one.
-    fn matched(&self, row: usize, rule: &Rule, rules: &RuleSet, config: &RulesConfig) -> String {
-        let bytes_max = config.alert_value_bytes_max;
-        let mut shown = self.fields(row, &rule.fields, rules, bytes_max);
+    fn matched(&mut self, row: usize, rule: &Rule) -> String {
+        let bytes_max = self.config.alert_value_bytes_max;
+        let mut shown = self.fields(row, &rule.fields, bytes_max);
         if !rule.keywords.is_empty() {
-            let holds = |value: &str| rule.keywords.iter().any(|keyword| fold(value).contains(keyword.as_str()));
-            shown.extend(searched_values(self.rows, row, bytes_max, holds).into_iter().take(FIELDS_MAX));
+            shown.extend(self.shown.holding(row, &rule.keywords, bytes_max).into_iter().take(FIELDS_MAX));
         }
-        matched(&shown)
-    }
-
-    fn fold(&self, row: usize, alert: &mut Alert, config: &RulesConfig) {
-        let time = self.time(row);
-        alert.event_count += 1;
-        alert.first_time = alert.first_time.min(time);
-        alert.last_time = alert.last_time.max(time);
-        if alert.event_ids.len() < config.alert_event_ids_max {
-            alert.event_ids.extend(value(self.event_id, row).map(str::to_owned));
-        }
+        matched(&shown, bytes_max.saturating_mul(LONG_VALUES_MAX))
     }
 
     /// The fields that have a value in the row, in the order of the rule.
-    fn fields<'r>(
-        &self,
-        row: usize,
-        fields: &'r [(String, ViewId)],
-        rules: &RuleSet,
-        bytes_max: usize,
-    ) -> Vec<(&'r str, Vec<String>)> {
+    fn fields<'r>(&mut self, row: usize, fields: &'r [(String, ViewId)], bytes_max: usize) -> Shown<'r> {
         let mut shown = Vec::new();
         for (name, view) in fields.iter().take(FIELDS_MAX) {
-            let Some(view) = rules.views.get(*view as usize) else { continue };
-            let values = values_of(self.rows, view, row, bytes_max);
+            let values = self.shown.values(*view, row, bytes_max);
             if !values.is_empty() {
                 shown.push((name.as_str(), values));
             }
@@ -161,21 +181,25 @@ fn value(column: Option<&StringArray>, row: usize) -> Option<&str> {
 /// `Title: Field=value, Field=value`.
 fn message(title: &str, fields: &[(&str, Vec<String>)]) -> String {
     let mut message = title.to_owned();
-    for (at, (name, values)) in fields.iter().take(5).enumerate() {
+    for (at, (name, values)) in fields.iter().take(MESSAGE_FIELDS_MAX).enumerate() {
         // Writing to a string cannot fail.
         let _ = write!(message, "{} {name}={}", if at == 0 { ":" } else { "," }, values.join("|"));
     }
     message
 }
 
-/// `{"Field":"value","ListField":["a","b"]}`.
-fn matched(fields: &[(&str, Vec<String>)]) -> String {
+/// `{"Field":"value","ListField":["a","b"]}`, of at most so many bytes of values: those past that are left out.
+fn matched(fields: &[(&str, Vec<String>)], bytes_max: usize) -> String {
+    let mut left = bytes_max;
     let mut object = serde_json::Map::new();
     for (name, values) in fields {
-        let value = match values.as_slice() {
-            [only] => serde_json::Value::from(only.as_str()),
-            several => serde_json::Value::from(several.to_vec()),
-        };
+        let mut kept = Vec::new();
+        for value in values {
+            let Some(rest) = left.checked_sub(value.len()) else { break };
+            left = rest;
+            kept.push(serde_json::Value::from(value.as_str()));
+        }
+        let value = if kept.len() == 1 { kept.swap_remove(0) } else { kept.into() };
         object.insert((*name).to_owned(), value);
     }
     serde_json::Value::Object(object).to_string()

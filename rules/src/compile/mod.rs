@@ -1,5 +1,6 @@
 //! Rules compiled: files in, [`RuleSet`] and problems out.
 
+mod attribute;
 mod detection;
 mod encoding;
 pub(crate) mod filter;
@@ -54,6 +55,10 @@ pub struct Rule {
     pub(crate) shown: Vec<(String, ViewId)>,
     pub(crate) program: Node,
     pub(crate) log_source: usize,
+    /// The fields of its group key, and the view of each; `None` for actor, asset and resource.
+    pub(crate) group_by: Option<Vec<(String, ViewId)>>,
+    /// How long further matches are counted before the next alert (µs); `None` for what the configuration says.
+    pub(crate) suppress_us: Option<i64>,
     /// The keywords that are searched in the whole event, folded, as far as they are plain text.
     pub(crate) keywords: Vec<String>,
     /// The filters on it alone; those on all rules of its log source are there.
@@ -232,6 +237,7 @@ impl<'a> Compiler<'a> {
         };
         let program = detection.compile(&rule.detection)?;
         let (fields, keywords) = (detection.fields, detection.keywords);
+        let wanted = attribute::attribute(&rule.custom_attributes)?;
         let interner = &mut self.interner;
         let mut with_view = |field: String| {
             let view = interner.field_view(resolved.columns(&field));
@@ -239,6 +245,7 @@ impl<'a> Compiler<'a> {
         };
         let fields: Vec<_> = fields.into_iter().map(&mut with_view).collect();
         let shown: Vec<_> = rule.fields.iter().take(32).cloned().map(&mut with_view).collect();
+        let group_by = wanted.group_by.map(|fields| fields.into_iter().map(&mut with_view).collect());
         self.ids.insert((file.org_id.clone(), id.clone()), file.name.clone());
         self.rules.push(Rule {
             id,
@@ -254,6 +261,8 @@ impl<'a> Compiler<'a> {
             shown,
             program,
             log_source,
+            group_by,
+            suppress_us: wanted.suppress_us,
             keywords,
             filters: Filters::default(),
         });

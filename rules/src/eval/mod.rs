@@ -13,7 +13,6 @@ mod column;
 mod decider;
 mod frame;
 mod memo;
-mod shown;
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -36,7 +35,8 @@ use budget::{Budget, SAMPLE};
 use decider::{Decider, Scratch};
 use frame::{ColumnIndex, Encoded, Frame, RestFields};
 use memo::{Memo, Met, key_of};
-pub(crate) use shown::{searched_values, values_of};
+pub(crate) use column::Column;
+pub(crate) use frame::is_searched;
 
 /// What an evaluator did since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

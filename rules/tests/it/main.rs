@@ -11,3 +11,4 @@ mod log_sources;
 mod model;
 mod operator;
 mod problems;
+mod suppression;

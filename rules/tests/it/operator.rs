@@ -41,6 +41,11 @@ fn process(operator: &mut SigmaOperator, batch: &LogBatch) -> Vec<Alert> {
     out.take_alerts()
 }
 
+/// Every match is an alert.
+fn raw() -> RulesConfig {
+    RulesConfig { suppress_s: 0, ..RulesConfig::default() }
+}
+
 fn with_rules(config: RulesConfig, rows: &[Change<'_>]) -> SigmaOperator {
     let mut operator = SigmaOperator::new(config).expect("tables");
     assert_eq!(process(&mut operator, &changes(rows)), []);
@@ -78,7 +83,7 @@ fn a_keyword_rule_shows_the_column_that_holds_the_keyword() {
 
 #[test]
 fn changes_take_effect_for_the_rows_after_them() {
-    let mut operator = SigmaOperator::new(RulesConfig::default()).expect("tables");
+    let mut operator = SigmaOperator::new(raw()).expect("tables");
     let batch = events(&["x", "y"]).batch(0);
     assert_eq!(process(&mut operator, &batch), []);
     process(&mut operator, &changes(&[("default", "a.yml", "create", &rule("r1", "x"))]));
@@ -97,10 +102,7 @@ fn changes_take_effect_for_the_rows_after_them() {
 fn rules_of_a_tenant_see_only_its_events() {
     let global = rule("r1", "x");
     let own = rule("r2", "x");
-    let mut operator = with_rules(
-        RulesConfig::default(),
-        &[("default", "a.yml", "create", &global), ("acme", "a.yml", "create", &own)],
-    );
+    let mut operator = with_rules(raw(), &[("default", "a.yml", "create", &global), ("acme", "a.yml", "create", &own)]);
     let mut batch = events(&["x", "x"]);
     batch.rows[1].0 = "other".into();
     let alerts = process(&mut operator, &batch.batch(0));
@@ -114,7 +116,7 @@ fn rules_of_a_tenant_see_only_its_events() {
 
 #[test]
 fn a_storm_is_bounded_and_counted_per_rule_and_tenant() {
-    let config = RulesConfig { alerts_per_batch_max: 2, alert_event_ids_max: 3, ..RulesConfig::default() };
+    let config = RulesConfig { alerts_per_batch_max: 2, alert_event_ids_max: 3, ..raw() };
     let mut operator = with_rules(config, &[("default", "a.yml", "create", &rule("r1", "x"))]);
     let mut batch = events(&["x"; 10]);
     batch.rows[9].0 = "other".into();
@@ -128,10 +130,10 @@ fn a_storm_is_bounded_and_counted_per_rule_and_tenant() {
 #[test]
 fn a_restored_operator_raises_the_same_alerts() {
     let mut operator = with_rules(
-        RulesConfig::default(),
+        raw(),
         &[("default", "a.yml", "create", &rule("r1", "x")), ("acme", "b.yml", "create", &rule("r2", "x"))],
     );
-    let mut restored = SigmaOperator::new(RulesConfig::default()).expect("tables");
+    let mut restored = SigmaOperator::new(raw()).expect("tables");
     restored.restore(&operator.save()).expect("a state");
     let batch = events(&["x", "y", "x"]).batch(7);
     let alerts = process(&mut operator, &batch);
@@ -145,7 +147,7 @@ fn a_restored_operator_raises_the_same_alerts() {
 
 #[test]
 fn broken_change_rows_are_ignored() {
-    let mut operator = with_rules(RulesConfig::default(), &[("default", "a.yml", "create", &rule("r1", "x"))]);
+    let mut operator = with_rules(raw(), &[("default", "a.yml", "create", &rule("r1", "x"))]);
     let mut batch = changes(&[("default", "a.yml", "update", "x"), ("default", "a.yml", "park", "x")]);
     let body: ArrayRef = Arc::new(StringArray::from(vec![Some("not json"), None]));
     let mut columns: Vec<(String, ArrayRef)> = batch

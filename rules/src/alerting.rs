@@ -1,0 +1,132 @@
+//! From matches to alerts: silences and suppression, row by row.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use tidegate_events::Alert;
+
+use crate::compile::RuleSet;
+use crate::config::RulesConfig;
+use crate::feedback::{Silences, TenantSilences, silenced};
+use crate::metrics;
+use crate::raise::Events;
+use crate::suppress::{Bounds, Lane, Met, Outlet, Suppression};
+
+/// Makes alerts of matches. Its state is the open windows and the silences.
+#[derive(Debug)]
+pub(crate) struct Alerting {
+    suppression: Suppression,
+    silences: Silences,
+    /// The rules that `numbers` are of.
+    rules: Option<Arc<RuleSet>>,
+    numbers: Vec<u32>,
+}
+
+impl Alerting {
+    /// Without windows and silences.
+    pub fn new(config: &RulesConfig) -> Self {
+        let suppression = Suppression::new(bounds(config));
+        Self { suppression, silences: Silences::default(), rules: None, numbers: Vec::new() }
+    }
+
+    /// The alerts of a batch: of its matches, and of the windows that its rows close. All batches of events must come by, in
+    /// order, whether they have matches or not.
+    pub fn raise(
+        &mut self,
+        rules: &Arc<RuleSet>,
+        rows: &RecordBatch,
+        matches: &[(usize, usize)],
+        config: &RulesConfig,
+    ) -> Vec<Alert> {
+        self.number(rules);
+        let mut events = Events::new(rows, rules, config);
+        let mut out = Outlet::new(config.alerts_per_batch_max, config.alert_event_ids_max);
+        let mut quiet = 0;
+        let mut matches = matches.iter().copied().peekable();
+        let mut tenant: Option<(&str, u32, Option<&TenantSilences>)> = None;
+        let span_us = micros(config.suppress_s, 1_000_000);
+        let ahead_us = micros(config.ahead_ms_max, 1_000);
+        for row in 0..rows.num_rows() {
+            let org_id = events.org_id(row);
+            let (_, number, silences) = match tenant {
+                Some(known) if known.0 == org_id => known,
+                _ => *tenant.insert((org_id, self.suppression.tenant(org_id), self.silences.of(org_id))),
+            };
+            let (time, received) = (events.time(row), events.received(row));
+            // An agent whose clock runs ahead says nothing about where event time is.
+            let latest = received.map_or(i64::MAX, |received| received.saturating_add(ahead_us));
+            let received = received.unwrap_or(i64::MIN);
+            self.suppression.observe(number, time.filter(|time| *time <= latest), received, &mut out);
+            while let Some((_, at)) = matches.next_if(|(own, _)| *own == row) {
+                let (Some(rule), Some(rule_number)) = (rules.rules().get(at), self.numbers.get(at)) else { continue };
+                if silenced(silences, &rule.id, received, || events.group(row, rule)) {
+                    quiet += 1;
+                    continue;
+                }
+                let hash = events.group(row, rule);
+                let lane = Lane { rule: *rule_number, tenant: number };
+                let time = time.unwrap_or_default();
+                let met = Met { time, placed: time.min(latest), event_id: events.event_id(row) };
+                let span = rule.suppress_us.unwrap_or(span_us);
+                self.suppression.offer(lane, hash, span, met, &mut out, || events.alert(row, rule));
+            }
+        }
+        self.report(&out, quiet);
+        out.alerts()
+    }
+
+    fn number(&mut self, rules: &Arc<RuleSet>) {
+        if self.rules.as_ref().is_none_or(|known| !Arc::ptr_eq(known, rules)) {
+            self.numbers = self.suppression.rules(rules.rules().iter().map(|rule| rule.id.as_str()));
+            self.rules = Some(rules.clone());
+        }
+    }
+
+    fn report(&mut self, out: &Outlet, silenced: u64) {
+        let counts = self.suppression.take_counts();
+        let (windows, bytes) = self.suppression.size();
+        ::metrics::counter!(metrics::ALERTS).increment(out.len() as u64);
+        ::metrics::counter!(metrics::FOLDED).increment(out.merged());
+        ::metrics::counter!(metrics::SUPPRESSED).increment(counts.suppressed);
+        ::metrics::counter!(metrics::EVICTED).increment(counts.evicted);
+        ::metrics::counter!(metrics::SILENCED).increment(silenced);
+        ::metrics::gauge!(metrics::WINDOWS).set(windows as f64);
+        ::metrics::gauge!(metrics::WINDOW_BYTES).set(bytes as f64);
+    }
+
+    /// Takes a row of `changes` that is feedback on an alert.
+    pub fn take_feedback(&mut self, org_id: &str, alert_id: &str, body: Option<&str>) {
+        if let Err(reason) = self.silences.take(org_id, alert_id, body, self.suppression.received()) {
+            tracing::warn!(org_id, alert_id, reason, "feedback ignored: its body is not one");
+        }
+        ::metrics::gauge!(metrics::SILENCES).set(self.silences.len() as f64);
+    }
+
+    /// The open windows, and the silences, as bytes.
+    pub fn save(&self) -> (Vec<u8>, Vec<u8>) {
+        (self.suppression.save(), self.silences.save())
+    }
+
+    /// A state that was saved.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn restore(config: &RulesConfig, windows: &[u8], silences: &[u8]) -> Result<Self, String> {
+        let suppression = Suppression::restore(bounds(config), windows)?;
+        let silences = Silences::restore(silences)?;
+        Ok(Self { suppression, silences, rules: None, numbers: Vec::new() })
+    }
+}
+
+fn bounds(config: &RulesConfig) -> Bounds {
+    Bounds {
+        lateness_us: micros(config.lateness_ms_max, 1_000),
+        groups_max: config.suppress_groups_max,
+        bytes_max: config.suppress_bytes_max,
+        event_ids_max: config.alert_event_ids_max,
+    }
+}
+
+fn micros(value: u64, unit: i64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX).saturating_mul(unit)
+}

@@ -1,0 +1,178 @@
+//! Reads values back from a batch, for alerts and their groups.
+
+use std::cell::OnceCell;
+
+use arrow::array::{Array, AsArray, RecordBatch, StringArray};
+use rustc_hash::FxHashMap;
+use tidegate_events::REST_COLUMN;
+
+use crate::compile::interner::View;
+use crate::compile::program::ViewId;
+use crate::eval::{Column, is_searched};
+use crate::fold::fold_char;
+
+/// The most values of one field shown in an alert.
+const VALUES_MAX: usize = 16;
+/// What is shown before a keyword in a value that is too long to be shown whole.
+const BEFORE_BYTES: usize = 64;
+
+/// A batch whose values are looked up by field. What a field's columns are is found out once.
+pub(crate) struct ShownRows<'a> {
+    rows: &'a RecordBatch,
+    views: &'a [View],
+    rest: Option<&'a StringArray>,
+    /// By name; a name with spaces is also there without them, as rules may write it.
+    by_name: OnceCell<FxHashMap<String, Column<'a>>>,
+    columns: FxHashMap<ViewId, Vec<Column<'a>>>,
+}
+
+impl<'a> ShownRows<'a> {
+    pub fn new(rows: &'a RecordBatch, views: &'a [View]) -> Self {
+        let rest = rows.column_by_name(REST_COLUMN).and_then(|array| array.as_string_opt::<i32>());
+        Self { rows, views, rest, by_name: OnceCell::new(), columns: FxHashMap::default() }
+    }
+
+    /// Calls `visit` with each value of a field in a row: those of the first of its columns that has any.
+    pub fn visit(&mut self, view: ViewId, row: usize, buffer: &mut String, visit: &mut impl FnMut(&str)) {
+        let Some(View::Field(names)) = self.views.get(view as usize) else { return };
+        let by_name = self.by_name.get_or_init(|| by_name(self.rows));
+        let columns = self
+            .columns
+            .entry(view)
+            .or_insert_with(|| names.iter().filter_map(|name| by_name.get(name.as_str())).copied().collect());
+        for column in columns.iter() {
+            if column.read(row, buffer, visit) {
+                return;
+            }
+        }
+        if let Some(text) = self.rest.filter(|rest| rest.is_valid(row)).map(|rest| rest.value(row)) {
+            rest_values(text, names).iter().for_each(|value| visit(value));
+        }
+    }
+
+    /// The values of a field in a row: so many, each shortened to `bytes_max`.
+    pub fn values(&mut self, view: ViewId, row: usize, bytes_max: usize) -> Vec<String> {
+        let mut values = Vec::new();
+        self.visit(view, row, &mut String::new(), &mut |value| {
+            if values.len() < VALUES_MAX {
+                values.push(shortened(value, bytes_max));
+            }
+        });
+        values
+    }
+
+    /// The values of a row that hold one of the keywords (folded), by column: of each the part around the keyword.
+    pub fn holding(&self, row: usize, keywords: &[String], bytes_max: usize) -> Vec<(&'a str, Vec<String>)> {
+        let mut found = Vec::new();
+        let mut buffer = String::new();
+        for (field, array) in self.rows.schema_ref().fields().iter().zip(self.rows.columns()) {
+            let Some(column) = Column::new(array).filter(|_| is_searched(field.name())) else { continue };
+            let mut values = Vec::new();
+            column.read(row, &mut buffer, &mut |value| {
+                if values.len() < VALUES_MAX {
+                    values.extend(around(value, keywords, bytes_max));
+                }
+            });
+            if !values.is_empty() {
+                found.push((field.name().as_str(), values));
+            }
+        }
+        found
+    }
+}
+
+fn by_name(rows: &RecordBatch) -> FxHashMap<String, Column<'_>> {
+    let mut by_name = FxHashMap::default();
+    let columns = || rows.schema_ref().fields().iter().zip(rows.columns());
+    for (field, array) in columns().filter(|(field, _)| field.name().contains(' ')) {
+        by_name.extend(Column::new(array).map(|column| (field.name().replace(' ', ""), column)));
+    }
+    for (field, array) in columns() {
+        by_name.extend(Column::new(array).map(|column| (field.name().clone(), column)));
+    }
+    by_name
+}
+
+/// The values of a field that has no column of its own: those of the first of its names that is in the JSON of
+/// [`REST_COLUMN`].
+fn rest_values(text: &str, names: &[String]) -> Vec<String> {
+    // The column is written by our own decoders; what is not JSON has no fields.
+    let Ok(value) = serde_json::from_str::<serde_json::Value>(text) else { return Vec::new() };
+    let mut best = (names.len(), Vec::new());
+    collect(&value, &mut String::new(), names, &mut best);
+    best.1
+}
+
+fn collect(value: &serde_json::Value, path: &mut String, names: &[String], best: &mut (usize, Vec<String>)) {
+    match value {
+        serde_json::Value::Null => {}
+        serde_json::Value::Array(items) => items.iter().for_each(|item| collect(item, path, names, best)),
+        serde_json::Value::Object(members) => {
+            for (name, member) in members {
+                let length = path.len();
+                if length > 0 {
+                    path.push('.');
+                }
+                path.push_str(name);
+                collect(member, path, names, best);
+                path.truncate(length);
+            }
+        }
+        scalar => {
+            let same = |name: &String| name == path || (path.contains(' ') && *name == path.replace(' ', ""));
+            let Some(rank) = names.iter().position(same).filter(|rank| *rank <= best.0) else { return };
+            if rank < best.0 {
+                *best = (rank, Vec::new());
+            }
+            best.1.push(scalar.as_str().map_or_else(|| scalar.to_string(), str::to_owned));
+        }
+    }
+}
+
+fn shortened(value: &str, bytes_max: usize) -> String {
+    value.get(..value.floor_char_boundary(bytes_max)).unwrap_or_default().to_owned()
+}
+
+/// The part of a value around the first of the keywords that is in it; `None` when none is.
+fn around(value: &str, keywords: &[String], bytes_max: usize) -> Option<String> {
+    let mut folded = String::with_capacity(value.len());
+    folded.extend(value.chars().map(fold_char));
+    let at = keywords.iter().filter_map(|keyword| folded.find(keyword.as_str())).min()?;
+    if value.len() <= bytes_max {
+        return Some(value.to_owned());
+    }
+    // Folding goes character by character, so that the same number of them comes before the keyword.
+    let letters = folded.get(..at).map_or(0, |before| before.chars().count());
+    let at = value.char_indices().nth(letters).map_or(0, |(at, _)| at);
+    let start = value.floor_char_boundary(at.saturating_sub(BEFORE_BYTES.min(bytes_max / 4)));
+    value.get(start..).map(|rest| shortened(rest, bytes_max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_value_is_cut_around_the_keyword() {
+        let keywords = ["mimi".to_owned(), "katz".to_owned()];
+        assert_eq!(around("a MIMIkatz", &keywords, 100).as_deref(), Some("a MIMIkatz"));
+        assert_eq!(around("nothing", &keywords, 100), None);
+        let long = format!("{}İKATZ{}", "ü".repeat(1000), "x".repeat(1000));
+        let shown = around(&long, &keywords, 100).expect("a part");
+        assert!(shown.contains("KATZ") && shown.len() <= 100, "{shown}");
+    }
+
+    #[test]
+    fn fields_past_the_bound_are_read_from_the_rest() {
+        let names = ["a.b".to_owned(), "c".to_owned()];
+        for (text, wanted) in [
+            (r#"{"a":{"b":1},"c":"x"}"#, vec!["1"]),
+            (r#"{"c":["x",{"d":1},"y"]}"#, vec!["x", "y"]),
+            (r#"{"c":"x","a.b":["y","z"]}"#, vec!["y", "z"]),
+            (r#"{"d":1}"#, vec![]),
+            ("no JSON", vec![]),
+        ] {
+            assert_eq!(rest_values(text, &names), wanted, "{text}");
+        }
+    }
+}
