@@ -131,7 +131,10 @@ impl SegmentLog {
         }
         report.keys = window.len();
         let used: u64 = recovered.segments.iter().map(|segment| segment.bytes()).sum();
-        let (bounds, _) = watch::channel(LogBounds { first: report.first, next: recovered.next });
+        // Not the offset of the next row: those burnt before it are nobody's, and who took them for rows (a checkpoint, say)
+        // would make the next start believe that the log had lost its end.
+        let seen = recovered.durable_end.max(next_min).min(recovered.next);
+        let (bounds, _) = watch::channel(LogBounds { first: report.first.min(seen), next: seen });
         let shared = Arc::new(Shared {
             fs,
             dir: dir.to_owned(),
