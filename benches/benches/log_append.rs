@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use tidegate_benches::{Feed, batches};
+use tidegate_benches::{CpuTime, Feed, batches};
 use tidegate_pipeline::fs::RealFs;
 use tidegate_pipeline::log::{LogConfig, SegmentLog};
 use tidegate_pipeline::{Ack, Append, EventBatch, StreamLog};
@@ -15,7 +15,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Between two looks at what the log may forget, so that a long run does not fill the disk.
 const FORGET_EVERY: u64 = 64;
 
-fn log_append(criterion: &mut Criterion) {
+fn log_append(criterion: &mut Criterion<CpuTime>) {
     for rows in [10, 2_000, 32_768] {
         let lines = Feed::Reference.lines(rows);
         let batches = batches(Feed::Reference, &lines).expect("columns");
@@ -78,7 +78,7 @@ impl Appending {
 }
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
+    let mut criterion = Criterion::default().with_measurement(CpuTime).configure_from_args();
     log_append(&mut criterion);
     criterion.final_summary();
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput};
 use tempfile::TempDir;
-use tidegate_benches::{Feed, batches};
+use tidegate_benches::{CpuTime, Feed, batches};
 use tidegate_pipeline::fs::RealFs;
 use tidegate_pipeline::{Delivery, LogBatch, Sink};
 use tidegate_sinks::parquet::{LogSource, ParquetConfig, ParquetStore};
@@ -20,7 +20,7 @@ const ROWS: usize = 16_000;
 /// Rows of one batch of the log.
 const BATCH: usize = 2_000;
 
-fn parquet(criterion: &mut Criterion) {
+fn parquet(criterion: &mut Criterion<CpuTime>) {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_time().build().expect("a runtime");
     for feed in Feed::ALL {
         let lines = feed.lines(ROWS);
@@ -65,7 +65,7 @@ fn commit(runtime: &Runtime, dir: &Path, delivery: Delivery) {
 }
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
+    let mut criterion = Criterion::default().with_measurement(CpuTime).configure_from_args();
     parquet(&mut criterion);
     criterion.final_summary();
 }
