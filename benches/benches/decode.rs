@@ -1,12 +1,14 @@
 //! Body bytes → columns, for each body form and kind of event; beside it, in the same run, what `arrow-json` makes of the same
-//! bytes with its schema given, and what `serde_json` does for a tree of values.
+//! bytes with its schema given, and what `serde_json` and `sonic-rs` do for a tree of values. CPU time, not wall time.
 
 use std::hint::black_box;
 
 use anyhow::Context;
 use criterion::{BatchSize, Criterion, Throughput};
-use tidegate_benches::{Feed, array, arrow_json, arrow_stream, body, decoder, inferred_schema, ndjson};
-use tidegate_ingest::decode::BodyFormat;
+use tidegate_benches::{
+    CpuTime, Feed, array, arrow_json, arrow_stream, body, decoder, decoder_with, inferred_schema, ndjson,
+};
+use tidegate_ingest::decode::{BodyFormat, DecodeConfig};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -14,14 +16,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EVENTS: usize = 2_000;
 /// Events in each of the small bodies that one flush takes together.
 const SMALL: usize = 10;
+/// Without remembered shapes: what an event costs that is unlike all before it.
+const IN_FULL: &str = "ndjson, parsed in full";
 
-fn decode(criterion: &mut Criterion) {
+fn decode(criterion: &mut Criterion<CpuTime>) {
     for feed in Feed::ALL {
         feed_in(criterion, feed).expect("bodies that every parser takes");
     }
 }
 
-fn feed_in(criterion: &mut Criterion, feed: Feed) -> anyhow::Result<()> {
+fn feed_in(criterion: &mut Criterion<CpuTime>, feed: Feed) -> anyhow::Result<()> {
     let lines = feed.lines(EVENTS);
     let (array, ndjson_body) = (array(&lines), ndjson(&lines));
     let small = lines.chunks(SMALL).map(ndjson).collect::<Vec<_>>();
@@ -31,6 +35,7 @@ fn feed_in(criterion: &mut Criterion, feed: Feed) -> anyhow::Result<()> {
     let ours = [
         ("array", vec![array], BodyFormat::Json),
         ("ndjson", vec![ndjson_body.clone()], BodyFormat::Json),
+        (IN_FULL, vec![ndjson_body.clone()], BodyFormat::Json),
         ("ndjson, 10 a body", small, BodyFormat::Json),
     ];
     // A field that changes its type has no column that arrow-json could be given.
@@ -40,7 +45,10 @@ fn feed_in(criterion: &mut Criterion, feed: Feed) -> anyhow::Result<()> {
     let arrow = flat.then(|| arrow_stream(&ndjson_body, EVENTS)).transpose().context("an Arrow stream")?;
     let arrow = arrow.map(|stream| ("arrow stream", vec![stream], BodyFormat::ArrowStream));
     for (name, bodies, format) in ours.into_iter().chain(arrow) {
-        let mut decoder = decoder()?;
+        let mut decoder = match name {
+            IN_FULL => decoder_with(DecodeConfig { shape_steps_max: 0, ..DecodeConfig::default() })?,
+            _ => decoder()?,
+        };
         group.bench_function(name, |bencher| {
             let made = || bodies.iter().map(|bytes| body(bytes.clone(), format, feed.source())).collect::<Vec<_>>();
             let run = |bodies: Vec<_>| {
@@ -66,12 +74,19 @@ fn feed_in(criterion: &mut Criterion, feed: Feed) -> anyhow::Result<()> {
             }
         });
     });
+    group.bench_function("peer sonic-rs values", |bencher| {
+        bencher.iter(|| {
+            for line in &lines {
+                black_box(sonic_rs::from_slice::<sonic_rs::Value>(line).expect("JSON"));
+            }
+        });
+    });
     group.finish();
     Ok(())
 }
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
+    let mut criterion = Criterion::default().with_measurement(CpuTime).configure_from_args();
     decode(&mut criterion);
     criterion.final_summary();
 }

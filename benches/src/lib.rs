@@ -3,6 +3,10 @@
 //! Events are those of the demo's story and of the load tests, so that a figure here can be set beside one from there. Sizes are
 //! in the names of the benches (`reference-516B`): events a second times that is bytes a second.
 
+mod cpu_time;
+
+pub use cpu_time::CpuTime;
+
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -141,7 +145,15 @@ pub fn arrow_stream(ndjson: &[u8], rows_max: usize) -> anyhow::Result<Vec<u8>> {
 /// # Errors
 /// When a shipped mapping is broken.
 pub fn decoder() -> anyhow::Result<Decoder> {
-    Ok(Decoder::new(Arc::new(Mappings::builtin()?), DecodeConfig::default(), SEED))
+    decoder_with(DecodeConfig::default())
+}
+
+/// A decoder with other bounds.
+///
+/// # Errors
+/// When a shipped mapping is broken.
+pub fn decoder_with(config: DecodeConfig) -> anyhow::Result<Decoder> {
+    Ok(Decoder::new(Arc::new(Mappings::builtin()?), config, SEED))
 }
 
 /// A body of one tenant.

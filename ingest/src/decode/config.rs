@@ -24,6 +24,9 @@ pub struct DecodeConfig {
     pub layout_families_max: usize,
     /// The most layouts (sets of fields in an order) that are remembered.
     pub layouts_max: usize,
+    /// The most steps (the text between two values of an event) of remembered shapes. Events of a remembered shape are read without
+    /// parsing them in full, with the same result; 0 parses every event in full.
+    pub shape_steps_max: usize,
 }
 
 impl Default for DecodeConfig {
@@ -38,6 +41,7 @@ impl Default for DecodeConfig {
             dead_letter_bytes_max: 1 << 16,
             layout_families_max: 32,
             layouts_max: 4_096,
+            shape_steps_max: 16_384,
         }
     }
 }

@@ -68,14 +68,15 @@ impl JsonParser {
         self.tape = Some(tape);
     }
 
-    /// Parses a text of several events as one value, which may be nested one deeper; `None` when it is not plain JSON. There is
-    /// no check before the parser's own, so the text must be short enough to spend 30 bytes of memory on each of its bytes.
-    pub(super) fn parse_whole<'p>(&'p mut self, text: &[u8]) -> Option<Tape<'p>> {
+    /// Parses a text of several events, after `before`, as one value, which may be nested one deeper; `None` when it is not plain
+    /// JSON. There is no check before the parser's own, so the text must be short enough to spend 30 bytes of memory on each of its
+    /// bytes.
+    pub(super) fn parse_whole<'p>(&'p mut self, before: &[u8], text: &[u8]) -> Option<Tape<'p>> {
         let Self { buffers, scratch, tape, longest, .. } = self;
         *longest = (*longest).max(text.len());
         let mut whole: Tape<'p> = tape.take().unwrap_or_else(Tape::null).reset();
-        pad(scratch, text);
-        match fill_tape_padded(scratch, text.len(), buffers, &mut whole) {
+        pad(scratch, before, text);
+        match fill_tape_padded(scratch, before.len() + text.len(), buffers, &mut whole) {
             Ok(()) => Some(whole),
             Err(_) => {
                 *tape = Some(whole.reset());
@@ -93,7 +94,7 @@ impl JsonParser {
             return Err(too_deep(*depth_max));
         }
         let mut first: Tape<'p> = tape.take().unwrap_or_else(Tape::null).reset();
-        pad(scratch, text);
+        pad(scratch, b"", text);
         let Err(error) = fill_tape_padded(scratch, text.len(), buffers, &mut first) else {
             return Ok(Parsed { tape: first, text, structurals: buffers.structural_indexes(), repaired: false });
         };
@@ -103,7 +104,7 @@ impl JsonParser {
             return Err(refused);
         }
         let mut second: Tape<'p> = first.reset();
-        pad(repaired_scratch, repaired);
+        pad(repaired_scratch, b"", repaired);
         match fill_tape_padded(repaired_scratch, repaired.len(), buffers, &mut second) {
             Ok(()) => {
                 Ok(Parsed { tape: second, text: repaired, structurals: buffers.structural_indexes(), repaired: true })
@@ -116,11 +117,13 @@ impl JsonParser {
     }
 }
 
-fn pad(scratch: &mut Vec<u8>, text: &[u8]) {
+fn pad(scratch: &mut Vec<u8>, before: &[u8], text: &[u8]) {
+    let padded = before.len() + text.len() + INPUT_PADDING;
     scratch.clear();
-    scratch.reserve(text.len() + INPUT_PADDING);
+    scratch.reserve(padded);
+    scratch.extend_from_slice(before);
     scratch.extend_from_slice(text);
-    scratch.resize(text.len() + INPUT_PADDING, b' ');
+    scratch.resize(padded, b' ');
 }
 
 fn too_deep(depth_max: usize) -> Malformed {

@@ -26,7 +26,9 @@ mod names;
 mod plan;
 mod rest;
 mod rows;
+mod scalar;
 mod scan;
+mod shape;
 mod tabular;
 mod walk;
 
@@ -168,10 +170,15 @@ impl std::fmt::Debug for Decoder {
     }
 }
 
+/// So many events of an array that are of no known shape are parsed by themselves in any case, so that their shapes are learnt.
+const UNKNOWN_FREE: usize = 4;
+
 /// The state of one body while it is read.
 struct Reading<'b> {
     origin: Origin,
     bytes: &'b [u8],
+    /// The same bytes as text, where events may be of a known shape.
+    text: Option<&'b str>,
     result: BodyResult,
 }
 
@@ -212,7 +219,12 @@ impl Decoder {
             request_id: body.request_id,
             body: number,
         };
-        let mut reading = Reading { origin, bytes: &body.bytes, result: BodyResult::default() };
+        // Numbers of costs are kept as they were sent, which only the parser can tell.
+        let shaped = matches!(body.format, BodyFormat::Single | BodyFormat::Json)
+            && body.dataset != Dataset::CostEvents
+            && self.config.shape_steps_max > 0;
+        let text = if shaped { std::str::from_utf8(&body.bytes).ok() } else { None };
+        let mut reading = Reading { origin, bytes: &body.bytes, text, result: BodyResult::default() };
         let read = if matches!(body.dataset, Dataset::SecurityEvents | Dataset::CostEvents) {
             match body.format {
                 BodyFormat::Single => self.single(&mut reading),
@@ -270,7 +282,9 @@ impl Decoder {
         if range.is_empty() {
             return Err(empty_body());
         }
-        self.event(reading, range);
+        if self.known(reading, range.start, |_, end| end == range.end).is_none() {
+            self.event(reading, range);
+        }
         Ok(())
     }
 
@@ -281,42 +295,93 @@ impl Decoder {
         if at == bytes.len() {
             return Err(empty_body());
         }
-        if reading.origin.dataset != Dataset::CostEvents && self.at_once(reading, at) {
-            return Ok(());
-        }
-        if let Some(array) = scan::envelope(bytes, at) {
-            // The scan for the envelope has seen that nothing but its closing brace follows the array.
-            self.elements(reading, array + 1, bytes.len());
-            return Ok(());
-        }
+        let cost = reading.origin.dataset == Dataset::CostEvents;
         if bytes.get(at) == Some(&b'[') {
-            match self.elements(reading, at + 1, bytes.len()) {
+            let end =
+                if cost { self.elements(reading, at + 1, false, bytes.len()) } else { self.array(reading, at + 1) };
+            match end {
                 Some(end) => at = end,
                 None => return Ok(()),
+            }
+        } else if scan::may_be_envelope(bytes, at) {
+            if !cost && self.at_once(reading, b"", at) {
+                return Ok(());
+            }
+            if let Some(array) = scan::envelope(bytes, at) {
+                // The scan for the envelope has seen that nothing but its closing brace follows the array.
+                self.elements(reading, array + 1, false, bytes.len());
+                return Ok(());
             }
         }
         self.lines(reading, at);
         Ok(())
     }
 
-    /// Decodes a short body that is an array, or wraps one, with a single parse, if all of its elements are objects that the parser
-    /// takes; else nothing is done, and each element is looked at by itself.
-    fn at_once(&mut self, reading: &mut Reading<'_>, start: usize) -> bool {
+    /// The event at `at`, if it is of a known shape and if what follows it does; the place after it.
+    #[inline]
+    fn known(&mut self, reading: &mut Reading<'_>, at: usize, follows: impl Fn(&[u8], usize) -> bool) -> Option<usize> {
+        let text = reading.text?;
+        if !self.rows.shapes.is_worthwhile() {
+            return None;
+        }
+        let end = self.rows.known_event(&reading.origin, reading.result.items, (text, at), follows);
+        self.rows.shapes.note(end.is_some());
+        reading.result.items += u32::from(end.is_some());
+        end
+    }
+
+    /// The elements of the array that the body is, or begins with; the place after it, unless it breaks off or is done with all
+    /// that follows. As long as most events are of known shapes, the others are parsed and learnt one by one; else all that is left is
+    /// parsed at once.
+    fn array(&mut self, reading: &mut Reading<'_>, mut at: usize) -> Option<usize> {
+        let bytes = reading.bytes;
+        let (mut more, mut known, mut unknown) = (false, 0usize, 0usize);
+        while let Some(start) = scan::object_start(bytes, at, more) {
+            if reading.result.items as usize >= self.config.body_events_max {
+                break;
+            }
+            if let Some(end) = self.known(reading, start, |_, _| true) {
+                known += 1;
+                at = end;
+            } else {
+                unknown += 1;
+                let one_by_one = reading.text.is_some() && self.rows.shapes.is_learning();
+                if !one_by_one || unknown > UNKNOWN_FREE + known / 4 {
+                    if self.at_once(reading, b"[", start) {
+                        return None;
+                    }
+                    break;
+                }
+                let Element::Value(range) = scan::next_element(bytes, at, more) else { break };
+                at = range.end;
+                self.event(reading, range);
+            }
+            more = true;
+        }
+        self.elements(reading, at, more, bytes.len())
+    }
+
+    /// Decodes a short rest of a body that is, after `before`, an array, or wraps one, with a single parse, if all of its elements
+    /// are objects that the parser takes; else nothing is done, and each element is looked at by itself.
+    fn at_once(&mut self, reading: &mut Reading<'_>, before: &[u8], start: usize) -> bool {
         let range = scan::trim_end(reading.bytes, start..reading.bytes.len());
         let text = reading.bytes.get(range).unwrap_or_default();
-        if text.len() > self.config.event_bytes_max || !scan::may_be_array(text) {
+        if text.len() > self.config.event_bytes_max {
             return false;
         }
+        let first = reading.result.items;
         let Self { whole, rows, config, .. } = self;
-        let Some(tape) = whole.parse_whole(text) else { return false };
+        let Some(tape) = whole.parse_whole(before, text) else { return false };
         let array = match tape.0.first() {
             Some(TapeNode::Array { .. }) => Some(0),
             Some(TapeNode::Object { len: 1, .. }) => Some(2),
             _ => None,
         };
-        let elements = array.and_then(|array| object_elements(&tape.0, array, config));
+        let room = config.body_events_max.saturating_sub(first as usize);
+        let elements = array.and_then(|array| object_elements(&tape.0, array, room));
         for (item, range) in elements.iter().flatten().enumerate() {
-            rows.event(&reading.origin, item as u32, tape.0.get(range.clone()).unwrap_or_default(), &[]);
+            let event = tape.0.get(range.clone()).unwrap_or_default();
+            rows.event(&reading.origin, first + item as u32, event, &[]);
         }
         let done = elements.as_ref().map(Vec::len);
         let tape = tape.reset();
@@ -325,10 +390,10 @@ impl Decoder {
         done.is_some()
     }
 
-    /// The elements of the array whose bracket is before `at`, within `limit`; the place after it, unless it breaks off.
-    fn elements(&mut self, reading: &mut Reading<'_>, mut at: usize, limit: usize) -> Option<usize> {
+    /// The elements of an array within `limit`, from `at` on, which is after its bracket, or after an element when `more`; the
+    /// place after the array, unless it breaks off.
+    fn elements(&mut self, reading: &mut Reading<'_>, mut at: usize, mut more: bool, limit: usize) -> Option<usize> {
         let bytes = reading.bytes.get(..limit).unwrap_or_default();
-        let mut more = false;
         loop {
             match scan::next_element(bytes, at, more) {
                 Element::Value(range) => {
@@ -359,6 +424,10 @@ impl Decoder {
             at = scan::skip_space(bytes, at);
             if at >= bytes.len() || self.is_full(reading, at) {
                 return;
+            }
+            if let Some(end) = self.known(reading, at, scan::is_line_end) {
+                at = end;
+                continue;
             }
             let line_end = scan::line_end(bytes, at);
             let line = scan::trim_end(bytes, at..line_end);
@@ -396,7 +465,7 @@ impl Decoder {
                 return line.end;
             };
             if bytes.get(at) == Some(&b'[') {
-                self.elements(reading, at + 1, end);
+                self.elements(reading, at + 1, false, end);
             } else if let Err(malformed) = self.try_event(reading, at..end) {
                 if end > line.end {
                     // What looked like an object over several lines is none: only this line is lost.
@@ -447,9 +516,11 @@ impl Decoder {
         rows.counts.repaired += u64::from(parsed.repaired);
         let item = reading.result.items;
         if reading.origin.dataset == Dataset::CostEvents {
-            cost.row(&parsed, |tape, texts| rows.event(&reading.origin, item, tape, texts));
-        } else {
-            rows.event(&reading.origin, item, &parsed.tape.0, &[]);
+            cost.row(&parsed, |tape, texts| {
+                rows.event(&reading.origin, item, tape, texts);
+            });
+        } else if rows.event(&reading.origin, item, &parsed.tape.0, &[]) && !parsed.repaired {
+            rows.learn(parsed.text, &parsed.tape.0);
         }
         let tape = parsed.tape.reset();
         parser.give_back(tape);
@@ -469,9 +540,9 @@ impl Decoder {
 }
 
 /// Where each element of the array at `array` stands on the tape; `None` unless all are objects, few and shallow enough.
-fn object_elements(tape: &[TapeNode<'_>], array: usize, config: &DecodeConfig) -> Option<Vec<Range<usize>>> {
+fn object_elements(tape: &[TapeNode<'_>], array: usize, events_max: usize) -> Option<Vec<Range<usize>>> {
     let Some(TapeNode::Array { len, .. }) = tape.get(array) else { return None };
-    if *len > config.body_events_max {
+    if *len > events_max {
         return None;
     }
     let mut elements = Vec::with_capacity(*len);

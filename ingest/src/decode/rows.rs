@@ -14,6 +14,8 @@ use super::family::{EVENT_ID, Family, ORG_ID, RECEIVED_TIME, SOURCE, TIME};
 use super::layout::{Layouts, Plan, Slot, is_reserved};
 use super::plan::{CoreKind, Row, Scratch};
 use super::rest::write_rest;
+use super::scalar::Read;
+use super::shape::{Matched, Shapes};
 use super::walk::{CellValue, Rest, WalkBounds, Walked, Walker};
 use super::{BodyError, Counts, IngestError, RowRef};
 use crate::column::Atom;
@@ -70,6 +72,9 @@ pub(super) struct Rows {
     pub(super) ids: IdGenerator,
     pub(super) counts: Counts,
     spare: Option<Walked<'static>>,
+    pub(super) shapes: Shapes,
+    spare_values: Vec<Read<'static>>,
+    unescaped: String,
     scratch: Scratch,
     text: String,
     taken: Vec<usize>,
@@ -83,6 +88,7 @@ impl Rows {
         Self {
             walker: Walker::new(seed),
             layouts: Layouts::new(mappings, config.layouts_max, config.layout_families_max),
+            shapes: Shapes::new(config.shape_steps_max),
             config,
             scopes: Vec::new(),
             scope_of: HashMap::new(),
@@ -91,6 +97,8 @@ impl Rows {
             ids: IdGenerator::new(seed),
             counts: Counts::default(),
             spare: None,
+            spare_values: Vec::new(),
+            unescaped: String::new(),
             scratch: Scratch::default(),
             text: String::new(),
             taken: Vec::new(),
@@ -121,8 +129,8 @@ impl Rows {
     }
 
     /// Appends the event whose object starts the tape. `number_texts` holds the text of each number by place on the tape, or
-    /// is empty.
-    pub(super) fn event(&mut self, origin: &Origin, item: u32, tape: &[TapeNode<'_>], number_texts: &[&str]) {
+    /// is empty. Says whether its columns are those of its keys: without duplicates, and nothing in the rest.
+    pub(super) fn event(&mut self, origin: &Origin, item: u32, tape: &[TapeNode<'_>], number_texts: &[&str]) -> bool {
         let mut walked = self.spare.take().unwrap_or_default().recycle();
         let learnt = self.scopes.get(origin.scope).map_or(0, |scope| scope.keys_learnt);
         let bounds = WalkBounds {
@@ -143,30 +151,97 @@ impl Rows {
         }
         let row = Row { cells: &walked.cells, items: &walked.items, number_texts };
         let plan = self.layouts.plan_of(layout, origin.mapping, &row, &mut self.walker.names);
+        let plain = walked.rest.is_empty() && walked.duplicate_keys == 0;
         self.append(origin, item, plan, &row, (&mut walked.rest, tape));
         self.spare = Some(walked.recycle());
+        plain
+    }
+
+    /// Learns the shape of an event that [`event`](Self::event) found plain.
+    pub(super) fn learn(&mut self, text: &[u8], tape: &[TapeNode<'_>]) {
+        self.shapes.learn(text, tape, &mut self.walker.names, self.config.event_fields_max);
+    }
+
+    /// Appends the event at `at` of `text` if its shape is known, and if what follows it does; the place after it.
+    pub(super) fn known_event(
+        &mut self,
+        origin: &Origin,
+        item: u32,
+        (text, at): (&str, usize),
+        follows: impl Fn(&[u8], usize) -> bool,
+    ) -> Option<usize> {
+        let mut values = recycle(std::mem::take(&mut self.spare_values));
+        let mut unescaped = std::mem::take(&mut self.unescaped);
+        unescaped.clear();
+        let matched = self.shapes.read(text, at, &mut values, &mut unescaped);
+        let matched = matched
+            .filter(|known| known.end - at <= self.config.event_bytes_max && follows(text.as_bytes(), known.end));
+        let mut done = None;
+        if let Some(matched) = matched {
+            let mut walked = self.spare.take().unwrap_or_default().recycle();
+            done = self.known_row(origin, item, matched, (&values, &unescaped), &mut walked).map(|()| matched.end);
+            self.spare = Some(walked.recycle());
+        }
+        self.spare_values = recycle(values);
+        self.unescaped = unescaped;
+        done
+    }
+
+    #[inline]
+    fn known_row<'t>(
+        &mut self,
+        origin: &Origin,
+        item: u32,
+        matched: Matched,
+        values: (&[Read<'t>], &'t str),
+        walked: &mut Walked<'t>,
+    ) -> Option<()> {
+        let nulls = self.shapes.place(matched, values, walked)?;
+        let known = if nulls == 0 { self.shapes.layout(matched, self.layouts.generation) } else { None };
+        let layout = match known {
+            Some(layout) => layout,
+            None => {
+                let layout = self.layouts.layout_of(origin.dataset, &walked.cells, &self.walker.names);
+                if nulls == 0 {
+                    self.shapes.set_layout(matched, self.layouts.generation, layout);
+                }
+                layout
+            }
+        };
+        // What is refused goes to the rest, which is made from a tape.
+        if !self.verdict(layout, origin.scope, walked).is_empty() {
+            return None;
+        }
+        let row = Row { cells: &walked.cells, items: &walked.items, number_texts: &[] };
+        let plan = self.layouts.plan_of(layout, origin.mapping, &row, &mut self.walker.names);
+        self.append(origin, item, plan, &row, (&mut [], &[]));
+        Some(())
+    }
+
+    /// The cells of a layout that its tenant may not have as own fields.
+    #[inline]
+    fn verdict(&mut self, layout: usize, scope: usize, walked: &Walked<'_>) -> &[usize] {
+        if self.generation != self.layouts.generation || self.verdicts.len() > VERDICTS_MAX {
+            self.generation = self.layouts.generation;
+            self.verdicts.clear();
+        }
+        if !self.verdicts.contains_key(&(layout, scope)) {
+            let refused = self.judge(scope, walked);
+            self.verdicts.insert((layout, scope), refused);
+        }
+        self.verdicts.get(&(layout, scope)).map(|refused| &**refused).unwrap_or_default()
     }
 
     /// Moves the cells of fields that the tenant may not have (any more) to the rest; true when there were any.
     #[inline]
     fn refuse_fields(&mut self, layout: usize, scope: usize, walked: &mut Walked<'_>) -> bool {
-        if self.generation != self.layouts.generation || self.verdicts.len() > VERDICTS_MAX {
-            self.generation = self.layouts.generation;
-            self.verdicts.clear();
-        }
-        let refused = match self.verdicts.get(&(layout, scope)) {
-            Some(refused) => refused,
-            None => {
-                let refused = self.judge(scope, walked);
-                self.verdicts.entry((layout, scope)).or_insert(refused)
-            }
-        };
+        let refused: Box<[usize]> = self.verdict(layout, scope, walked).into();
         if refused.is_empty() {
             return false;
         }
         self.counts.fields_refused += refused.len() as u64;
         let names = &self.walker.names;
-        for at in refused {
+        for at in &refused {
             if let Some(cell) = walked.cells.get(*at) {
                 walked.rest.push(Rest {
                     name: names.name(cell.field).to_string(),
@@ -287,11 +362,22 @@ impl Rows {
             self.layouts.forget();
             self.verdicts.clear();
             self.walker = Walker::new(self.seed);
+            self.shapes.forget();
             self.scopes.iter_mut().for_each(|scope| scope.keys_learnt = 0);
             self.flushes = 0;
+        } else if self.shapes.is_full() {
+            self.shapes.forget();
         }
         failed.map_or(Ok(batches), Err)
     }
+}
+
+/// The same vector, empty, for texts of another body.
+#[expect(clippy::unnecessary_filter_map, reason = "it changes the lifetime, which a filter cannot")]
+fn recycle<'b>(mut values: Vec<Read<'_>>) -> Vec<Read<'b>> {
+    values.clear();
+    // Collecting an emptied vector into one of the same size of item keeps the allocation.
+    values.into_iter().filter_map(|_| None).collect()
 }
 
 /// Fills the core columns that the mapping gives; `taken` gets the cells that are kept exactly by one.

@@ -96,16 +96,10 @@ pub(super) fn skip_bom(text: &[u8]) -> usize {
 /// Keys of an object that only wraps the events of a body: ours, and that of CloudTrail's files.
 const ENVELOPE_KEYS: [&[u8]; 2] = [b"\"events\"", b"\"Records\""];
 
-/// Whether a body starts as an array, or as an object that wraps one.
-pub(super) fn may_be_array(text: &[u8]) -> bool {
-    match text.first() {
-        Some(b'[') => true,
-        Some(b'{') => {
-            let key = text.get(skip_space(text, 1)..).unwrap_or_default();
-            ENVELOPE_KEYS.into_iter().any(|known| key.starts_with(known))
-        }
-        _ => false,
-    }
+/// Whether a body starts as an object that wraps an array of events.
+pub(super) fn may_be_envelope(text: &[u8], at: usize) -> bool {
+    let key = text.get(skip_space(text, at + 1)..).unwrap_or_default();
+    text.get(at) == Some(&b'{') && ENVELOPE_KEYS.into_iter().any(|known| key.starts_with(known))
 }
 
 /// If the body is one object whose only member is an array under one of [`ENVELOPE_KEYS`]: where that array starts. An array
@@ -139,6 +133,26 @@ pub(super) enum Element {
     Broken(usize, &'static str),
     /// The array has ended: the place after its bracket.
     End(usize),
+}
+
+/// Where the element at or after `at` starts, if it is an object.
+#[inline]
+pub(super) fn object_start(text: &[u8], at: usize, more: bool) -> Option<usize> {
+    let mut at = skip_space(text, at);
+    if more {
+        if text.get(at) != Some(&b',') {
+            return None;
+        }
+        at = skip_space(text, at + 1);
+    }
+    (text.get(at) == Some(&b'{')).then_some(at)
+}
+
+/// Whether nothing but white space comes before the end of the line.
+#[inline]
+pub(super) fn is_line_end(text: &[u8], at: usize) -> bool {
+    let rest = text.get(at..).unwrap_or_default();
+    matches!(rest.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\r')), None | Some(b'\n'))
 }
 
 /// The element at or after `at`, which lies after the opening bracket, or after an element when `more`.

@@ -4,6 +4,7 @@ mod decode_bodies;
 mod decode_columns;
 mod decode_hostile;
 mod decode_model;
+mod decode_shapes;
 mod decode_tables;
 mod decoding;
 mod http_events;

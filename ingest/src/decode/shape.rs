@@ -1,0 +1,412 @@
+//! Shapes: what stands between the values of events that came before. Agents send the same shape again and again, so an event is
+//! first compared with what is known, and only its values are read; what differs in anything but its values is parsed in full, and
+//! learnt.
+//!
+//! Shapes are kept as a tree of steps. A step is the text from the end of one value to the start of the next: punctuation and keys,
+//! byte for byte as they were sent. Texts that begin alike share their steps:
+//!
+//! ```text
+//! {"a": ── ,"b": ── ,"c": ── }        {"a":1,"b":"x","c":true}
+//!             └──── }                 {"a":2,"b":"y"}
+//! ```
+//!
+//! Only texts that the parser took are learnt, and a value is taken only where a scalar stood before. So what matches is valid JSON of the
+//! same structure, and its columns are those that the parser and the walk would have given: a test compares the two.
+
+use simd_json::Node as TapeNode;
+
+use super::names::{FieldId, Names, Node, ROOT};
+use super::scalar::{Read, scalar_at, scalars_of};
+use super::walk::{Cell, CellValue, Walked, after, atom};
+use crate::column::Atom;
+
+/// Values of a shape. A longer event is parsed in full.
+const VALUES_MAX: usize = 1_024;
+/// Steps that may follow one step: with more, trying them costs more than parsing.
+const NEXT_MAX: usize = 24;
+/// Bytes of all steps, and cells and items of all shapes, for each step that there may be.
+const STEP_BYTES: usize = 64;
+const STEP_PLACES: usize = 4;
+/// What a match is worth, what a miss costs, and how far the balance goes; below zero, so many events are parsed without a look.
+const HIT_CREDIT: i32 = 1;
+const MISS_DEBIT: i32 = 3;
+const CREDIT_MAX: i32 = 64;
+const PAUSE_EVENTS: u32 = 256;
+
+/// The text before a value, and what may come after the value.
+#[derive(Debug)]
+struct Step {
+    /// Where its text is among all texts.
+    start: u32,
+    end: u32,
+    /// The likeliest first.
+    next: Vec<u32>,
+    /// The shape that this step ends.
+    shape: Option<u32>,
+}
+
+/// Where the values of a shape go.
+#[derive(Debug)]
+pub(super) struct Shape {
+    cells: Box<[(FieldId, Place)]>,
+    /// By place in [`Walked::items`]: the number of the value.
+    items: Box<[Option<u32>]>,
+    /// By value: whether it is one of a list, where null has another meaning.
+    listed: Box<[bool]>,
+    /// The generation of the layouts, and the number of this one.
+    layout: Option<(u64, usize)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// The value of this number.
+    Value(u32),
+    /// A range of items.
+    List { start: u32, len: u32 },
+}
+
+/// An event that matched.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Matched {
+    shape: usize,
+    /// The place after the event.
+    pub(super) end: usize,
+}
+
+/// All shapes that a decoder remembers.
+#[derive(Debug)]
+pub(super) struct Shapes {
+    steps: Vec<Step>,
+    texts: Vec<u8>,
+    shapes: Vec<Shape>,
+    /// Cells and items of all shapes.
+    places: usize,
+    /// Whether a shape was not learnt for want of room.
+    full: bool,
+    steps_max: usize,
+    credit: i32,
+    pause: u32,
+}
+
+impl Shapes {
+    /// None, with room for `steps_max` steps. With 0, every event is parsed in full.
+    pub(super) fn new(steps_max: usize) -> Self {
+        let root = Step { start: 0, end: 0, next: Vec::new(), shape: None };
+        Self {
+            steps: vec![root],
+            texts: Vec::new(),
+            shapes: Vec::new(),
+            places: 0,
+            full: false,
+            steps_max,
+            credit: CREDIT_MAX,
+            pause: 0,
+        }
+    }
+
+    /// Forgets all shapes.
+    pub(super) fn forget(&mut self) {
+        *self = Self::new(self.steps_max);
+    }
+
+    /// Whether there is no room for more.
+    pub(super) fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Whether events are to be parsed one by one, so that their shapes are learnt.
+    pub(super) fn is_learning(&self) -> bool {
+        self.steps_max > 0 && !self.full && self.pause == 0
+    }
+
+    /// Whether there is any use in a look: not while most events are of shapes that are not known.
+    #[inline]
+    pub(super) fn is_worthwhile(&mut self) -> bool {
+        if self.pause == 0 {
+            return !self.shapes.is_empty();
+        }
+        self.pause -= 1;
+        false
+    }
+
+    /// Compares the event at `at` with the known shapes; its values are put into `values`, and those that had escapes into
+    /// `scratch`, which are empty.
+    #[inline]
+    pub(super) fn read<'t>(
+        &mut self,
+        text: &'t str,
+        mut at: usize,
+        values: &mut Vec<Read<'t>>,
+        scratch: &mut String,
+    ) -> Option<Matched> {
+        let mut step = 0;
+        loop {
+            let (next, end) = self.follow(step, text.as_bytes(), at)?;
+            if let Some(shape) = self.steps.get(next)?.shape {
+                return Some(Matched { shape: shape as usize, end });
+            }
+            let (value, end) = scalar_at(text, end, scratch)?;
+            values.push(value);
+            (step, at) = (next, end);
+        }
+    }
+
+    /// The step after `step` whose text stands at `at`, and the place after it.
+    #[inline]
+    fn follow(&mut self, step: usize, bytes: &[u8], at: usize) -> Option<(usize, usize)> {
+        let rest = bytes.get(at..)?;
+        let known = self.steps.get(step)?;
+        for (place, next) in known.next.iter().enumerate() {
+            let next = *next as usize;
+            let Step { start, end, .. } = *self.steps.get(next)?;
+            let text = self.texts.get(start as usize..end as usize)?;
+            if rest.starts_with(text) {
+                if place > 0 {
+                    self.steps.get_mut(step)?.next.swap(0, place);
+                }
+                return Some((next, at + text.len()));
+            }
+        }
+        None
+    }
+
+    /// Notes whether a look helped.
+    #[inline]
+    pub(super) fn note(&mut self, hit: bool) {
+        self.credit = (self.credit + if hit { HIT_CREDIT } else { -MISS_DEBIT }).min(CREDIT_MAX);
+        if self.credit < 0 {
+            (self.credit, self.pause) = (CREDIT_MAX / 4, PAUSE_EVENTS);
+        }
+    }
+
+    /// The layout of a shape whose event has no null, if it is known.
+    #[inline]
+    pub(super) fn layout(&self, matched: Matched, generation: u64) -> Option<usize> {
+        let (of, layout) = self.shapes.get(matched.shape)?.layout?;
+        (of == generation).then_some(layout)
+    }
+
+    /// Remembers the layout of a shape whose event has no null.
+    pub(super) fn set_layout(&mut self, matched: Matched, generation: u64, layout: usize) {
+        if let Some(shape) = self.shapes.get_mut(matched.shape) {
+            shape.layout = Some((generation, layout));
+        }
+    }
+
+    /// Puts the values where the shape wants them: what a walk would have found. Says how many of them are null; `None` when a
+    /// null stands in a list.
+    #[inline]
+    pub(super) fn place<'t>(
+        &self,
+        matched: Matched,
+        (values, scratch): (&[Read<'t>], &'t str),
+        into: &mut Walked<'t>,
+    ) -> Option<usize> {
+        let shape = self.shapes.get(matched.shape)?;
+        let mut nulls = 0;
+        for (value, listed) in values.iter().zip(&shape.listed) {
+            if matches!(value, Read::Plain(Atom::Null)) {
+                if *listed {
+                    return None;
+                }
+                nulls += 1;
+            }
+        }
+        for (field, place) in &shape.cells {
+            let value = match *place {
+                Place::Value(value) => match values.get(value as usize)?.atom(scratch)? {
+                    Atom::Null => continue,
+                    atom => CellValue::Atom(atom),
+                },
+                Place::List { start, len } => CellValue::List { start, len },
+            };
+            into.cells.push(Cell { field: *field, at: 0, value });
+        }
+        for item in &shape.items {
+            into.items.push(match item {
+                Some(value) => values.get(*value as usize)?.atom(scratch)?,
+                None => Atom::Null,
+            });
+        }
+        Some(nulls)
+    }
+
+    /// Learns the shape of an event that was parsed, if it is one whose columns follow from its keys alone. `fields_max` is the
+    /// most cells of an event.
+    #[cold]
+    pub(super) fn learn(&mut self, text: &[u8], tape: &[TapeNode<'_>], names: &mut Names, fields_max: usize) {
+        // Over several lines, where an event ends depends on more than its text.
+        if !self.is_learning() || text.contains(&b'\n') || text.len() > self.steps_max.saturating_mul(STEP_BYTES) {
+            return;
+        }
+        let values = scalars_of(text);
+        if values.is_empty() || values.len() > VALUES_MAX {
+            return;
+        }
+        let mut template =
+            Template { names, tape, fields_max, values: 0, cells: Vec::new(), items: Vec::new(), listed: Vec::new() };
+        if template.object(0, ROOT, None).is_none() || template.values as usize != values.len() {
+            return;
+        }
+        let Template { cells, items, listed, .. } = template;
+        let shape = Shape { cells: cells.into(), items: items.into(), listed: listed.into(), layout: None };
+        let starts = values.iter().map(|value| value.end);
+        let ends = values.iter().map(|value| value.start);
+        let between = std::iter::once(0).chain(starts).zip(ends.chain(std::iter::once(text.len())));
+        let mut step = 0;
+        for (start, end) in between {
+            match self.step_to(step, text.get(start..end).unwrap_or_default()) {
+                Some(next) => step = next,
+                None => return,
+            }
+        }
+        let places = shape.cells.len() + shape.items.len();
+        if self.places + places > self.steps_max.saturating_mul(STEP_PLACES) {
+            self.full = true;
+            return;
+        }
+        let number = self.shapes.len() as u32;
+        if let Some(last) = self.steps.get_mut(step).filter(|last| last.next.is_empty() && last.shape.is_none()) {
+            last.shape = Some(number);
+            self.places += places;
+            self.shapes.push(shape);
+        }
+    }
+
+    /// The step of this text after `step`, which is made when there is none and there is room.
+    fn step_to(&mut self, step: usize, text: &[u8]) -> Option<usize> {
+        let known = self.steps.get(step)?;
+        let same = |next: &&u32| {
+            let next = self.steps.get(**next as usize);
+            next.and_then(|next| self.texts.get(next.start as usize..next.end as usize)) == Some(text)
+        };
+        if let Some(next) = known.next.iter().find(same) {
+            return Some(*next as usize);
+        }
+        if known.next.len() >= NEXT_MAX || known.shape.is_some() {
+            return None;
+        }
+        let bytes = self.texts.len() + text.len();
+        if self.steps.len() >= self.steps_max || bytes > self.steps_max.saturating_mul(STEP_BYTES) {
+            self.full = true;
+            return None;
+        }
+        let next = self.steps.len();
+        let start = u32::try_from(self.texts.len()).ok()?;
+        self.texts.extend_from_slice(text);
+        let end = u32::try_from(self.texts.len()).ok()?;
+        self.steps.push(Step { start, end, next: Vec::new(), shape: None });
+        self.steps.get_mut(step)?.next.push(u32::try_from(next).ok()?);
+        Some(next)
+    }
+}
+
+/// A shape while it is worked out: the same way through the tape as [`super::walk`], with numbers of values instead of values.
+struct Template<'w, 't> {
+    names: &'w mut Names,
+    tape: &'w [TapeNode<'t>],
+    fields_max: usize,
+    values: u32,
+    cells: Vec<(FieldId, Place)>,
+    items: Vec<Option<u32>>,
+    listed: Vec<bool>,
+}
+
+/// An element of an array of objects: which of how many, and the first cell of the array.
+type Element = (u32, u32, usize);
+
+impl Template<'_, '_> {
+    /// `None` when the columns of such an object depend on more than its keys, or some of it has no column.
+    fn object(&mut self, start: usize, parent: Node, element: Option<Element>) -> Option<()> {
+        let TapeNode::Object { len, .. } = self.tape.get(start)? else { return None };
+        let mut at = start + 1;
+        for _ in 0..*len {
+            let TapeNode::String(key) = self.tape.get(at)? else { return None };
+            let node = self.names.find(parent, key)?;
+            self.value(at + 1, node, element)?;
+            at = after(self.tape, at + 1);
+        }
+        Some(())
+    }
+
+    fn value(&mut self, at: usize, node: Node, element: Option<Element>) -> Option<()> {
+        let tape_node = self.tape.get(at)?;
+        match (atom(tape_node), tape_node, element) {
+            (Some(Atom::Null), _, Some(_)) => None,
+            (Some(_), _, Some(element)) => self.element(node, element),
+            (Some(_), _, None) => {
+                let field = self.new_field(node)?;
+                let value = self.next_value(false);
+                self.cells.push((field, Place::Value(value)));
+                Some(())
+            }
+            (None, TapeNode::Object { len: 1.., .. }, _) => self.object(at, node, element),
+            (None, TapeNode::Array { len: 1.., .. }, None) => self.array(at, node),
+            _ => None,
+        }
+    }
+
+    fn array(&mut self, at: usize, node: Node) -> Option<()> {
+        let TapeNode::Array { len, .. } = self.tape.get(at)? else { return None };
+        let count = u32::try_from(*len).ok().filter(|count| (*count as usize) < VALUES_MAX)?;
+        let mut item = at + 1;
+        if matches!(self.tape.get(item)?, TapeNode::Object { .. }) {
+            let first = self.cells.len();
+            for index in 0..count {
+                self.object(item, node, Some((index, count, first)))?;
+                item = after(self.tape, item);
+            }
+            // Of objects without a value the whole array would be kept.
+            return (self.cells.len() > first).then_some(());
+        }
+        let field = self.new_field(node)?;
+        let start = u32::try_from(self.items.len()).ok()?;
+        for _ in 0..count {
+            atom(self.tape.get(item)?).filter(|atom| *atom != Atom::Null)?;
+            let value = self.next_value(true);
+            self.items.push(Some(value));
+            item += 1;
+        }
+        self.cells.push((field, Place::List { start, len: count }));
+        Some(())
+    }
+
+    /// A scalar inside an array of objects.
+    fn element(&mut self, node: Node, (index, count, first): Element) -> Option<()> {
+        let field = self.names.field_of(node);
+        let known = self.cells.iter().position(|(known, _)| *known == field);
+        let start = match known {
+            Some(at) if at >= first => match self.cells.get(at)?.1 {
+                Place::List { start, .. } => start as usize,
+                Place::Value(_) => return None,
+            },
+            Some(_) => return None,
+            None => {
+                let field = self.new_field(node)?;
+                let start = self.items.len();
+                if start + count as usize > VALUES_MAX * 4 {
+                    return None;
+                }
+                self.items.resize(start + count as usize, None);
+                self.cells.push((field, Place::List { start: u32::try_from(start).ok()?, len: count }));
+                start
+            }
+        };
+        let value = self.next_value(true);
+        let slot = self.items.get_mut(start + index as usize)?;
+        slot.replace(value).is_none().then_some(())
+    }
+
+    /// The field of a node, unless the event has it already (two paths may have one name), or has too many.
+    fn new_field(&mut self, node: Node) -> Option<FieldId> {
+        let field = self.names.field_of(node);
+        let taken = self.cells.len() >= self.fields_max || self.cells.iter().any(|(known, _)| *known == field);
+        (!taken).then_some(field)
+    }
+
+    fn next_value(&mut self, listed: bool) -> u32 {
+        self.listed.push(listed);
+        self.values += 1;
+        self.values - 1
+    }
+}
