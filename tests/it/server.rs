@@ -12,6 +12,8 @@ use tempfile::TempDir;
 use tidegate::cli::http::{Client, Reply};
 use tidegate::config::ClientConfig;
 
+use crate::faults::Faults;
+
 /// How long a server may take to be up, or a state to be reached, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -20,6 +22,9 @@ pub struct Server {
     child: Option<Child>,
     dir: TempDir,
     flags: Vec<String>,
+    environment: Vec<(String, PathBuf)>,
+    /// Bytes of a file system of its own, and of a file that takes room on it.
+    small_disk: Option<(u64, u64)>,
     /// `http://127.0.0.1:port`.
     pub url: String,
 }
@@ -34,14 +39,64 @@ impl Server {
     pub fn start_with(flags: &[&str], settings: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut server = Self { child: None, dir, flags, url: String::new() };
-        server.run(settings);
-        server
+        Self::launch(
+            Self { child: None, dir, flags, environment: Vec::new(), small_disk: None, url: String::new() },
+            settings,
+        )
+    }
+
+    fn launch(mut self, settings: &[(&str, &str)]) -> Self {
+        self.run(settings);
+        self
+    }
+
+    /// A server whose data folder is on a file system of `bytes`, of which the file `ballast` takes some: in memory, and seen
+    /// by this process alone. Needs the right to make one: root, or user namespaces.
+    pub fn start_on_small_disk(bytes: u64, ballast: u64, settings: &[(&str, &str)]) -> Self {
+        let (dir, environment) = (tempfile::tempdir().expect("a temporary folder"), Vec::new());
+        let small_disk = Some((bytes, ballast));
+        Self::launch(
+            Self { child: None, dir, flags: Vec::new(), environment, small_disk, url: String::new() },
+            settings,
+        )
+    }
+
+    /// Removes the file that takes room on the small disk.
+    pub fn drop_ballast(&self) {
+        std::fs::remove_file(self.seen(&self.dir.path().join("disk/ballast"))).expect("the ballast");
+    }
+
+    /// The path as this process sees what the server has there.
+    fn seen(&self, path: &Path) -> PathBuf {
+        match (&self.small_disk, &self.child) {
+            (Some(_), Some(child)) => {
+                let inside = path.strip_prefix("/").expect("an absolute path");
+                Path::new("/proc").join(child.id().to_string()).join("root").join(inside)
+            }
+            _ => path.to_owned(),
+        }
+    }
+
+    /// A server on which these faults are brought.
+    pub fn start_under(faults: &Faults, flags: &[&str], settings: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let environment = faults.environment();
+        Self::launch(Self { child: None, dir, flags, environment, small_disk: None, url: String::new() }, settings)
+    }
+
+    /// Resident memory of the process in bytes.
+    pub fn memory(&self) -> u64 {
+        let pid = self.child.as_ref().expect("a running server").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
     /// The data folder.
     pub fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
+        let part = if self.small_disk.is_some() { "disk/data" } else { "data" };
+        self.dir.path().join(part)
     }
 
     /// A folder beside the data folder, for a test's own files.
@@ -52,18 +107,23 @@ impl Server {
     /// Runs the program on the same folder again, after [`kill`](Self::kill) or [`stop`](Self::stop).
     pub fn run(&mut self, settings: &[(&str, &str)]) {
         assert!(self.child.is_none(), "the server runs already");
-        let mut command = tidegate(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
+        let serve = ["serve", "--listen", "127.0.0.1:0", "--data-dir"];
+        let mut command = match self.small_disk {
+            Some((bytes, ballast)) => on_small_disk(&self.dir.path().join("disk"), bytes, ballast, &serve),
+            None => tidegate(&serve),
+        };
         command.arg(self.data_dir()).args(&self.flags);
         for (name, value) in settings {
             command.env(format!("TIDEGATE_{name}"), value);
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let lines = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("stderr.log"));
         let _ = std::fs::remove_file(self.data_dir().join("server.json"));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(lines.expect("a log file")).spawn();
         self.child = Some(child.expect("the program starts"));
         let started = Instant::now();
         loop {
-            let written = std::fs::read(self.data_dir().join("server.json")).ok();
+            let written = std::fs::read(self.seen(&self.data_dir().join("server.json"))).ok();
             let url = written.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
             if let Some(url) = url.as_ref().and_then(|server| server["url"].as_str()) {
                 self.url = url.to_owned();
@@ -125,6 +185,18 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The program, started where `disk` is a file system of its own.
+fn on_small_disk(disk: &Path, bytes: u64, ballast: u64, arguments: &[&str]) -> Command {
+    std::fs::create_dir_all(disk).expect("a folder");
+    let script = format!(
+        "mount -t tmpfs -o size={bytes} tmpfs \"$0\" && head -c {ballast} /dev/zero > \"$0\"/ballast && exec \"$@\""
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "--", "sh", "-c"]).arg(script).arg(disk);
+    command.arg(env!("CARGO_BIN_EXE_tidegate")).args(arguments);
+    command
 }
 
 /// The program under test with these arguments, in an environment without settings of ours.
@@ -212,4 +284,10 @@ impl Caller {
 /// A small security event with an id.
 pub fn event(id: &str, action: &str) -> Value {
     json!({"event_id": id, "action": action, "user": {"name": "ada"}, "n": 7, "@timestamp": "2026-11-20T10:00:00Z"})
+}
+
+/// A size that can be raised by an environment variable, for runs that take longer than the usual one.
+#[expect(clippy::disallowed_methods, reason = "the size of a test, not configuration of the program")]
+pub fn on_demand(name: &str, usual: u64) -> u64 {
+    std::env::var(name).map_or(usual, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
