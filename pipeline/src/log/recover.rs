@@ -94,6 +94,11 @@ impl Part {
     }
 }
 
+/// The offset up to which damage tells of its rows.
+pub(crate) fn told_to(damage: &[Damage]) -> Offset {
+    damage.iter().map(|damage| damage.rows.end).max().unwrap_or(0)
+}
+
 /// Opens the folder. The next row gets at least the offset `next_min`.
 pub(crate) fn recover(
     fs: &dyn Fs,
@@ -134,7 +139,7 @@ pub(crate) fn recover(
             let reason = "rows are missing before this segment".to_owned();
             part.found.damage.push(Damage { at: 0, bytes: 0, rows: end..index.sealed_at, reason });
         }
-        end = Some(index.end.max(end.unwrap_or(0)));
+        end = Some(index.end.max(end.unwrap_or(0)).max(told_to(&part.found.damage)));
         for damage in &part.found.damage {
             self::report(&part.path, damage);
             report.damage.push((part.path.clone(), damage.clone()));
@@ -174,6 +179,7 @@ fn assemble(
         let summary = part.found.summary;
         fields.merge(&summary.fields);
         let segment = Segment::new(part.path, summary.index.clone(), part.size, part.keys_count, None);
+        segment.told(&part.found.damage);
         let segment = Arc::new(segment);
         if part.scanned {
             unsummarised.push((segment.clone(), summary));

@@ -95,6 +95,11 @@ impl<'a> Scanner<'a> {
         self.size
     }
 
+    /// The offset after the last row that was met, whole or not.
+    pub fn expected(&self) -> Offset {
+        self.expected
+    }
+
     /// The salt, once it is known.
     pub fn salt(&self) -> Option<u64> {
         self.salt

@@ -133,7 +133,15 @@ impl Segment {
         let mut bytes = 0;
         loop {
             match scanner.next().map_err(failed)? {
-                Found::End { .. } => return Ok(bytes),
+                Found::End { residue } => {
+                    // The rows up to here were visible, so what stands in their place is no torn tail.
+                    if scanner.expected() < end {
+                        let (at, rows) = (scanner.size().saturating_sub(residue), scanner.expected()..end);
+                        let reason = "no whole frame up to the end of the segment's rows".to_owned();
+                        self.report(&Damage { at, bytes: residue, rows, reason });
+                    }
+                    return Ok(bytes);
+                }
                 Found::Damage(damage) => self.report(&damage),
                 Found::Frame(frame) if frame.header.kind == FrameKind::Schema => {
                     _ = self.learn(&frame, schemas);
@@ -226,6 +234,11 @@ impl Segment {
             }
         }
         Ok(None)
+    }
+
+    /// Takes note of damage that its finder has told already.
+    pub fn told(&self, damage: &[Damage]) {
+        self.reported.lock().extend(damage.iter().map(|damage| damage.at).take(REPORTED_MAX));
     }
 
     /// Counts and logs a damaged place, once.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::format::{FrameKind, SegmentHeader};
 use super::listing::{Listing, list, read_header, void_offsets};
+use super::recover::told_to;
 use super::scan::{Damage, Found, Scanner};
 use super::sectors::Sectors;
 use super::segment::{Schemas, unusable};
@@ -61,7 +62,7 @@ pub fn verify(fs: &dyn Fs, dir: &Path) -> Result<Vec<SegmentReport>, PipelineErr
             let reason = "rows are missing before this segment".to_owned();
             scanned.damage.insert(0, Damage { at: 0, bytes: 0, rows: end..index.sealed_at, reason });
         }
-        end = Some(index.end.max(end.unwrap_or(0)));
+        end = Some(index.end.max(end.unwrap_or(0)).max(told_to(&scanned.damage)));
         let summary = listing.sums.get(&file.first).map(|path| Summary::read(fs, path, true));
         let lost: u64 =
             scanned.damage.iter().filter(|damage| damage.rows.start >= file.first).map(Damage::rows_lost).sum();

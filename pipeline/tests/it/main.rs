@@ -1,8 +1,10 @@
 //! The integration tests of the pipeline, in one binary.
 
+mod counted;
 mod delivery_sinks;
 mod fs_twins;
 mod keys_access;
+mod log_bits;
 mod log_contract;
 mod log_damage;
 mod log_faults;

@@ -1,0 +1,46 @@
+//! The counters of the metrics that a piece of work raises on this thread.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use parking_lot::Mutex;
+
+/// Keeps counters, by name, whatever their labels.
+#[derive(Debug, Default)]
+pub struct Counted(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
+
+impl Counted {
+    /// Runs `work` and gives what it gave, and the counters that it raised.
+    pub fn during<T>(work: impl FnOnce() -> T) -> (T, Self) {
+        let counted = Self::default();
+        let done = metrics::with_local_recorder(&counted, work);
+        (done, counted)
+    }
+
+    /// The counter of this name (without `tidegate_pipeline_`), 0 when it was never raised.
+    pub fn of(&self, name: &str) -> u64 {
+        self.0.lock().get(&format!("tidegate_pipeline_{name}")).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+}
+
+impl Recorder for Counted {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.0.lock().entry(key.name().to_owned()).or_default().clone())
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
