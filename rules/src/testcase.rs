@@ -14,6 +14,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use tidegate_events::{Alert, Dataset};
@@ -36,7 +37,7 @@ pub struct Expected {
     /// The `source` that the events are sent with; without it they are recognised by their shape.
     #[serde(default)]
     pub source: Option<String>,
-    /// The table that they are sent to: `security_events` (the default) or `cost_events`.
+    /// The table that they are sent to: `security_events` or `cost_events`; by default cost for CSV, security for JSON.
     #[serde(default)]
     pub dataset: Option<String>,
     /// The events behind the alerts, all of them together.
@@ -85,15 +86,17 @@ impl Expected {
         Ok(expected)
     }
 
-    /// The table that the events are sent to.
+    /// The table that the events are sent to, if the case says.
     ///
     /// # Errors
     /// When it is none that takes events.
-    pub fn dataset(&self) -> Result<Dataset, String> {
-        let name = self.dataset.as_deref().unwrap_or(Dataset::SecurityEvents.table_name());
-        Dataset::from_table_name(name)
-            .filter(|dataset| matches!(dataset, Dataset::SecurityEvents | Dataset::CostEvents))
-            .ok_or_else(|| format!("events cannot be sent to {name:?}, only to security_events and cost_events"))
+    pub fn dataset(&self) -> Result<Option<Dataset>, String> {
+        let Some(name) = &self.dataset else { return Ok(None) };
+        let dataset = Dataset::from_table_name(name);
+        match dataset.filter(|dataset| matches!(dataset, Dataset::SecurityEvents | Dataset::CostEvents)) {
+            Some(dataset) => Ok(Some(dataset)),
+            None => Err(format!("events cannot be sent to {name:?}, only to security_events and cost_events")),
+        }
     }
 
     /// What would have made the case pass, as JSON text: written anew in the form that the case has.
@@ -147,8 +150,7 @@ pub struct Raised {
 }
 
 impl Raised {
-    /// Runs rules over batches, in order, as the run loop would; then no more events come, so that every window ends.
-    /// `event_of` says which event of the case an event id is.
+    /// Runs rules over batches, in order, as the run loop would; then time goes on, so that every window ends. `event_of` says which event of the case an event id is.
     ///
     /// # Errors
     /// [`RulesError::Table`] when a shipped table is broken, which is a bug; [`RulesError::Rows`] when the rules do not fit a batch.
@@ -166,8 +168,14 @@ impl Raised {
             operator.process(batch, &mut out);
             latest = latest.max(latest_time(batch));
         }
-        operator.advance(latest.saturating_add(AFTER_US), &mut out);
-        let full = out.take_alerts();
+        if latest > i64::MIN {
+            let end = latest.saturating_add(AFTER_US);
+            let next = batches.last().map_or(0, LogBatch::next_offset);
+            operator.process(&later_event(end, next)?, &mut out);
+            operator.advance(end, &mut out);
+        }
+        let mut full = out.take_alerts();
+        full.retain(|alert| alert.event_ids.iter().any(|id| id != LATER_ID));
         let alerts = full.iter().map(|alert| seen(alert, event_of)).collect();
         Ok(Self { full, alerts, problems: operator.problems().to_vec(), parked: operator.parked().to_vec() })
     }
@@ -311,6 +319,25 @@ fn changes(rules: &[RuleFile]) -> Result<LogBatch, RulesError> {
     let changes: Vec<Change> = rules.iter().enumerate().map(change).collect();
     let rows = changes_to_batch(&changes).map_err(|error| RulesError::Rows(error.to_string()))?;
     Ok(LogBatch { offset: 0, dataset: Dataset::Changes, rows })
+}
+
+/// The id of the event that ends all windows.
+const LATER_ID: &str = "end of the case";
+
+/// An event that no rule is for, at a time: windows close when events go on.
+fn later_event(time: i64, offset: u64) -> Result<LogBatch, RulesError> {
+    use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
+    let times = || Arc::new(TimestampMicrosecondArray::from_iter_values([time]).with_timezone("UTC")) as ArrayRef;
+    let text = |text: &str| Arc::new(StringArray::from_iter_values([text])) as ArrayRef;
+    let columns = [
+        (Dataset::TIME, times()),
+        ("received_time", times()),
+        (Dataset::EVENT_ID, text(LATER_ID)),
+        (Dataset::ORG_ID, text(DEFAULT_ORG)),
+        ("source", text("end-of-the-case")),
+    ];
+    let rows = RecordBatch::try_from_iter(columns).map_err(|error| RulesError::Rows(error.to_string()))?;
+    Ok(LogBatch { offset, dataset: Dataset::SecurityEvents, rows })
 }
 
 /// The time of the latest event of a batch.

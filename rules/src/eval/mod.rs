@@ -13,6 +13,7 @@ mod column;
 mod decider;
 mod frame;
 mod memo;
+pub mod trial;
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;

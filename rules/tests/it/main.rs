@@ -2,6 +2,7 @@
 
 mod cases;
 mod evaluate;
+mod explain;
 mod filters;
 mod flatten;
 mod folder;
