@@ -381,7 +381,7 @@ impl Decoder {
         let elements = array.and_then(|array| object_elements(&tape.0, array, room));
         for (item, range) in elements.iter().flatten().enumerate() {
             let event = tape.0.get(range.clone()).unwrap_or_default();
-            rows.event(&reading.origin, first + item as u32, event, &[]);
+            rows.event(&reading.origin, first + item as u32, (event, None), &[]);
         }
         let done = elements.as_ref().map(Vec::len);
         let tape = tape.reset();
@@ -516,11 +516,10 @@ impl Decoder {
         rows.counts.repaired += u64::from(parsed.repaired);
         let item = reading.result.items;
         if reading.origin.dataset == Dataset::CostEvents {
-            cost.row(&parsed, |tape, texts| {
-                rows.event(&reading.origin, item, tape, texts);
-            });
-        } else if rows.event(&reading.origin, item, &parsed.tape.0, &[]) && !parsed.repaired {
-            rows.learn(parsed.text, &parsed.tape.0);
+            cost.row(&parsed, |tape, texts| rows.event(&reading.origin, item, (tape, None), texts));
+        } else {
+            let learn = (reading.text.is_some() && !parsed.repaired).then_some(parsed.text);
+            rows.event(&reading.origin, item, (&parsed.tape.0, learn), &[]);
         }
         let tape = parsed.tape.reset();
         parser.give_back(tape);

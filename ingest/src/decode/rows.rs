@@ -75,6 +75,7 @@ pub(super) struct Rows {
     pub(super) shapes: Shapes,
     spare_values: Vec<Read<'static>>,
     unescaped: String,
+    rest: String,
     scratch: Scratch,
     text: String,
     taken: Vec<usize>,
@@ -99,6 +100,7 @@ impl Rows {
             spare: None,
             spare_values: Vec::new(),
             unescaped: String::new(),
+            rest: String::new(),
             scratch: Scratch::default(),
             text: String::new(),
             taken: Vec::new(),
@@ -129,8 +131,14 @@ impl Rows {
     }
 
     /// Appends the event whose object starts the tape. `number_texts` holds the text of each number by place on the tape, or
-    /// is empty. Says whether its columns are those of its keys: without duplicates, and nothing in the rest.
-    pub(super) fn event(&mut self, origin: &Origin, item: u32, tape: &[TapeNode<'_>], number_texts: &[&str]) -> bool {
+    /// is empty. Of an event with a `text` the shape is learnt.
+    pub(super) fn event(
+        &mut self,
+        origin: &Origin,
+        item: u32,
+        (tape, text): (&[TapeNode<'_>], Option<&[u8]>),
+        number_texts: &[&str],
+    ) {
         let mut walked = self.spare.take().unwrap_or_default().recycle();
         let learnt = self.scopes.get(origin.scope).map_or(0, |scope| scope.keys_learnt);
         let bounds = WalkBounds {
@@ -151,15 +159,18 @@ impl Rows {
         }
         let row = Row { cells: &walked.cells, items: &walked.items, number_texts };
         let plan = self.layouts.plan_of(layout, origin.mapping, &row, &mut self.walker.names);
-        let plain = walked.rest.is_empty() && walked.duplicate_keys == 0;
-        self.append(origin, item, plan, &row, (&mut walked.rest, tape));
+        let mut rest = std::mem::take(&mut self.rest);
+        rest.clear();
+        if !walked.rest.is_empty() {
+            write_rest(&mut walked.rest, tape, &mut rest);
+        }
+        self.append(origin, item, plan, &row, &rest);
+        if let Some(text) = text.filter(|_| walked.duplicate_keys == 0) {
+            let fields_max = self.config.event_fields_max;
+            self.shapes.learn((text, tape), &mut self.walker.names, (&walked, &rest), fields_max);
+        }
+        self.rest = rest;
         self.spare = Some(walked.recycle());
-        plain
-    }
-
-    /// Learns the shape of an event that [`event`](Self::event) found plain.
-    pub(super) fn learn(&mut self, text: &[u8], tape: &[TapeNode<'_>]) {
-        self.shapes.learn(text, tape, &mut self.walker.names, self.config.event_fields_max);
     }
 
     /// Appends the event at `at` of `text` if its shape is known, and if what follows it does; the place after it.
@@ -214,7 +225,8 @@ impl Rows {
         }
         let row = Row { cells: &walked.cells, items: &walked.items, number_texts: &[] };
         let plan = self.layouts.plan_of(layout, origin.mapping, &row, &mut self.walker.names);
-        self.append(origin, item, plan, &row, (&mut [], &[]));
+        let rest = self.shapes.rest(matched);
+        self.append(origin, item, plan, &row, rest.as_deref().unwrap_or_default());
         Some(())
     }
 
@@ -293,15 +305,8 @@ impl Rows {
     }
 
     /// Appends a row to the family of its plan.
-    fn append(
-        &mut self,
-        origin: &Origin,
-        item: u32,
-        plan: usize,
-        row: &Row<'_, '_>,
-        rest: (&mut [Rest], &[TapeNode<'_>]),
-    ) {
-        let rest_field = if rest.0.is_empty() { None } else { Some(self.walker.names.field(REST_COLUMN)) };
+    fn append(&mut self, origin: &Origin, item: u32, plan: usize, row: &Row<'_, '_>, rest: &str) {
+        let rest_field = if rest.is_empty() { None } else { Some(self.walker.names.field(REST_COLUMN)) };
         let Self { layouts, scratch, taken, counts, text, ids, .. } = self;
         let Some((plan, family)) = layouts.plan(plan) else { return };
         family.core_number(RECEIVED_TIME, i128::from(origin.received_us));
@@ -336,10 +341,8 @@ impl Rows {
         };
         fill_own(plan, family, row, taken, text);
         if let Some(field) = rest_field {
-            text.clear();
-            write_rest(rest.0, rest.1, text);
             let column = family.column_of(field);
-            family.own_atom(column, Atom::Text(text));
+            family.own_atom(column, Atom::Text(rest));
         }
         family.end_row(RowRef { body: origin.body, item }, key);
         self.rows += 1;

@@ -13,6 +13,8 @@
 //! Only texts that the parser took are learnt, and a value is taken only where a scalar stood before. So what matches is valid JSON of the
 //! same structure, and its columns are those that the parser and the walk would have given: a test compares the two.
 
+use std::sync::Arc;
+
 use simd_json::Node as TapeNode;
 
 use super::names::{FieldId, Names, Node, ROOT};
@@ -51,8 +53,10 @@ pub(super) struct Shape {
     cells: Box<[(FieldId, Place)]>,
     /// By place in [`Walked::items`]: the number of the value.
     items: Box<[Option<u32>]>,
-    /// By value: whether it is one of a list, where null has another meaning.
-    listed: Box<[bool]>,
+    /// By value: whether it is the first of a list. A list that begins with null may be none, or come later in the event.
+    leads: Box<[bool]>,
+    /// The column `_rest` of every such event: what has no column and no value in it either, as `{}`.
+    rest: Option<Arc<str>>,
     /// The generation of the layouts, and the number of this one.
     layout: Option<(u64, usize)>,
 }
@@ -193,8 +197,14 @@ impl Shapes {
         }
     }
 
-    /// Puts the values where the shape wants them: what a walk would have found. Says how many of them are null; `None` when a
-    /// null stands in a list.
+    /// What is in the column `_rest`.
+    #[inline]
+    pub(super) fn rest(&self, matched: Matched) -> Option<Arc<str>> {
+        self.shapes.get(matched.shape)?.rest.clone()
+    }
+
+    /// Puts the values where the shape wants them: what a walk would have found. Says how many fields are null; `None` when a list
+    /// begins with null.
     #[inline]
     pub(super) fn place<'t>(
         &self,
@@ -204,18 +214,18 @@ impl Shapes {
     ) -> Option<usize> {
         let shape = self.shapes.get(matched.shape)?;
         let mut nulls = 0;
-        for (value, listed) in values.iter().zip(&shape.listed) {
-            if matches!(value, Read::Plain(Atom::Null)) {
-                if *listed {
-                    return None;
-                }
-                nulls += 1;
+        for (value, leads) in values.iter().zip(&shape.leads) {
+            if *leads && matches!(value, Read::Plain(Atom::Null)) {
+                return None;
             }
         }
         for (field, place) in &shape.cells {
             let value = match *place {
                 Place::Value(value) => match values.get(value as usize)?.atom(scratch)? {
-                    Atom::Null => continue,
+                    Atom::Null => {
+                        nulls += 1;
+                        continue;
+                    }
                     atom => CellValue::Atom(atom),
                 },
                 Place::List { start, len } => CellValue::List { start, len },
@@ -231,10 +241,16 @@ impl Shapes {
         Some(nulls)
     }
 
-    /// Learns the shape of an event that was parsed, if it is one whose columns follow from its keys alone. `fields_max` is the
-    /// most cells of an event.
+    /// Learns the shape of an event that was parsed, if it is one whose columns follow from its keys alone: `walked` is what the walk
+    /// found, which has no key twice, and `rest` the text of its rest. `fields_max` are the most cells of an event.
     #[cold]
-    pub(super) fn learn(&mut self, text: &[u8], tape: &[TapeNode<'_>], names: &mut Names, fields_max: usize) {
+    pub(super) fn learn(
+        &mut self,
+        (text, tape): (&[u8], &[TapeNode<'_>]),
+        names: &mut Names,
+        (walked, rest): (&Walked<'_>, &str),
+        fields_max: usize,
+    ) {
         // Over several lines, where an event ends depends on more than its text.
         if !self.is_learning() || text.contains(&b'\n') || text.len() > self.steps_max.saturating_mul(STEP_BYTES) {
             return;
@@ -243,13 +259,27 @@ impl Shapes {
         if values.is_empty() || values.len() > VALUES_MAX {
             return;
         }
-        let mut template =
-            Template { names, tape, fields_max, values: 0, cells: Vec::new(), items: Vec::new(), listed: Vec::new() };
+        let mut template = Template {
+            names,
+            tape,
+            fields_max,
+            values: 0,
+            cells: Vec::new(),
+            items: Vec::new(),
+            leads: Vec::new(),
+            nulls: Vec::new(),
+        };
         if template.object(0, ROOT, None).is_none() || template.values as usize != values.len() {
             return;
         }
-        let Template { cells, items, listed, .. } = template;
-        let shape = Shape { cells: cells.into(), items: items.into(), listed: listed.into(), layout: None };
+        let Template { cells, items, leads, nulls, .. } = template;
+        let found = cells.iter().map(|(field, _)| *field).filter(|field| !nulls.contains(field));
+        let same = found.eq(walked.cells.iter().map(|cell| cell.field));
+        if !same || !walked.rest.iter().all(|rest| is_bare(tape, rest.at)) {
+            return;
+        }
+        let rest = if rest.is_empty() { None } else { Some(rest.into()) };
+        let shape = Shape { cells: cells.into(), items: items.into(), leads: leads.into(), rest, layout: None };
         let starts = values.iter().map(|value| value.end);
         let ends = values.iter().map(|value| value.start);
         let between = std::iter::once(0).chain(starts).zip(ends.chain(std::iter::once(text.len())));
@@ -260,7 +290,7 @@ impl Shapes {
                 None => return,
             }
         }
-        let places = shape.cells.len() + shape.items.len();
+        let places = shape.cells.len() + shape.items.len() + shape.rest.as_ref().map_or(0, |rest| rest.len());
         if self.places + places > self.steps_max.saturating_mul(STEP_PLACES) {
             self.full = true;
             return;
@@ -301,6 +331,12 @@ impl Shapes {
     }
 }
 
+/// Whether there is no scalar in the value at `at`.
+fn is_bare(tape: &[TapeNode<'_>], at: usize) -> bool {
+    let value = tape.get(at..after(tape, at)).unwrap_or_default();
+    value.iter().all(|node| matches!(node, TapeNode::Object { .. } | TapeNode::Array { .. }))
+}
+
 /// A shape while it is worked out: the same way through the tape as [`super::walk`], with numbers of values instead of values.
 struct Template<'w, 't> {
     names: &'w mut Names,
@@ -309,7 +345,9 @@ struct Template<'w, 't> {
     values: u32,
     cells: Vec<(FieldId, Place)>,
     items: Vec<Option<u32>>,
-    listed: Vec<bool>,
+    leads: Vec<bool>,
+    /// Fields that are null.
+    nulls: Vec<FieldId>,
 }
 
 /// An element of an array of objects: which of how many, and the first cell of the array.
@@ -332,16 +370,18 @@ impl Template<'_, '_> {
     fn value(&mut self, at: usize, node: Node, element: Option<Element>) -> Option<()> {
         let tape_node = self.tape.get(at)?;
         match (atom(tape_node), tape_node, element) {
-            (Some(Atom::Null), _, Some(_)) => None,
-            (Some(_), _, Some(element)) => self.element(node, element),
-            (Some(_), _, None) => {
+            (Some(atom), _, Some(element)) => self.element(node, atom == Atom::Null, element),
+            (Some(atom), _, None) => {
                 let field = self.new_field(node)?;
                 let value = self.next_value(false);
                 self.cells.push((field, Place::Value(value)));
+                self.nulls.extend((atom == Atom::Null).then_some(field));
                 Some(())
             }
-            (None, TapeNode::Object { len: 1.., .. }, _) => self.object(at, node, element),
-            (None, TapeNode::Array { len: 1.., .. }, None) => self.array(at, node),
+            // To the rest.
+            (None, TapeNode::Object { len: 0, .. } | TapeNode::Array { len: 0, .. }, _) => Some(()),
+            (None, TapeNode::Object { .. }, _) => self.object(at, node, element),
+            (None, TapeNode::Array { .. }, None) => self.array(at, node),
             _ => None,
         }
     }
@@ -361,9 +401,11 @@ impl Template<'_, '_> {
         }
         let field = self.new_field(node)?;
         let start = u32::try_from(self.items.len()).ok()?;
-        for _ in 0..count {
-            atom(self.tape.get(item)?).filter(|atom| *atom != Atom::Null)?;
-            let value = self.next_value(true);
+        for index in 0..count {
+            let atom = atom(self.tape.get(item)?)?;
+            let leads = index == 0;
+            (!leads || atom != Atom::Null).then_some(())?;
+            let value = self.next_value(leads);
             self.items.push(Some(value));
             item += 1;
         }
@@ -372,7 +414,7 @@ impl Template<'_, '_> {
     }
 
     /// A scalar inside an array of objects.
-    fn element(&mut self, node: Node, (index, count, first): Element) -> Option<()> {
+    fn element(&mut self, node: Node, is_null: bool, (index, count, first): Element) -> Option<()> {
         let field = self.names.field_of(node);
         let known = self.cells.iter().position(|(known, _)| *known == field);
         let start = match known {
@@ -381,6 +423,7 @@ impl Template<'_, '_> {
                 Place::Value(_) => return None,
             },
             Some(_) => return None,
+            None if is_null => return None,
             None => {
                 let field = self.new_field(node)?;
                 let start = self.items.len();
@@ -392,7 +435,7 @@ impl Template<'_, '_> {
                 start
             }
         };
-        let value = self.next_value(true);
+        let value = self.next_value(known.is_none());
         let slot = self.items.get_mut(start + index as usize)?;
         slot.replace(value).is_none().then_some(())
     }
@@ -404,8 +447,8 @@ impl Template<'_, '_> {
         (!taken).then_some(field)
     }
 
-    fn next_value(&mut self, listed: bool) -> u32 {
-        self.listed.push(listed);
+    fn next_value(&mut self, leads: bool) -> u32 {
+        self.leads.push(leads);
         self.values += 1;
         self.values - 1
     }

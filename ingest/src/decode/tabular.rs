@@ -73,9 +73,7 @@ impl Decoder {
             *root = TapeNode::Object { len, count };
         }
         let item = reading.result.items;
-        self.cost.text_row(&nodes, |tape, texts| {
-            self.rows.event(&reading.origin, item, tape, texts);
-        });
+        self.cost.text_row(&nodes, |tape, texts| self.rows.event(&reading.origin, item, (tape, None), texts));
         reading.result.items += 1;
         Ok(())
     }
