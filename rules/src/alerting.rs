@@ -7,7 +7,9 @@ use tidegate_events::Alert;
 
 use crate::compile::RuleSet;
 use crate::config::RulesConfig;
+use crate::correlation::Fired;
 use crate::feedback::{Silences, TenantSilences, silenced};
+use crate::group_key;
 use crate::metrics;
 use crate::raise::Events;
 use crate::suppress::{Bounds, Lane, Met, Outlet, Suppression};
@@ -29,13 +31,13 @@ impl Alerting {
         Self { suppression, silences: Silences::default(), rules: None, numbers: Vec::new() }
     }
 
-    /// The alerts of a batch: of its matches, and of the windows that its rows close. All batches of events must come by, in
-    /// order, whether they have matches or not.
+    /// The alerts of a batch: of its matches, of the windows that its rows close, and those of correlations. All batches of
+    /// events must come by, in order, whether they have matches or not.
     pub fn raise(
         &mut self,
         rules: &Arc<RuleSet>,
         rows: &RecordBatch,
-        matches: &[(usize, usize)],
+        (matches, fired): (&[(usize, usize)], Vec<Fired>),
         config: &RulesConfig,
     ) -> Vec<Alert> {
         self.number(rules);
@@ -43,6 +45,7 @@ impl Alerting {
         let mut out = Outlet::new(config.alerts_per_batch_max, config.alert_event_ids_max);
         let mut quiet = 0;
         let mut matches = matches.iter().copied().peekable();
+        let mut fired = fired.into_iter().peekable();
         let mut tenant: Option<(&str, u32, Option<&TenantSilences>)> = None;
         let span_us = micros(config.suppress_s, 1_000_000);
         let ahead_us = micros(config.ahead_ms_max, 1_000);
@@ -57,8 +60,23 @@ impl Alerting {
             let latest = received.map_or(i64::MAX, |received| received.saturating_add(ahead_us));
             let received = received.unwrap_or(i64::MIN);
             self.suppression.observe(number, time.filter(|time| *time <= latest), received, &mut out);
+            let received_at = received;
+            let raise_fired = |next: Fired, out: &mut Outlet, quiet: &mut u64| {
+                let alert = next.alert;
+                if silenced(silences, &alert.rule_id, received_at, || group_key::hash(&alert.group_key)) {
+                    *quiet += 1;
+                } else {
+                    out.add(alert);
+                }
+            };
+            while let Some(next) = fired.next_if(|next| next.row == row && next.before) {
+                raise_fired(next, &mut out, &mut quiet);
+            }
             while let Some((_, at)) = matches.next_if(|(own, _)| *own == row) {
                 let (Some(rule), Some(rule_number)) = (rules.rules().get(at), self.numbers.get(at)) else { continue };
+                if !rules.correlations.raises(at, org_id) {
+                    continue;
+                }
                 if silenced(silences, &rule.id, received, || events.group(row, rule)) {
                     quiet += 1;
                     continue;
@@ -69,6 +87,9 @@ impl Alerting {
                 let met = Met { time, placed: time.min(latest), event_id: events.event_id(row) };
                 let span = rule.suppress_us.unwrap_or(span_us);
                 self.suppression.offer(lane, hash, span, met, &mut out, || events.alert(row, rule));
+            }
+            while let Some(next) = fired.next_if(|next| next.row == row) {
+                raise_fired(next, &mut out, &mut quiet);
             }
         }
         self.report(&out, quiet);

@@ -36,6 +36,13 @@ pub struct RulesConfig {
     pub silences_max: usize,
     /// The longest silence in seconds.
     pub silence_s_max: u64,
+    /// The most groups of one correlation and tenant that are remembered at once; beyond it the one used longest ago is
+    /// forgotten.
+    pub correlation_groups_max: usize,
+    /// The most events of one group that are remembered; beyond it the oldest is forgotten. No condition may need more.
+    pub correlation_group_events_max: usize,
+    /// The most memory in bytes of all groups of all correlations; beyond it those used longest ago are forgotten.
+    pub correlation_bytes_max: usize,
     /// The most event ids kept in one alert.
     pub alert_event_ids_max: usize,
     /// The most bytes of one value shown in an alert.
@@ -64,6 +71,9 @@ impl Default for RulesConfig {
             ahead_ms_max: 600_000,
             silences_max: 1_000,
             silence_s_max: 366 * 86_400,
+            correlation_groups_max: 1_000_000,
+            correlation_group_events_max: 10_000,
+            correlation_bytes_max: 512 << 20,
             alert_event_ids_max: 100,
             alert_value_bytes_max: 1024,
             rule_event_ns_max: 20_000,

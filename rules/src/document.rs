@@ -13,6 +13,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 use yaml_serde::Value;
 
 use crate::config::RulesConfig;
+use crate::correlation::definition::readable;
 use crate::problem::{Fault, RuleFile, RuleProblem};
 
 /// The parser gives up at 64; counted here before its grammar recurses.
@@ -39,7 +40,12 @@ pub(crate) struct Part<'a> {
     pub lines_before: usize,
 }
 
-impl Part<'_> {
+impl<'a> Part<'a> {
+    /// The text.
+    pub fn text(&self) -> &'a str {
+        self.text
+    }
+
     /// The problem that a fault is, with its place in the file.
     pub fn problem(&self, rule: &str, fault: Fault) -> RuleProblem {
         let (line, column) = self.locate(&fault.near);
@@ -100,7 +106,7 @@ pub(crate) fn parse_file<'a>(
             problems.push(part().problem(&name_in(text), fault));
             continue;
         }
-        let parsed = match parse_sigma_yaml(text) {
+        let parsed = match parse_sigma_yaml(&readable(text)) {
             Ok(parsed) => parsed,
             Err(error) => {
                 problems.push(part().problem(&name_in(text), fault_of(&error.to_string())));

@@ -27,6 +27,7 @@ mod alerting;
 mod bitmap;
 mod compile;
 mod config;
+mod correlation;
 mod datetime;
 mod document;
 mod error;
@@ -55,6 +56,7 @@ pub mod testcase;
 
 pub use compile::{Rule, RuleSet};
 pub use config::RulesConfig;
+pub use correlation::Correlation;
 pub use error::RulesError;
 pub use eval::{Counts, Evaluator, Parked};
 pub use eval::trial::{Asked, Findings, Near, Reason, Trial};

@@ -20,6 +20,14 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (WINDOWS, "gauge", "Groups whose further matches are counted"),
     (WINDOW_BYTES, "gauge", "Memory of the groups whose further matches are counted"),
     (SILENCES, "gauge", "Silences in force"),
+    (CORRELATION_GROUPS, "gauge", "Groups that correlations remember"),
+    (CORRELATION_BYTES, "gauge", "Memory of the groups that correlations remember"),
+    (CORRELATION_FIRED, "counter", "Windows of correlations that satisfied their condition"),
+    (CORRELATION_CLOSED, "counter", "Windows of correlations that were decided when they were over"),
+    (CORRELATION_LATE, "counter", "Matches that correlations did not count because the event came too late"),
+    (CORRELATION_UNGROUPED, "counter", "Matches that correlations did not count because a field was missing"),
+    (CORRELATION_DROPPED, "counter", "Events that were forgotten because of correlation_group_events_max"),
+    (CORRELATION_EVICTED, "counter", "Groups forgotten because of correlation_groups_max or correlation_bytes_max"),
     (BATCH_SECONDS, "histogram", "Time to evaluate one batch"),
     (COMPILE_SECONDS, "histogram", "Time to compile all rules after a change"),
 ];
@@ -60,6 +68,22 @@ pub const WINDOWS: &str = "tidegate_rules_suppression_groups";
 pub const WINDOW_BYTES: &str = "tidegate_rules_suppression_bytes";
 /// Silences in force.
 pub const SILENCES: &str = "tidegate_rules_silences";
+/// Groups that correlations remember.
+pub const CORRELATION_GROUPS: &str = "tidegate_rules_correlation_groups";
+/// Their memory.
+pub const CORRELATION_BYTES: &str = "tidegate_rules_correlation_bytes";
+/// Windows that satisfied their condition.
+pub const CORRELATION_FIRED: &str = "tidegate_rules_correlation_fired_windows_total";
+/// Windows that were decided when they were over.
+pub const CORRELATION_CLOSED: &str = "tidegate_rules_correlation_closed_windows_total";
+/// Matches that came too late.
+pub const CORRELATION_LATE: &str = "tidegate_rules_correlation_late_matches_total";
+/// Matches without a field.
+pub const CORRELATION_UNGROUPED: &str = "tidegate_rules_correlation_ungrouped_matches_total";
+/// Events that were forgotten because their group has too many.
+pub const CORRELATION_DROPPED: &str = "tidegate_rules_correlation_dropped_events_total";
+/// Groups that were forgotten because there are too many.
+pub const CORRELATION_EVICTED: &str = "tidegate_rules_correlation_evicted_groups_total";
 /// Time to evaluate one batch.
 pub const BATCH_SECONDS: &str = "tidegate_rules_batch_seconds";
 /// Time to compile all rules.

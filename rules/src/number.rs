@@ -22,7 +22,7 @@ impl Number {
         Self::parse_decimal(&value.to_string()).unwrap_or(Self::Float(value.to_bits()))
     }
 
-    fn as_f64(self) -> f64 {
+    pub fn as_f64(self) -> f64 {
         match self {
             Self::Int(value) => value as f64,
             Self::Decimal { digits, scale } => digits as f64 / 10f64.powi(i32::from(scale)),
@@ -69,7 +69,7 @@ impl Number {
         }
     }
 
-    fn digits(self) -> Option<(i128, u8)> {
+    pub fn digits(self) -> Option<(i128, u8)> {
         match self {
             Self::Int(value) => Some((i128::from(value), 0)),
             Self::Decimal { digits, scale } => Some((digits, scale)),

@@ -17,6 +17,7 @@ use tidegate_pipeline::{Emitter, LogBatch, Operator, PipelineError};
 use crate::alerting::Alerting;
 use crate::compile::RuleSet;
 use crate::config::RulesConfig;
+use crate::correlation::Correlations;
 use crate::error::RulesError;
 use crate::eval::{Counts, Evaluator, Parked};
 use crate::feedback;
@@ -40,6 +41,7 @@ pub struct SigmaOperator {
     evaluator: Evaluator,
     problems: Vec<RuleProblem>,
     reported: Counts,
+    correlations: Correlations,
     alerting: Alerting,
     /// Rules that tenants turned off.
     off: Off,
@@ -54,6 +56,8 @@ mod part {
     pub const WINDOWS: u8 = 2;
     /// The silences.
     pub const SILENCES: u8 = 3;
+    /// The groups of correlations.
+    pub const CORRELATIONS: u8 = 4;
 }
 
 /// The saved rule files.
@@ -81,6 +85,7 @@ impl SigmaOperator {
         let (rules, problems) = RuleSet::compile(&[], &config)?;
         let evaluator = Evaluator::new(Arc::new(rules), &config);
         let alerting = Alerting::new(&config);
+        let correlations = Correlations::new(&config);
         Ok(Self {
             config,
             files: BTreeMap::new(),
@@ -88,6 +93,7 @@ impl SigmaOperator {
             evaluator,
             problems,
             reported: Counts::default(),
+            correlations,
             alerting,
             off: Off::default(),
             status: StatusBoard::default(),
@@ -229,7 +235,10 @@ impl Operator for SigmaOperator {
                 let started = Instant::now();
                 let mut matches = self.evaluator.matches(batch);
                 self.off.retain(self.evaluator.rules(), &batch.rows, &mut matches);
-                let raised = self.alerting.raise(self.evaluator.rules(), &batch.rows, &matches, &self.config);
+                let mut fired = self.correlations.process(self.evaluator.rules(), &batch.rows, &matches);
+                fired.retain(|fired| !self.off.is_off(&fired.alert.org_id, &fired.alert.rule_id));
+                let found = (matches.as_slice(), fired);
+                let raised = self.alerting.raise(self.evaluator.rules(), &batch.rows, found, &self.config);
                 raised.into_iter().for_each(|alert| out.alert(alert));
                 self.report(started.elapsed().as_secs_f64());
             }
@@ -247,7 +256,12 @@ impl Operator for SigmaOperator {
         // Strings always serialize.
         let files = serde_json::to_vec(&saved).unwrap_or_default();
         let (windows, silences) = self.alerting.save();
-        sections::join(&[(part::FILES, files), (part::WINDOWS, windows), (part::SILENCES, silences)])
+        sections::join(&[
+            (part::FILES, files),
+            (part::WINDOWS, windows),
+            (part::SILENCES, silences),
+            (part::CORRELATIONS, self.correlations.save()),
+        ])
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), PipelineError> {
@@ -259,7 +273,9 @@ impl Operator for SigmaOperator {
             return Err(invalid(format!("version {} is not known, only 1", saved.version)));
         }
         let (windows, silences) = (bytes(part::WINDOWS), bytes(part::SILENCES));
+        let correlations = Correlations::restore(&self.config, bytes(part::CORRELATIONS)).map_err(invalid)?;
         self.alerting = Alerting::restore(&self.config, windows, silences).map_err(invalid)?;
+        self.correlations = correlations;
         self.files = saved.files.into_iter().map(|file| ((file.org_id, file.name), file.text)).collect();
         self.off = saved.off;
         self.stale = true;

@@ -17,7 +17,8 @@ use rsigma_parser::{LogSource, SigmaRule};
 use tidegate_events::{Dataset, Level};
 
 use crate::config::RulesConfig;
-use crate::document::{Parsed, Part, parse_file};
+use crate::correlation::{Correlation, CorrelationSet, set as correlation_set};
+use crate::document::{Parsed, parse_file};
 use crate::error::RulesError;
 use crate::logsource::{Cover, LogSources, Resolved, Wanted};
 use crate::problem::{Fault, RuleFile, RuleProblem};
@@ -98,6 +99,7 @@ pub struct RuleSet {
     pub(crate) users: Vec<Vec<u32>>,
     /// Filters, each for the rules of one log source.
     pub(crate) filters: Vec<Filter>,
+    pub(crate) correlations: CorrelationSet,
     /// The view of `source`.
     pub(crate) source_view: ViewId,
 }
@@ -110,7 +112,7 @@ impl RuleSet {
     /// [`RulesError::Table`] when a shipped log source table is broken, which is a bug.
     pub fn compile(files: &[RuleFile], config: &RulesConfig) -> Result<(Self, Vec<RuleProblem>), RulesError> {
         let mut compiler = Compiler::new(config)?;
-        let mut filters = Vec::new();
+        let (mut filters, mut correlations) = (Vec::new(), Vec::new());
         let mut problems = vec![Vec::new(); files.len()];
         let mut ordered: Vec<&RuleFile> = files.iter().collect();
         // Rules for everyone come before those of single tenants, so that a tenant cannot take away an id.
@@ -134,18 +136,44 @@ impl RuleSet {
                         let org_id = file.org_id.as_deref().map(Arc::from);
                         filters.push(Pending { part, filter: *filter, org_id, file: at });
                     }
-                    parsed => compiler.document(file, &part, parsed, problems),
+                    Parsed::Correlation(rule) => {
+                        let id = rule.id.clone().or_else(|| rule.name.clone()).unwrap_or_else(|| rule.title.clone());
+                        let checked = compiler.check(file, rule.sigma_version, &id);
+                        compiler.ids.entry((file.org_id.clone(), id.clone())).or_insert_with(|| file.name.clone());
+                        match checked {
+                            Ok(()) => correlations.push(correlation_set::Pending {
+                                part,
+                                rule: *rule,
+                                id,
+                                org_id: file.org_id.as_deref().map(Arc::from),
+                                file: (file.name.clone(), at),
+                            }),
+                            Err(fault) => problems.push(part.problem(&id, fault)),
+                        }
+                    }
+                    Parsed::Rule(rule) => {
+                        let name = rule.id.as_ref().unwrap_or(&rule.title).clone();
+                        if let Err(fault) = compiler.rule(file, *rule) {
+                            problems.push(part.problem(&name, fault));
+                        }
+                    }
                 }
             }
         }
         filter::attach(&mut compiler, filters, &mut problems);
+        let correlations = compiler.correlations(correlations, &mut problems);
         problems.iter_mut().for_each(|problems| problems.sort_by_key(|problem| (problem.line, problem.column)));
-        Ok((compiler.finish(), problems.concat()))
+        Ok((compiler.finish(correlations), problems.concat()))
     }
 
     /// The rules, in order. The index of a rule is what [`Evaluator::matches`](crate::Evaluator::matches) names it by.
     pub fn rules(&self) -> &[Rule] {
         &self.rules
+    }
+
+    /// The correlation rules, those that others refer to first.
+    pub fn correlations(&self) -> &[Correlation] {
+        &self.correlations.correlations
     }
 
     /// How many distinct predicates all rules together have.
@@ -203,26 +231,9 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    fn document(&mut self, file: &RuleFile, part: &Part<'_>, parsed: Parsed, problems: &mut Vec<RuleProblem>) {
-        match parsed {
-            Parsed::Rule(rule) => {
-                let name = rule.id.as_ref().unwrap_or(&rule.title).clone();
-                if let Err(fault) = self.rule(file, *rule) {
-                    problems.push(part.problem(&name, fault));
-                }
-            }
-            Parsed::Correlation(rule) => {
-                let fault = Fault::new("correlation rules are not evaluated yet").near("correlation:");
-                problems.push(part.problem(rule.id.as_ref().unwrap_or(&rule.title), fault));
-            }
-            // They wait until every rule is there.
-            Parsed::Filter(_) => {}
-        }
-    }
-
     fn rule(&mut self, file: &RuleFile, rule: SigmaRule) -> Result<(), Fault> {
         let id = rule.id.clone().or_else(|| rule.name.clone()).unwrap_or_else(|| rule.title.clone());
-        self.check(file, &rule, &id)?;
+        self.check(file, rule.sigma_version, &id)?;
         let log_source = self.log_source(&rule.logsource)?;
         let resolved = self.log_sources.get(log_source).map(|routed| routed.resolved.clone());
         let resolved = resolved.ok_or_else(|| Fault::new("the log source is not there"))?;
@@ -269,14 +280,14 @@ impl<'a> Compiler<'a> {
         Ok(())
     }
 
-    fn check(&self, file: &RuleFile, rule: &SigmaRule, id: &str) -> Result<(), Fault> {
+    fn check(&self, file: &RuleFile, sigma_version: Option<u32>, id: &str) -> Result<(), Fault> {
         for scope in [None, file.org_id.clone()] {
             if let Some(other) = self.ids.get(&(scope, id.to_owned())) {
                 let reason = format!("the id {id} is that of a rule in {other}");
                 return Err(Fault::new(reason).hint("give it a new UUID").near("id:"));
             }
         }
-        if rsigma_parser::is_unsupported(rule.sigma_version) {
+        if rsigma_parser::is_unsupported(sigma_version) {
             let fault = Fault::new("the rule is for a later version of Sigma");
             return Err(fault.hint("versions 2 and 3 are known").near("sigma-version:"));
         }
@@ -361,7 +372,31 @@ impl<'a> Compiler<'a> {
         Ok(Node::any(nodes))
     }
 
-    fn finish(mut self) -> RuleSet {
+    fn correlations(
+        &self,
+        pending: Vec<correlation_set::Pending<'_>>,
+        problems: &mut [Vec<RuleProblem>],
+    ) -> CorrelationSet {
+        if pending.is_empty() {
+            return CorrelationSet::default();
+        }
+        fn candidate(rule: &Rule) -> correlation_set::Candidate<'_> {
+            correlation_set::Candidate {
+                id: &rule.id,
+                name: rule.name.as_deref(),
+                file: &rule.file,
+                org_id: rule.org_id.as_ref(),
+            }
+        }
+        let rules: Vec<_> = self.rules.iter().map(candidate).collect();
+        let columns = |rule: usize, field: &str| {
+            let log_source = self.rules.get(rule).and_then(|rule| self.log_sources.get(rule.log_source));
+            log_source.map_or_else(Vec::new, |routed| routed.resolved.columns(field))
+        };
+        correlation_set::compile(pending, (&rules, &columns), self.config.correlation_group_events_max, problems)
+    }
+
+    fn finish(mut self, correlations: CorrelationSet) -> RuleSet {
         let predicates = self.interner.predicates;
         let selectivity = |id: PredicateId| {
             predicates.get(id as usize).map_or(0, |predicate: &Predicate| Matcher::selectivity(&predicate.matcher))
@@ -408,12 +443,13 @@ impl<'a> Compiler<'a> {
             witnessed,
             users,
             filters: self.filters,
+            correlations,
             source_view: self.source_view,
         }
     }
 }
 
-fn level(level: rsigma_parser::Level) -> Level {
+pub(crate) fn level(level: rsigma_parser::Level) -> Level {
     match level {
         rsigma_parser::Level::Informational => Level::Informational,
         rsigma_parser::Level::Low => Level::Low,

@@ -1,6 +1,7 @@
 //! Integration tests of the rules crate: rule text and events in, matches and alerts out.
 
 mod cases;
+mod correlation;
 mod evaluate;
 mod explain;
 mod filters;
@@ -12,4 +13,5 @@ mod log_sources;
 mod model;
 mod operator;
 mod problems;
+mod stream;
 mod suppression;

@@ -1,0 +1,290 @@
+//! How far event time has come, for each source of each tenant, and what waits for it.
+//!
+//! The run loop's watermark is one for everyone: the history that one tenant sends, or a source that is an hour behind, would
+//! be late for ever. So each source has a **mark**: the largest time of its events, less the lateness. An event is late when
+//! it is older than the mark of its own source. An event whose time is further ahead of its receive time than allowed counts
+//! as of its receive time and moves no mark.
+//!
+//! A group waits for the sources that fed it. Those that sent something within the lateness, in receive time of the whole
+//! stream, must all have passed the moment that it waits for. A source that was silent for longer holds nobody back; when all
+//! are silent, event time goes on with receive time from where the furthest of them stood.
+//!
+//! Everything follows from the rows and their order: not from batches, and not from a clock.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+/// The most sources of a tenant that are told apart; all further ones are taken for the last.
+pub(crate) const SOURCES_MAX: usize = 64;
+/// The most tenants; events of further ones are not correlated.
+const TENANTS_MAX: usize = 100_000;
+/// The most different sets of sources of one tenant; further ones count as all sources.
+const QUEUES_MAX: usize = 64;
+
+/// One source of one tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Source {
+    pub name: Box<str>,
+    /// The largest sane time; `i64::MIN` before the first.
+    pub latest: i64,
+    /// When it last sent something.
+    pub received: i64,
+}
+
+/// Something that waits until event time has come to `at`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Timer {
+    pub at: i64,
+    /// The number of the group: of no other, ever.
+    pub number: u64,
+    pub bucket: u32,
+    pub slot: u32,
+}
+
+/// What waits for the same sources.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub sources: u64,
+    /// Windows that are decided when they are over.
+    pub closing: BinaryHeap<Reverse<Timer>>,
+    /// Groups that are of no use after that.
+    pub expiring: BinaryHeap<Reverse<Timer>>,
+}
+
+/// The sources of one tenant and what waits for them.
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    pub org_id: Arc<str>,
+    pub sources: Vec<Source>,
+    pub queues: Vec<Queue>,
+    /// The receive time at which it is looked at even if it sends nothing; `i64::MAX` for never.
+    wake: i64,
+}
+
+/// Where a row stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stand {
+    pub tenant: u32,
+    /// The bit of its source.
+    pub source: u64,
+    /// The time it counts as of.
+    pub time: i64,
+    pub late: bool,
+}
+
+/// Event time of all tenants.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    lateness_us: i64,
+    ahead_us: i64,
+    /// The largest receive time of the stream.
+    pub received: i64,
+    pub tenants: Vec<Tenant>,
+    by_name: FxHashMap<Arc<str>, u32>,
+    wakes: BinaryHeap<Reverse<(i64, u32)>>,
+    /// The tenant and source of the last row.
+    last: (u32, usize),
+}
+
+impl Clock {
+    pub fn new(lateness_us: i64, ahead_us: i64) -> Self {
+        Self {
+            lateness_us: lateness_us.max(0),
+            ahead_us: ahead_us.max(0),
+            received: i64::MIN,
+            tenants: Vec::new(),
+            by_name: FxHashMap::default(),
+            wakes: BinaryHeap::new(),
+            last: (u32::MAX, 0),
+        }
+    }
+
+    /// The number of a tenant; `None` when there are too many.
+    pub fn tenant(&mut self, org_id: &str) -> Option<u32> {
+        if let Some(known) = self.by_name.get(org_id) {
+            return Some(*known);
+        }
+        if self.tenants.len() >= TENANTS_MAX {
+            return None;
+        }
+        let number = self.tenants.len() as u32;
+        let org_id: Arc<str> = org_id.into();
+        self.by_name.insert(org_id.clone(), number);
+        self.tenants.push(Tenant { org_id, sources: Vec::new(), queues: Vec::new(), wake: i64::MAX });
+        Some(number)
+    }
+
+    /// The place of the row's tenant and source.
+    fn place(&mut self, org_id: &str, source: &str) -> Option<(u32, usize)> {
+        let (tenant, at) = self.last;
+        if let Some(known) = self.tenants.get(tenant as usize)
+            && *known.org_id == *org_id
+            && known.sources.get(at).is_some_and(|known| *known.name == *source)
+        {
+            return Some(self.last);
+        }
+        let tenant = self.tenant(org_id)?;
+        let sources = &mut self.tenants.get_mut(tenant as usize)?.sources;
+        let at = match sources.iter().position(|known| *known.name == *source) {
+            Some(at) => at,
+            None if sources.len() < SOURCES_MAX => {
+                sources.push(Source { name: source.into(), latest: i64::MIN, received: i64::MIN });
+                sources.len() - 1
+            }
+            None => SOURCES_MAX - 1,
+        };
+        self.last = (tenant, at);
+        Some(self.last)
+    }
+
+    /// Whether a row of this source would bring it back after a silence: marks may go down then, so that what they have
+    /// passed must be settled before.
+    pub fn wakes_up(&mut self, org_id: &str, source: &str, received: Option<i64>) -> Option<u32> {
+        let (tenant, at) = self.place(org_id, source)?;
+        let now = self.received.max(received.unwrap_or(i64::MIN));
+        let own = self.tenants.get(tenant as usize)?;
+        let is_new = own.sources.get(at).is_some_and(|source| source.received == i64::MIN && source.latest == i64::MIN);
+        let silent = own.sources.get(at).is_some_and(|source| self.is_silent(source, now));
+        (!is_new && silent && !own.queues.is_empty()).then_some(tenant)
+    }
+
+    /// Receive time goes on, before the row itself is taken into account.
+    pub fn receive(&mut self, received: Option<i64>) {
+        self.received = self.received.max(received.unwrap_or(i64::MIN));
+    }
+
+    /// Takes a row into account. `None` when its tenant is one too many.
+    pub fn observe(&mut self, org_id: &str, source: &str, time: Option<i64>, received: Option<i64>) -> Option<Stand> {
+        let (tenant, at) = self.place(org_id, source)?;
+        let lateness_us = self.lateness_us;
+        let known = self.tenants.get_mut(tenant as usize)?.sources.get_mut(at)?;
+        let time = time.or(received)?;
+        let latest_sane = received.map_or(i64::MAX, |received| received.saturating_add(self.ahead_us));
+        known.received = known.received.max(received.unwrap_or(time));
+        let counted = if time <= latest_sane {
+            known.latest = known.latest.max(time);
+            time
+        } else {
+            received.unwrap_or(time)
+        };
+        let late = known.latest != i64::MIN && counted < known.latest.saturating_sub(lateness_us);
+        Some(Stand { tenant, source: 1 << at, time: counted, late })
+    }
+
+    fn is_silent(&self, source: &Source, now: i64) -> bool {
+        now.saturating_sub(source.received) > self.lateness_us
+    }
+
+    /// How far event time has come for what these sources fed.
+    pub fn mark(&self, tenant: u32, sources: u64) -> i64 {
+        let Some(tenant) = self.tenants.get(tenant as usize) else { return i64::MIN };
+        let (mut slowest, mut furthest) = (i64::MAX, i64::MIN);
+        let mut any_heard = false;
+        for (at, source) in tenant.sources.iter().enumerate() {
+            if sources & (1 << at) == 0 {
+                continue;
+            }
+            let latest = if source.latest == i64::MIN { source.received } else { source.latest };
+            let mark = latest.saturating_sub(self.lateness_us);
+            if self.is_silent(source, self.received) {
+                furthest = furthest.max(mark.saturating_add(self.received.saturating_sub(source.received)));
+            } else {
+                any_heard = true;
+                slowest = slowest.min(mark);
+            }
+        }
+        if any_heard { slowest } else { furthest }
+    }
+
+    /// The queue of a tenant for a set of sources.
+    pub fn queue(&mut self, tenant: u32, sources: u64) -> Option<&mut Queue> {
+        let queues = &mut self.tenants.get_mut(tenant as usize)?.queues;
+        let at = match queues.iter().position(|queue| queue.sources == sources) {
+            Some(at) => at,
+            None => {
+                queues.push(Queue { sources, closing: BinaryHeap::new(), expiring: BinaryHeap::new() });
+                queues.len() - 1
+            }
+        };
+        queues.get_mut(at)
+    }
+
+    /// The set of sources to wait for: all of them when there are too many different sets.
+    pub fn bounded(&self, tenant: u32, sources: u64) -> u64 {
+        let Some(tenant) = self.tenants.get(tenant as usize) else { return sources };
+        let known = tenant.queues.iter().any(|queue| queue.sources == sources);
+        if known || tenant.queues.len() < QUEUES_MAX { sources } else { u64::MAX }
+    }
+
+    /// Makes sure that the tenant is looked at when silence alone lets something of it pass.
+    pub fn arm(&mut self, tenant: u32) {
+        let Some(own) = self.tenants.get(tenant as usize) else { return };
+        let first = |heap: &BinaryHeap<Reverse<Timer>>| heap.peek().map(|Reverse(timer)| timer.at);
+        let mut wake = i64::MAX;
+        for queue in &own.queues {
+            let Some(at) = first(&queue.closing).into_iter().chain(first(&queue.expiring)).min() else { continue };
+            wake = wake.min(self.wake_of(own, queue.sources, at));
+        }
+        if wake < own.wake {
+            if let Some(own) = self.tenants.get_mut(tenant as usize) {
+                own.wake = wake;
+            }
+            self.wakes.push(Reverse((wake, tenant)));
+        }
+    }
+
+    /// The first receive time at which silence may change the mark of these sources, when `at` is what is waited for.
+    fn wake_of(&self, tenant: &Tenant, sources: u64, at: i64) -> i64 {
+        let mut heard = i64::MAX;
+        let mut silent = i64::MAX;
+        for (bit, source) in tenant.sources.iter().enumerate().filter(|(bit, _)| sources & (1 << bit) != 0) {
+            let latest = if source.latest == i64::MIN { source.received } else { source.latest };
+            if self.is_silent(source, self.received) {
+                let missing = at.saturating_sub(latest.saturating_sub(self.lateness_us));
+                silent = silent.min(source.received.saturating_add(missing));
+            } else {
+                heard = heard.min(source.received.saturating_add(self.lateness_us).saturating_add(1));
+            }
+            let _ = bit;
+        }
+        (if heard < i64::MAX { heard } else { silent }).max(self.received.saturating_add(1))
+    }
+
+    /// A tenant whose moment has come with receive time.
+    pub fn woken(&mut self) -> Option<u32> {
+        while let Some(Reverse((wake, tenant))) = self.wakes.peek().copied() {
+            if wake > self.received {
+                return None;
+            }
+            self.wakes.pop();
+            if let Some(own) = self.tenants.get_mut(tenant as usize)
+                && own.wake == wake
+            {
+                own.wake = i64::MAX;
+                return Some(tenant);
+            }
+        }
+        None
+    }
+
+    /// Forgets what waits. Tenants and sources stay.
+    pub fn clear(&mut self) {
+        for tenant in &mut self.tenants {
+            tenant.queues.clear();
+            tenant.wake = i64::MAX;
+        }
+        self.wakes.clear();
+    }
+
+    /// Drops queues in which nothing waits, so that their number stays that of the sets in use.
+    pub fn tidy(&mut self, tenant: u32) {
+        if let Some(own) = self.tenants.get_mut(tenant as usize)
+            && own.queues.len() >= QUEUES_MAX / 2
+        {
+            own.queues.retain(|queue| !queue.closing.is_empty() || !queue.expiring.is_empty());
+        }
+    }
+}

@@ -1,0 +1,516 @@
+//! Correlations compiled: definitions and what they refer to in, [`CorrelationSet`] and problems out.
+//!
+//! A reference is an id or a `name`. It is looked for in the same file first, then among the rules of the same tenant and
+//! those for everyone; all that it fits are meant, so that several rules of one name count as one. A tenant's rules are never
+//! seen by another tenant's correlation, nor by one for everyone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rsigma_parser::CorrelationRule;
+use rustc_hash::FxHashMap;
+use tidegate_events::Level;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::compile::interner::View;
+use crate::correlation::definition::Definition;
+use crate::document::Part;
+use crate::nearest::nearest;
+use crate::problem::{Fault, RuleProblem};
+
+/// A correlation rule, ready to run.
+#[derive(Debug)]
+pub struct Correlation {
+    /// The Sigma `id`, or else the `name` or the title.
+    pub id: String,
+    /// The Sigma `name`.
+    pub name: Option<String>,
+    /// The Sigma `title`.
+    pub title: String,
+    /// The Sigma `description`.
+    pub description: String,
+    /// The Sigma `level`; `medium` without one.
+    pub level: Level,
+    /// The Sigma `tags`.
+    pub tags: Vec<String>,
+    /// The Sigma `falsepositives`.
+    pub falsepositives: Vec<String>,
+    /// The file it came from.
+    pub file: String,
+    /// The tenant whose events it sees; `None` for every tenant.
+    pub org_id: Option<Arc<str>>,
+    pub(crate) definition: Definition,
+    /// Whether a window may be judged before it is over.
+    pub(crate) eager: bool,
+    /// The same for the same definition over the same rules: its state can be kept.
+    pub(crate) fingerprint: u64,
+    /// The correlations that refer to it.
+    pub(crate) feeds: Vec<Feed>,
+}
+
+impl Correlation {
+    /// The kind, as Sigma calls it.
+    pub fn kind(&self) -> &'static str {
+        self.definition.kind.as_str()
+    }
+
+    /// The ids or names of the rules that it refers to, as written.
+    pub fn rules(&self) -> &[String] {
+        &self.definition.rules
+    }
+}
+
+/// Where the matches of a detection rule go.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub correlation: u32,
+    pub slot: u16,
+    /// The view of each field that the correlation groups by, and of each that it measures.
+    pub views: Views,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Views {
+    pub group: Box<[u32]>,
+    pub measured: Box<[u32]>,
+}
+
+/// Where the firings of a correlation go.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    pub correlation: u32,
+    pub slot: u16,
+    /// For each field of the other: which group field of this one it is.
+    pub group: Box<[Option<usize>]>,
+    pub measured: Box<[Option<usize>]>,
+    /// For fields that are none: their views in the events of each detection rule that may complete a firing.
+    pub through: FxHashMap<u32, Views>,
+}
+
+/// Who raises no alerts of its own, since correlations refer to it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Referred {
+    /// By correlations for everyone: whether one of them says `generate`.
+    everyone: Option<bool>,
+    tenants: BTreeMap<Arc<str>, bool>,
+}
+
+impl Referred {
+    fn add(&mut self, by: &Correlation) {
+        let known = match &by.org_id {
+            None => self.everyone.get_or_insert(false),
+            Some(org_id) => self.tenants.entry(org_id.clone()).or_default(),
+        };
+        *known |= by.definition.generate;
+    }
+
+    /// Whether the rule raises alerts of its own for the events of a tenant.
+    pub fn raises(&self, org_id: &str) -> bool {
+        let by = [self.everyone, self.tenants.get(org_id).copied()];
+        by.iter().all(Option::is_none) || by.contains(&Some(true))
+    }
+}
+
+impl CorrelationSet {
+    /// Whether a detection rule raises alerts of its own for the events of a tenant.
+    pub fn raises(&self, rule: usize, org_id: &str) -> bool {
+        self.referred_rules.is_empty()
+            || self.referred_rules.get(&(rule as u32)).is_none_or(|referred| referred.raises(org_id))
+    }
+}
+
+/// All correlations, those that others refer to first.
+#[derive(Debug, Default)]
+pub(crate) struct CorrelationSet {
+    pub correlations: Vec<Correlation>,
+    /// For each detection rule.
+    pub targets: FxHashMap<u32, Vec<Target>>,
+    pub views: Vec<View>,
+    /// Detection rules that correlations refer to.
+    pub referred_rules: FxHashMap<u32, Referred>,
+    /// For each correlation.
+    pub referred: Vec<Referred>,
+}
+
+/// A detection rule, as far as references to it go.
+pub(crate) struct Candidate<'a> {
+    pub id: &'a str,
+    pub name: Option<&'a str>,
+    pub file: &'a str,
+    pub org_id: Option<&'a Arc<str>>,
+}
+
+/// The columns that may hold a field of the events of a detection rule.
+type Columns<'a> = &'a dyn Fn(usize, &str) -> Vec<String>;
+
+/// A correlation that waits until every rule is there.
+pub(crate) struct Pending<'a> {
+    pub part: Part<'a>,
+    pub rule: CorrelationRule,
+    pub id: String,
+    pub org_id: Option<Arc<str>>,
+    /// The file's name, and its place among the files.
+    pub file: (String, usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Reference {
+    Rule(usize),
+    Pending(usize),
+}
+
+struct Resolved {
+    definition: Definition,
+    /// For each slot.
+    slots: Vec<Vec<Reference>>,
+}
+
+/// Compiles what waited.
+pub(crate) fn compile(
+    pending: Vec<Pending<'_>>,
+    (rules, columns): (&[Candidate<'_>], Columns<'_>),
+    events_max: usize,
+    problems: &mut [Vec<RuleProblem>],
+) -> CorrelationSet {
+    let names = names(&pending, rules);
+    let mut resolved: Vec<Option<Resolved>> = Vec::with_capacity(pending.len());
+    let mut report = |at: usize, fault: Fault| {
+        let Some(own) = pending.get(at) else { return };
+        if let Some(problems) = problems.get_mut(own.file.1) {
+            problems.push(own.part.problem(&own.id, fault));
+        }
+    };
+    for (at, own) in pending.iter().enumerate() {
+        let read = Definition::read(&own.rule, own.part.text(), events_max);
+        let found = read.and_then(|definition| {
+            let slots = definition.rules.iter().map(|name| resolve(name, own, &names)).collect::<Result<_, Fault>>()?;
+            Ok(Resolved { definition, slots })
+        });
+        resolved.push(found.map_err(|fault| report(at, fault)).ok());
+    }
+    let order = order(&resolved);
+    for at in 0..pending.len() {
+        if resolved.get(at).is_some_and(Option::is_some) && !order.contains(&at) {
+            report(at, unordered(at, &resolved, &pending));
+        }
+    }
+    let mut builder = Builder {
+        rules,
+        columns,
+        pending: &pending,
+        set: CorrelationSet::default(),
+        view_ids: FxHashMap::default(),
+        numbers: BTreeMap::new(),
+        completers: Vec::new(),
+    };
+    for at in order {
+        let Some(Some(own)) = resolved.get_mut(at).map(Option::take) else { continue };
+        if let Err(fault) = builder.add(at, own) {
+            report(at, fault);
+        }
+    }
+    builder.set
+}
+
+/// Who is called what: (tenant, id or name) → rules, in order.
+type Names<'a> = BTreeMap<(Option<&'a str>, &'a str), Vec<(Reference, &'a str)>>;
+
+fn names<'a>(pending: &'a [Pending<'_>], rules: &'a [Candidate<'_>]) -> Names<'a> {
+    let mut names = Names::new();
+    let mut add = |org_id: Option<&'a Arc<str>>, called: &'a str, reference, file: &'a str| {
+        let known = names.entry((org_id.map(|org_id| &**org_id), called)).or_default();
+        if !known.contains(&(reference, file)) {
+            known.push((reference, file));
+        }
+    };
+    for (at, rule) in rules.iter().enumerate() {
+        for called in [Some(rule.id), rule.name].into_iter().flatten() {
+            add(rule.org_id, called, Reference::Rule(at), rule.file);
+        }
+    }
+    for (at, own) in pending.iter().enumerate() {
+        for called in [Some(own.id.as_str()), own.rule.name.as_deref()].into_iter().flatten() {
+            add(own.org_id.as_ref(), called, Reference::Pending(at), &own.file.0);
+        }
+    }
+    names
+}
+
+fn resolve(name: &str, own: &Pending<'_>, names: &Names<'_>) -> Result<Vec<Reference>, Fault> {
+    let mut scopes = vec![own.org_id.as_deref()];
+    if own.org_id.is_some() {
+        scopes.push(None);
+    }
+    let all: Vec<_> = scopes.iter().filter_map(|scope| names.get(&(*scope, name))).flatten().collect();
+    let same_file: Vec<_> = all.iter().filter(|(_, file)| *file == own.file.0).collect();
+    let found: Vec<Reference> = if same_file.is_empty() {
+        all.iter().map(|(reference, _)| *reference).collect()
+    } else {
+        same_file.iter().map(|(reference, _)| *reference).collect()
+    };
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let known = names.keys().filter(|(scope, _)| scopes.contains(scope)).map(|(_, known)| *known);
+    let hint = match nearest(name, known) {
+        Some(near) => format!("did you mean {near}?"),
+        None => "was it loaded? its file may have a problem of its own".to_owned(),
+    };
+    Err(Fault::new(format!("no rule has the id or name {name}")).hint(hint).near(name))
+}
+
+/// The correlations in an order in which each comes after those it refers to, without those for which there is none.
+fn order(resolved: &[Option<Resolved>]) -> Vec<usize> {
+    let mut waits: Vec<BTreeSet<usize>> = Vec::with_capacity(resolved.len());
+    let mut waited_for: Vec<Vec<usize>> = vec![Vec::new(); resolved.len()];
+    for (at, own) in resolved.iter().enumerate() {
+        let on: BTreeSet<usize> =
+            own.iter().flat_map(|own| own.slots.iter().flatten()).filter_map(pending_of).collect();
+        for other in &on {
+            if let Some(waiting) = waited_for.get_mut(*other) {
+                waiting.push(at);
+            }
+        }
+        waits.push(on);
+    }
+    let is_ready =
+        |at: &usize| resolved.get(*at).is_some_and(Option::is_some) && waits.get(*at).is_some_and(BTreeSet::is_empty);
+    let mut ready: BTreeSet<usize> = (0..resolved.len()).filter(is_ready).collect();
+    let mut order = Vec::new();
+    while let Some(at) = ready.pop_first() {
+        order.push(at);
+        for other in waited_for.get(at).into_iter().flatten() {
+            let Some(on) = waits.get_mut(*other) else { continue };
+            on.remove(&at);
+            if on.is_empty() && resolved.get(*other).is_some_and(Option::is_some) {
+                ready.insert(*other);
+            }
+        }
+    }
+    order
+}
+
+fn pending_of(reference: &Reference) -> Option<usize> {
+    match reference {
+        Reference::Pending(at) => Some(*at),
+        Reference::Rule(_) => None,
+    }
+}
+
+/// Why a correlation is in no order: it is on a circle, or refers to one that did not load.
+fn unordered(at: usize, resolved: &[Option<Resolved>], pending: &[Pending<'_>]) -> Fault {
+    let name = |at: usize| pending.get(at).map_or("", |own| own.id.as_str());
+    let next = |at: usize| {
+        let own = resolved.get(at).and_then(Option::as_ref);
+        own.into_iter().flat_map(|own| own.slots.iter().flatten()).filter_map(pending_of).collect::<Vec<_>>()
+    };
+    let (mut open, mut seen, mut broken) = (next(at), BTreeSet::new(), None);
+    while let Some(other) = open.pop() {
+        if other == at {
+            return Fault::new("the correlation refers to itself, by way of those it refers to")
+                .hint("a circle of correlations can never begin: take one of the references out")
+                .near("rules:");
+        }
+        if seen.insert(other) {
+            broken = broken.or_else(|| resolved.get(other).is_some_and(Option::is_none).then_some(other));
+            open.extend(next(other));
+        }
+    }
+    let other = broken.or_else(|| seen.first().copied()).map_or("", name);
+    Fault::new(format!("it rests on the correlation {other}, which was not loaded"))
+        .hint("see the problem of that one")
+        .near("rules:")
+}
+
+struct Builder<'a> {
+    rules: &'a [Candidate<'a>],
+    columns: Columns<'a>,
+    pending: &'a [Pending<'a>],
+    set: CorrelationSet,
+    view_ids: FxHashMap<View, u32>,
+    /// From pending to loaded.
+    numbers: BTreeMap<usize, usize>,
+    /// For each loaded correlation, the detection rules whose events may complete a firing of it.
+    completers: Vec<BTreeSet<usize>>,
+}
+
+impl Builder<'_> {
+    fn add(&mut self, at: usize, own: Resolved) -> Result<(), Fault> {
+        let Some(pending) = self.pending.get(at) else { return Ok(()) };
+        let Resolved { definition, slots } = own;
+        let number = self.set.correlations.len();
+        let slot_names: Vec<Vec<String>> =
+            slots.iter().zip(&definition.rules).map(|(slot, name)| self.called(slot, name)).collect();
+        check_aliases(&definition, &slot_names)?;
+        let (mut targets, mut feeds, mut completers) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for ((slot, references), names) in slots.iter().enumerate().zip(&slot_names) {
+            let fields = |of: &[String]| {
+                of.iter().map(|field| field_of(field, names, &definition)).collect::<Result<Vec<_>, Fault>>()
+            };
+            let (group, measured) = (fields(&definition.group_by)?, fields(&definition.fields)?);
+            for reference in references {
+                match reference {
+                    Reference::Rule(rule) => {
+                        targets.push((*rule, slot, self.views(*rule, &group, &measured)));
+                        completers.insert(*rule);
+                    }
+                    Reference::Pending(other) => {
+                        let Some(other) = self.numbers.get(other).copied() else {
+                            return Err(unloaded(names));
+                        };
+                        let feed = self.feed(other, (number, slot), &group, &measured)?;
+                        feeds.push((other, feed));
+                        completers.extend(self.completers.get(other).into_iter().flatten());
+                    }
+                }
+            }
+        }
+        let eager = definition.is_eager();
+        let referred: BTreeSet<(Option<u32>, Option<usize>)> = targets
+            .iter()
+            .map(|(rule, ..)| (Some(*rule as u32), None))
+            .chain(feeds.iter().map(|(other, _)| (None, Some(*other))))
+            .collect();
+        let ids: Vec<Vec<&str>> =
+            slots.iter().map(|slot| slot.iter().map(|reference| self.id(reference)).collect()).collect();
+        let fingerprint = fingerprint(&definition, &ids);
+        let rule = &pending.rule;
+        let correlation = Correlation {
+            id: pending.id.clone(),
+            name: rule.name.clone(),
+            title: rule.title.clone(),
+            description: rule.description.clone().unwrap_or_default(),
+            level: rule.level.map_or(Level::Medium, crate::compile::level),
+            tags: rule.tags.clone(),
+            falsepositives: rule.falsepositives.clone(),
+            file: pending.file.0.clone(),
+            org_id: pending.org_id.clone(),
+            definition,
+            eager,
+            fingerprint,
+            feeds: Vec::new(),
+        };
+        for (rule, other) in referred {
+            if let Some(rule) = rule {
+                self.set.referred_rules.entry(rule).or_default().add(&correlation);
+            }
+            if let Some(known) = other.and_then(|other| self.set.referred.get_mut(other)) {
+                known.add(&correlation);
+            }
+        }
+        for (rule, slot, views) in targets {
+            let target = Target { correlation: number as u32, slot: slot as u16, views };
+            self.set.targets.entry(rule as u32).or_default().push(target);
+        }
+        for (other, feed) in feeds {
+            if let Some(other) = self.set.correlations.get_mut(other) {
+                other.feeds.push(feed);
+            }
+        }
+        self.set.correlations.push(correlation);
+        self.set.referred.push(Referred::default());
+        self.completers.push(if eager { completers } else { BTreeSet::new() });
+        self.numbers.insert(at, number);
+        Ok(())
+    }
+
+    fn id(&self, reference: &Reference) -> &str {
+        match reference {
+            Reference::Rule(at) => self.rules.get(*at).map_or("", |rule| rule.id),
+            Reference::Pending(at) => self.pending.get(*at).map_or("", |own| own.id.as_str()),
+        }
+    }
+
+    /// All that aliases may call a slot.
+    fn called(&self, slot: &[Reference], name: &str) -> Vec<String> {
+        let mut called = vec![name.to_owned()];
+        for reference in slot {
+            called.push(self.id(reference).to_owned());
+            let other = match reference {
+                Reference::Rule(at) => self.rules.get(*at).and_then(|rule| rule.name),
+                Reference::Pending(at) => self.pending.get(*at).and_then(|own| own.rule.name.as_deref()),
+            };
+            called.extend(other.map(str::to_owned));
+        }
+        called
+    }
+
+    fn views(&mut self, rule: usize, group: &[String], measured: &[String]) -> Views {
+        let mut view = |field: &String| {
+            let columns = (self.columns)(rule, field);
+            let next = self.set.views.len() as u32;
+            *self.view_ids.entry(View::Field(columns)).or_insert_with_key(|view| {
+                self.set.views.push(view.clone());
+                next
+            })
+        };
+        Views { group: group.iter().map(&mut view).collect(), measured: measured.iter().map(&mut view).collect() }
+    }
+
+    fn feed(&mut self, from: usize, to: (usize, usize), group: &[String], measured: &[String]) -> Result<Feed, Fault> {
+        let Some(other) = self.set.correlations.get(from) else { return Err(unloaded(&[])) };
+        let own = &other.definition.group_by;
+        let place = |field: &String| own.iter().position(|known| known == field);
+        let places = |fields: &[String]| fields.iter().map(place).collect::<Box<[_]>>();
+        let (group_places, measured_places) = (places(group), places(measured));
+        if !other.eager
+            && let Some(field) = group.iter().chain(measured).find(|field| place(field).is_none())
+        {
+            let reason = format!(
+                "the correlation {} is told when its window is over, so that its firings have only the fields it groups by, and {field} is none",
+                other.id
+            );
+            return Err(Fault::new(reason).hint("group that one by the field too").near("group-by:"));
+        }
+        let completers: Vec<usize> = self.completers.get(from).into_iter().flatten().copied().collect();
+        let through = completers.into_iter().map(|rule| (rule as u32, self.views(rule, group, measured))).collect();
+        Ok(Feed {
+            correlation: to.0 as u32,
+            slot: to.1 as u16,
+            group: group_places,
+            measured: measured_places,
+            through,
+        })
+    }
+}
+
+fn unloaded(names: &[String]) -> Fault {
+    let name = names.first().map_or("", String::as_str);
+    Fault::new(format!("it refers to {name}, which was not loaded")).hint("see the problem of that one").near(name)
+}
+
+fn check_aliases(definition: &Definition, slots: &[Vec<String>]) -> Result<(), Fault> {
+    for (alias, rule, _) in &definition.aliases {
+        if !slots.iter().any(|names| names.contains(rule)) {
+            let reason = format!("the alias {alias} speaks of {rule}, which the correlation does not refer to");
+            return Err(Fault::new(reason).hint("use the id or name that is under `rules`").near(rule));
+        }
+        if !definition.group_by.contains(alias) && !definition.fields.contains(alias) {
+            let reason = format!("the alias {alias} is not used");
+            return Err(Fault::new(reason).hint("put it into `group-by`, or take it out").near(alias));
+        }
+    }
+    Ok(())
+}
+
+/// What a field of a correlation is called in the events of a slot.
+fn field_of(field: &str, names: &[String], definition: &Definition) -> Result<String, Fault> {
+    let mut of_field = definition.aliases.iter().filter(|(alias, ..)| alias == field).peekable();
+    if of_field.peek().is_none() {
+        return Ok(field.to_owned());
+    }
+    match of_field.find(|(_, rule, _)| names.contains(rule)) {
+        Some((.., own)) => Ok(own.clone()),
+        None => {
+            let rule = names.first().map_or("", String::as_str);
+            let reason = format!("the alias {field} says nothing of {rule}");
+            Err(Fault::new(reason).hint("name the field that the events of that rule have").near(field))
+        }
+    }
+}
+
+/// Of everything that decides what a correlation keeps and fires on. `generate` does not.
+fn fingerprint(definition: &Definition, ids: &[Vec<&str>]) -> u64 {
+    let of_state = Definition { generate: false, ..definition.clone() };
+    xxh3_64(format!("{of_state:?} {ids:?}").as_bytes())
+}

@@ -1,0 +1,270 @@
+//! Measures a window as it moves over the events of a group.
+//!
+//! A [`Gauge`] knows what is in one window, and follows when the window moves, event by event, in either direction. So a
+//! window that moves on with the events costs the same for each event, however many it holds; only an ordered sequence, and a
+//! sum in which a float is, is gone through whole.
+
+use rsigma_parser::CorrelationType;
+use rustc_hash::FxHashMap;
+
+use crate::correlation::amount::Amount;
+use crate::correlation::condition::Expression;
+use crate::correlation::definition::{Condition, Definition};
+use crate::correlation::entry::Entry;
+
+/// What is in a window: the entries from `from` up to `to`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Gauge {
+    pub from: usize,
+    pub to: usize,
+    content: Content,
+}
+
+#[derive(Debug, Clone, Default)]
+enum Content {
+    /// Only their number matters.
+    #[default]
+    Count,
+    /// How many entries have each value.
+    Values(FxHashMap<[u64; 2], u32>),
+    /// How many entries there are of each rule.
+    Rules(Vec<u32>),
+    /// The sum of exact amounts, and how many are floats.
+    Sum { exact: i128, floats: u32 },
+    /// All amounts in order.
+    Sorted(Vec<Amount>),
+}
+
+impl Gauge {
+    pub fn new(definition: &Definition) -> Self {
+        let content = match definition.kind {
+            CorrelationType::EventCount => Content::Count,
+            CorrelationType::ValueCount => Content::Values(FxHashMap::default()),
+            CorrelationType::Temporal | CorrelationType::TemporalOrdered => {
+                Content::Rules(vec![0; definition.rules.len()])
+            }
+            CorrelationType::ValueSum | CorrelationType::ValueAvg => Content::Sum { exact: 0, floats: 0 },
+            CorrelationType::ValuePercentile | CorrelationType::ValueMedian => Content::Sorted(Vec::new()),
+        };
+        Self { from: 0, to: 0, content }
+    }
+
+    /// Takes up an entry that was put into the list at `at`, which is no longer as it was.
+    pub fn inserted(&mut self, at: usize, entry: &Entry) {
+        if at < self.from {
+            self.from += 1;
+            self.to += 1;
+        } else if at < self.to {
+            self.add(entry);
+            self.to += 1;
+        }
+    }
+
+    /// The first `count` entries are about to be taken off the list.
+    pub fn cut(&mut self, entries: &[Entry], count: usize) {
+        if self.from < count {
+            let to = self.to.max(count);
+            self.seek(entries, count, to);
+        }
+        self.from -= count;
+        self.to -= count;
+    }
+
+    /// Moves to the window from `from` up to `to`.
+    pub fn seek(&mut self, entries: &[Entry], from: usize, to: usize) {
+        if from >= self.to || to <= self.from {
+            for at in self.from..self.to {
+                entries.get(at).into_iter().for_each(|entry| self.remove(entry));
+            }
+            (self.from, self.to) = (from, from);
+        }
+        while self.to < to {
+            entries.get(self.to).into_iter().for_each(|entry| self.add(entry));
+            self.to += 1;
+        }
+        while self.from > from {
+            self.from -= 1;
+            entries.get(self.from).into_iter().for_each(|entry| self.add(entry));
+        }
+        while self.to > to {
+            self.to -= 1;
+            entries.get(self.to).into_iter().for_each(|entry| self.remove(entry));
+        }
+        while self.from < from {
+            entries.get(self.from).into_iter().for_each(|entry| self.remove(entry));
+            self.from += 1;
+        }
+    }
+
+    fn add(&mut self, entry: &Entry) {
+        match &mut self.content {
+            Content::Count => {}
+            Content::Values(counts) => *counts.entry(entry.value.hash()).or_default() += 1,
+            Content::Rules(counts) => counts.get_mut(usize::from(entry.slot)).into_iter().for_each(|count| *count += 1),
+            Content::Sum { exact, floats } => match entry.value.to_amount() {
+                Amount::Exact(value) => *exact += value,
+                Amount::Float(_) => *floats += 1,
+            },
+            Content::Sorted(amounts) => {
+                let amount = entry.value.to_amount();
+                let at = amounts.partition_point(|known| known.compare(amount).is_le());
+                amounts.insert(at, amount);
+            }
+        }
+    }
+
+    fn remove(&mut self, entry: &Entry) {
+        match &mut self.content {
+            Content::Count => {}
+            Content::Values(counts) => {
+                let hash = entry.value.hash();
+                if let Some(count) = counts.get_mut(&hash) {
+                    *count -= 1;
+                    if *count == 0 {
+                        counts.remove(&hash);
+                    }
+                }
+            }
+            Content::Rules(counts) => counts.get_mut(usize::from(entry.slot)).into_iter().for_each(|count| *count -= 1),
+            Content::Sum { exact, floats } => match entry.value.to_amount() {
+                Amount::Exact(value) => *exact -= value,
+                Amount::Float(_) => *floats -= 1,
+            },
+            Content::Sorted(amounts) => {
+                let amount = entry.value.to_amount();
+                let at = amounts.partition_point(|known| known.compare(amount).is_lt());
+                if at < amounts.len() {
+                    amounts.remove(at);
+                }
+            }
+        }
+    }
+
+    /// Whether a window of `more` entries beside those of this one cannot hold, so that it need not be looked at.
+    pub fn is_hopeless(&self, definition: &Definition, needed: u64, more: usize) -> bool {
+        match (&self.content, definition.kind) {
+            (Content::Values(counts), _) => ((counts.len() + more) as u64) < needed,
+            (_, CorrelationType::EventCount) => ((self.to - self.from + more) as u64) < needed,
+            _ => false,
+        }
+    }
+
+    /// Measures the window, of which `window` is the entries: the value, and whether the condition holds. `None` when there is
+    /// nothing to measure.
+    pub fn measure(&self, definition: &Definition, window: &[Entry]) -> Option<(Amount, bool)> {
+        let count = window.len() as u64;
+        if count == 0 {
+            return None;
+        }
+        let value = match &self.content {
+            Content::Count => Amount::whole(count),
+            Content::Values(counts) => Amount::whole(counts.len() as u64),
+            Content::Rules(counts) => Amount::whole(counts.iter().filter(|count| **count > 0).count() as u64),
+            Content::Sum { exact, floats } => {
+                let sum = if *floats == 0 { Amount::Exact(*exact) } else { sum(window) };
+                if definition.kind == CorrelationType::ValueAvg { sum.divided(count) } else { sum }
+            }
+            Content::Sorted(amounts) => percentile(amounts, definition.percentile)?,
+        };
+        let holds = match &definition.condition {
+            Condition::Bounds(bounds) => match (&self.content, definition.kind) {
+                // Not the quotient, which is rounded.
+                (Content::Sum { exact, floats: 0 }, CorrelationType::ValueAvg) => bounds.hold_average(*exact, count),
+                _ => bounds.hold(value),
+            },
+            Condition::Expression(expression) => {
+                let seen = |slot: usize| match &self.content {
+                    Content::Rules(counts) => counts.get(slot).is_some_and(|count| *count > 0),
+                    _ => false,
+                };
+                expression.holds(&seen, &|slot| !seen(slot))
+                    && (definition.kind != CorrelationType::TemporalOrdered || in_order(expression, window, &seen))
+            }
+        };
+        Some((value, holds))
+    }
+
+    /// About how many bytes it may take on the heap for a group of so many events: by the events alone, whatever is in the
+    /// window.
+    pub fn bytes(&self, events: usize) -> usize {
+        match &self.content {
+            Content::Count | Content::Sum { .. } => 0,
+            Content::Values(_) => events * 40,
+            Content::Rules(counts) => counts.len() * 4,
+            Content::Sorted(_) => events * 32,
+        }
+    }
+}
+
+fn sum(window: &[Entry]) -> Amount {
+    let amounts = window.iter().map(|entry| entry.value.to_amount());
+    let exact: i128 = amounts.clone().map(|amount| if let Amount::Exact(value) = amount { value } else { 0 }).sum();
+    let floats: f64 = amounts.map(|amount| if let Amount::Float(value) = amount { value } else { 0.0 }).sum();
+    Amount::Float(Amount::Exact(exact).as_f64() + floats)
+}
+
+/// The percentile by linear interpolation between the two closest ranks (`percentile_cont` of SQL).
+fn percentile(sorted: &[Amount], percent: u64) -> Option<Amount> {
+    let place = percent * (sorted.len() as u64).checked_sub(1)?;
+    let low = sorted.get((place / 100) as usize)?;
+    let high = sorted.get((place / 100) as usize + 1).unwrap_or(low);
+    Some(low.towards(*high, place % 100, 100))
+}
+
+/// Whether there are events, one after the other in the order of the rules, that satisfy the expression. Events of the same
+/// time are in order.
+fn in_order(expression: &Expression, window: &[Entry], seen: &impl Fn(usize) -> bool) -> bool {
+    if let Expression::All(parts) = expression
+        && parts.iter().enumerate().all(|(at, part)| *part == Expression::Seen(at))
+    {
+        return in_full_order(window, parts.len());
+    }
+    if let Expression::Seen(_) = expression {
+        return true;
+    }
+    // Every set of rules that can be gone through in order; at most 8 rules, see `ORDERED_RULES_MAX`.
+    let mut ways = [false; 256];
+    if let Some(none) = ways.first_mut() {
+        *none = true;
+    }
+    each_time(window, |slots| {
+        for slot in slots {
+            for way in 0..(1usize << slot).min(256) {
+                if ways.get(way) == Some(&true)
+                    && let Some(longer) = ways.get_mut(way | (1 << slot))
+                {
+                    *longer = true;
+                }
+            }
+        }
+        false
+    });
+    let holds = |way: usize| expression.holds(&|slot| way & (1 << slot) != 0, &|slot| !seen(slot));
+    ways.iter().enumerate().any(|(way, reached)| *reached && holds(way))
+}
+
+/// Whether there are events of all `count` rules in order.
+fn in_full_order(window: &[Entry], count: usize) -> bool {
+    let mut reached = 0;
+    each_time(window, |slots| {
+        for slot in slots {
+            reached += usize::from(*slot == reached);
+        }
+        reached >= count
+    });
+    reached >= count
+}
+
+/// Calls `visit` with the rules seen at each time, ascending, until it says that this is enough.
+fn each_time(window: &[Entry], mut visit: impl FnMut(&[usize]) -> bool) {
+    let mut slots = Vec::new();
+    for same in window.chunk_by(|left, right| left.time == right.time) {
+        slots.clear();
+        slots.extend(same.iter().map(|entry| usize::from(entry.slot)));
+        slots.sort_unstable();
+        slots.dedup();
+        if visit(&slots) {
+            return;
+        }
+    }
+}
