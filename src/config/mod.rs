@@ -57,6 +57,8 @@ pub struct Config {
     pub delivery: tidegate_pipeline::delivery::DeliveryConfig,
     /// Sigma rules.
     pub sigma: tidegate_rules::RulesConfig,
+    /// Rules over the API.
+    pub threat_detection: crate::serve::threat_detection::ThreatDetectionConfig,
     /// The Parquet store.
     pub parquet: tidegate_sinks::parquet::ParquetConfig,
     /// How long the Parquet store keeps rows.
@@ -101,6 +103,7 @@ impl Default for Config {
             run: Default::default(),
             delivery: Default::default(),
             sigma: Default::default(),
+            threat_detection: Default::default(),
             parquet: Default::default(),
             retention: Default::default(),
             query: Default::default(),

@@ -13,10 +13,10 @@ pub mod process;
 pub mod reply;
 pub mod router;
 pub mod routes;
-pub mod rules_door;
 pub mod rules_sync;
 pub mod server_file;
 pub mod telemetry;
+pub mod threat_detection;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -40,10 +40,10 @@ use tidegate_pipeline::registry::Registry;
 use tidegate_pipeline::run::{RunHandle, RunLoop, RunParts};
 use tidegate_pipeline::{Health, Offset, StreamLog};
 use tidegate_query::{Query, QueryParts};
-use tidegate_rules::SigmaOperator;
+use tidegate_rules::{OFF_KIND, SigmaOperator};
 use tidegate_sinks::feed::{Feed, Stretch};
 use tidegate_sinks::parquet::{LogSource, ParquetStore};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -52,9 +52,14 @@ use crate::config::Config;
 use housekeeping::Housekeeping;
 use keys_door::{KeysDoor, LOCAL};
 use router::Router;
-use rules_door::RulesDoor;
 use rules_sync::{RULE_KIND, RulesSync};
 use server_file::ServerFile;
+use threat_detection::shelf::Shelf;
+use threat_detection::{ThreatDetection, ThreatDetectionParts};
+
+/// Connections that the operating system holds until they are accepted: a crowd that comes at once, such as all agents after
+/// a restart, is not turned away. The system's own bound (`net.core.somaxconn`) may be lower.
+const BACKLOG: u32 = 4096;
 
 /// A stage with work waiting and no progress for this long makes `/readyz` say 503.
 pub const STUCK_MAX: Duration = Duration::from_secs(10);
@@ -157,7 +162,8 @@ impl Server {
         let keys = Arc::new(Keys::new(registry.clone()));
         let (listener, address) = bind(config.listen, keys.is_open()).await?;
 
-        let mut rules = RulesSync::new(registry.clone(), config);
+        let shelf = Arc::new(Shelf::new(registry.clone(), config.sigma.clone()));
+        let mut rules = RulesSync::new(registry.clone(), shelf.clone(), config);
         rules.check_folder()?;
         rules.changed();
         if let Err(error) = rules.sync().await {
@@ -167,13 +173,16 @@ impl Server {
                 "the rules of the files are not in force yet; it is tried again"
             );
         }
-        let rules_view = rules.view();
         let writer = Arc::new(OutputLog::new(output_log.clone()));
+        let sigma = SigmaOperator::new(config.sigma.clone())?;
+        let status = sigma.status();
+        let seed = [RULE_KIND, OFF_KIND].into_iter().filter_map(|kind| registry.as_batch(kind).transpose());
+        let seed = seed.collect::<Result<Vec<_>, _>>()?;
         let run = RunLoop::start(RunParts {
             log: ingest_log.clone(),
             output: writer.clone(),
-            operators: vec![Box::new(SigmaOperator::new(config.sigma.clone())?)],
-            seed: registry.as_batch(RULE_KIND)?.into_iter().collect(),
+            operators: vec![Box::new(sigma)],
+            seed,
             fs: fs.clone(),
             dir: data.join("checkpoint"),
             config: config.run.clone(),
@@ -192,7 +201,7 @@ impl Server {
             })
             .into();
 
-        let fields = log.clone();
+        let (fields, compile_on) = (log.clone(), cpu.clone());
         let query = Arc::new(Query::new(QueryParts {
             log: ingest_log.clone(),
             output: output_log.clone(),
@@ -205,6 +214,15 @@ impl Server {
         let decode = (mappings, config.decode.clone());
         let batcher = Arc::new(Batcher::start(&config.batcher, decode, ingest_log, Handle::current(), &health)?);
         let (stop, stopping) = watch::channel(false);
+        tokio::spawn(shelf.clone().follow(stopping.clone()));
+        let threat_detection = ThreatDetection::new(ThreatDetectionParts {
+            registry: registry.clone(),
+            shelf,
+            status,
+            rules: config.sigma.clone(),
+            config: config.threat_detection.clone(),
+            cpu: compile_on,
+        });
         let file = ServerFile::new(data, address)?;
         let feed = Feed::new(output_log, config.feed.clone(), backfill(query.clone()), stopping.clone());
         let feed = feed.with_recheck(recheck(keys.clone()));
@@ -215,7 +233,7 @@ impl Server {
             feed,
             query,
             keys_door: KeysDoor { keys: keys.clone() },
-            rules_door: RulesDoor { view: rules_view },
+            threat_detection,
             health: health.clone(),
             metrics: metrics.clone(),
             request_ids: Mutex::new(IdGenerator::new(getrandom::u64().unwrap_or(1))),
@@ -381,11 +399,19 @@ async fn bind(wanted: SocketAddr, open: bool) -> anyhow::Result<(TcpListener, So
         address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
         tracing::warn!(%wanted, %address, "no API key exists, so only loopback is bound; make one with `tidegate key create` and start again");
     }
-    let listener = TcpListener::bind(address).await.with_context(|| {
+    let listener = listening_socket(address).with_context(|| {
         format!("cannot listen on {address}: is another server there? --listen 127.0.0.1:0 takes any free port")
     })?;
     let address = listener.local_addr().context("the address that was bound")?;
     Ok((listener, address))
+}
+
+fn listening_socket(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart must not wait for the connections of the server before it.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Old alerts for a follower that resumes from before the output log's first row.

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::routes::{Door, ROUTES, Route};
+use super::threat_detection::{RULES, VALIDATE};
 
 /// The document.
 pub fn document() -> Value {
@@ -63,6 +64,10 @@ fn parameters(route: &Route) -> Vec<Value> {
         parameters.push(json!({"name": "Idempotency-Key", "in": "header", "schema": {"type": "string"},
             "description": "Events without an id of their own get this key and their index as id, so that a repeated request stores nothing twice."}));
     }
+    if route.door == Door::ThreatDetection && matches!(route.method, "PUT" | "DELETE") {
+        parameters.push(json!({"name": "If-Match", "in": "header", "schema": {"type": "string"},
+            "description": "The `ETag` of the rule that is meant; 412 when it was changed since"}));
+    }
     parameters
 }
 
@@ -90,6 +95,16 @@ fn query_parameters(route: &Route) -> &'static [Parameter] {
         }
         (Door::Read, "/v2/events/{id}") => &[DATASET],
         (Door::Read, "/v2/alerts") => &[FROM, TO, LEVEL, RULE, TAG, ENTITY, LIMIT, CURSOR],
+        (Door::ThreatDetection, RULES) if route.method == "GET" => &[
+            LEVEL,
+            ("tag", "string", "Only rules with this tag, or one below it"),
+            ("enabled", "boolean", "Only rules that are on, or off, for the tenant"),
+            ("origin", "string", "`pack`, `folder` or `api`"),
+            ("status", "string", "`loaded`, `problem`, `parked` or `pending`"),
+            ("q", "string", "Only rules whose id, file, title or description holds this text"),
+            LIMIT,
+            CURSOR,
+        ],
         (Door::Feed, _) => &[("after", "integer", "Resume after this sequence number"), LEVEL, RULE, TAG, ENTITY],
         _ => &[],
     }
@@ -125,6 +140,12 @@ fn request_body(route: &Route) -> Option<Value> {
             "text/plain": {"schema": {"type": "string"}},
         }),
         (Door::Keys, "POST", _) => json!({"application/json": {"schema": {"$ref": "#/components/schemas/NewKey"}}}),
+        (Door::ThreatDetection, "PUT", _) | (Door::ThreatDetection, _, RULES | VALIDATE) if route.method != "GET" => {
+            json!({
+                "application/yaml": {"schema": {"type": "string", "description": "Sigma, one document or several"}},
+                "application/json": {"schema": {"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}}}},
+            })
+        }
         _ => return None,
     };
     Some(json!({"required": true, "content": content}))
@@ -179,6 +200,7 @@ fn responses(route: &Route) -> Value {
         Door::Keys if route.method == "POST" => {
             responses.insert("201".into(), json!({"description": "The key; its secret is shown only here"}));
         }
+        Door::ThreatDetection => threat_detection_responses(route, &mut responses),
         Door::Readyz => {
             responses.insert("503".into(), json!({"description": "Not ready; `stuck` names the stages"}));
         }
@@ -188,6 +210,38 @@ fn responses(route: &Route) -> Value {
         responses.insert("404".into(), problem("Nothing with this id"));
     }
     Value::Object(responses)
+}
+
+fn threat_detection_responses(route: &Route, responses: &mut Map<String, Value>) {
+    let mut problem = |status: &str, description: &str| {
+        let content = json!({"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}});
+        responses.insert(status.into(), json!({"description": description, "content": content}));
+    };
+    problem("429", "The log or the compiler is busy: retry");
+    problem("503", "The rules are still being read, or the change could not be made durable: retry");
+    if route.method != "GET" {
+        problem("409", "The rule cannot be changed so; the hint says what can be done");
+        problem("413", "The rule is too large");
+        problem("422", "The rule does not load; `error.problems` says where and why");
+    }
+    match (route.method, route.path) {
+        ("GET", RULES) => {}
+        ("GET", _) => {
+            problem("406", "A rule is JSON or YAML");
+            responses.insert("304".into(), json!({"description": "The rule is the one that `If-None-Match` names"}));
+        }
+        ("PUT", _) => problem("412", "The rule is not the one that `If-Match` names"),
+        ("DELETE", _) => {
+            problem("412", "The rule is not the one that `If-Match` names");
+            responses.remove("200");
+            responses.insert("204".into(), json!({"description": "Removed"}));
+        }
+        ("POST", RULES) => {
+            responses.remove("200");
+            responses.insert("201".into(), json!({"description": "Made; `Location` names it"}));
+        }
+        _ => {}
+    }
 }
 
 fn schemas() -> Value {

@@ -24,7 +24,7 @@ use super::keys_door::{KeysDoor, LOCAL};
 use super::metrics::{REQUEST_SECONDS, REQUESTS};
 use super::reply::{self, Body};
 use super::routes::{Door, Found, Route, find};
-use super::rules_door::RulesDoor;
+use super::threat_detection::ThreatDetection;
 use super::{STUCK_MAX, openapi};
 
 /// Bytes of a statement with its JSON around it; the gate has a tighter bound on the statement itself.
@@ -48,8 +48,8 @@ pub struct Router {
     pub feed: Feed,
     /// Keys.
     pub keys_door: KeysDoor,
-    /// Rules.
-    pub rules_door: RulesDoor,
+    /// Rules, and rules tried on events.
+    pub threat_detection: ThreatDetection,
     /// Stages, for `/readyz`.
     pub health: Health,
     /// For `/metrics`.
@@ -111,7 +111,7 @@ impl Router {
                 Ok(request) => self.keys_door.handle(request, &principal, request_id).await,
                 Err(problem) => reply::problem(&problem, request_id),
             },
-            Door::Rules => self.rules_door.handle(),
+            Door::ThreatDetection => self.threat_detection.handle(route, request, &principal, request_id).await,
         }
     }
 

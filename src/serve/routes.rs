@@ -2,6 +2,8 @@
 
 use tidegate_pipeline::keys::Role;
 
+use super::threat_detection::{RULE, RULE_DISABLE, RULE_ENABLE, RULES, VALIDATE};
+
 /// What answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Door {
@@ -25,8 +27,8 @@ pub enum Door {
     Feed,
     /// API keys.
     Keys,
-    /// Rules as they are loaded.
-    Rules,
+    /// Rules, and rules tried on events.
+    ThreatDetection,
 }
 
 /// One endpoint.
@@ -71,7 +73,14 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v2/alerts", Some(Role::Read), Door::Read, "Page through stored alerts, newest first"),
     route("GET", "/v2/alerts/stream", Some(Role::Read), Door::Feed, "Follow alerts: WebSocket, or server-sent events"),
     route("GET", "/v2/alerts/{id}", Some(Role::Read), Door::Read, "One alert, whole"),
-    route("GET", "/v2/rules", Some(Role::Read), Door::Rules, "The rules that are loaded, and those that could not be"),
+    route("GET", RULES, Some(Role::Read), Door::ThreatDetection, "Page through the rules, with the state of each"),
+    route("POST", RULES, Some(Role::Admin), Door::ThreatDetection, "Make a rule"),
+    route("POST", VALIDATE, Some(Role::Read), Door::ThreatDetection, "Say whether a rule would load, and keep nothing"),
+    route("GET", RULE, Some(Role::Read), Door::ThreatDetection, "One rule, with its text"),
+    route("PUT", RULE, Some(Role::Admin), Door::ThreatDetection, "Replace a rule"),
+    route("DELETE", RULE, Some(Role::Admin), Door::ThreatDetection, "Remove a rule"),
+    route("POST", RULE_ENABLE, Some(Role::Admin), Door::ThreatDetection, "Turn a rule on for the tenant's events"),
+    route("POST", RULE_DISABLE, Some(Role::Admin), Door::ThreatDetection, "Turn a rule off for the tenant's events"),
     route("GET", "/v2/keys", Some(Role::Admin), Door::Keys, "The API keys of the tenant, without their secrets"),
     route("POST", "/v2/keys", Some(Role::Admin), Door::Keys, "Make an API key; its secret is shown once"),
     route("DELETE", "/v2/keys/{id}", Some(Role::Admin), Door::Keys, "Revoke an API key at once"),
@@ -111,7 +120,9 @@ pub fn find(method: &str, path: &str) -> Found {
 fn allowed(path: &str) -> &'static str {
     match path {
         "/v2/events" => "POST, GET",
-        "/v2/keys" => "GET, POST",
+        "/v2/keys" | RULES => "GET, POST",
+        RULE => "GET, PUT, DELETE",
+        VALIDATE | RULE_ENABLE | RULE_DISABLE => "POST",
         "/v2/keys/{id}" => "DELETE",
         "/v2/events/bulk" | "/v2/costs/bulk" | "/v2/sql" => "POST",
         _ => "GET",

@@ -3,17 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
-use parking_lot::RwLock;
-use serde_json::{Value, json};
+use serde_json::json;
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::keys::DEFAULT_ORG;
 use tidegate_pipeline::registry::{Action, Change, Registry};
 use tidegate_rules::folder::{RuleAction, RuleFolder, changes};
-use tidegate_rules::{Rule, RuleFile, RuleProblem, RuleSet, RulesConfig, pack};
+use tidegate_rules::pack;
 
+use super::threat_detection::shelf::{API_FOLDER, Shelf};
 use crate::config::Config;
 
 /// The value of `kind` in rows of `changes` about rules.
@@ -22,41 +21,21 @@ pub const RULE_KIND: &str = "rule";
 /// Changes a row batch takes; thousands of rules go in as several.
 const CHANGES_MAX: usize = 500;
 
-/// What the rules in force are, for people.
-#[derive(Debug, Default)]
-pub struct RulesView {
-    /// The rules that are evaluated: id, title, level, tags, file.
-    pub rules: Vec<Value>,
-    /// Why others are not.
-    pub problems: Vec<RuleProblem>,
-    /// Files that could not be read.
-    pub skipped: Vec<String>,
-}
-
 /// Keeps the registry's rules as the pack and the folder say.
 pub struct RulesSync {
     registry: Registry,
-    config: RulesConfig,
     folder: Option<RuleFolder>,
     starter_pack: bool,
     /// Whether files changed and the registry does not say so yet.
     dirty: bool,
-    /// Counts the compilations, so that one that was overtaken does not show.
-    looks: Arc<AtomicU64>,
-    view: Arc<RwLock<Arc<RulesView>>>,
+    shelf: Arc<Shelf>,
 }
 
 impl RulesSync {
     /// Nothing is read yet: see [`sync`](Self::sync).
-    pub fn new(registry: Registry, config: &Config) -> Self {
+    pub fn new(registry: Registry, shelf: Arc<Shelf>, config: &Config) -> Self {
         let folder = config.rules.clone().map(|path| RuleFolder::new(path, &config.sigma));
-        let (config, starter_pack) = (config.sigma.clone(), config.starter_pack);
-        Self { registry, config, folder, starter_pack, dirty: true, looks: Arc::default(), view: Arc::default() }
-    }
-
-    /// What [`sync`](Self::sync) last found, for the endpoint.
-    pub fn view(&self) -> Arc<RwLock<Arc<RulesView>>> {
-        self.view.clone()
+        Self { registry, folder, starter_pack: config.starter_pack, dirty: true, shelf }
     }
 
     /// Reads the folder once, so that a wrong path is told at the start.
@@ -88,7 +67,8 @@ impl RulesSync {
     pub async fn sync(&mut self) -> anyhow::Result<usize> {
         self.dirty = true;
         let current: BTreeMap<String, String> = (self.registry.all(RULE_KIND).values())
-            .filter(|entry| entry.org_id == DEFAULT_ORG)
+            // What was made over the API is nobody's file.
+            .filter(|entry| entry.org_id == DEFAULT_ORG && !entry.id.starts_with(API_FOLDER))
             .filter_map(|entry| Some((entry.id.clone(), entry.body["text"].as_str()?.to_owned())))
             .collect();
         let pack = if self.starter_pack { pack::files() } else { Vec::new() };
@@ -97,7 +77,13 @@ impl RulesSync {
         if let Some(folder) = &self.folder {
             let read = tokio::task::block_in_place(|| folder.read());
             let (files, left_out) = read.context("read the rule folder")?;
+            let (reserved, files): (BTreeMap<_, _>, _) =
+                files.into_iter().partition(|(name, _)| name.starts_with(API_FOLDER));
             wanted.extend(files);
+            for name in reserved.into_keys() {
+                tracing::warn!(name, "rule file not read: `{API_FOLDER}` is for rules that are made over the API");
+                skipped.push(format!("{name}: `{API_FOLDER}` is for rules that are made over the API; move the file"));
+            }
             for file in left_out {
                 tracing::warn!(path = %file.path.display(), reason = file.reason, "rule file not read; its rules stay as they are");
                 let name = file.path.strip_prefix(folder.path()).unwrap_or(&file.path).display().to_string();
@@ -123,35 +109,8 @@ impl RulesSync {
             });
             self.registry.apply(part.collect()).await.context("write rule changes to the log")?;
         }
-        if !difference.is_empty() || self.view.read().rules.is_empty() {
-            self.look(wanted, skipped);
-        }
+        self.shelf.skip(skipped);
         self.dirty = false;
         Ok(difference.len())
     }
-
-    /// Compiles the rules for the endpoint and the log lines, beside what goes on: thousands of rules take a moment, and a
-    /// start does not wait for it. The run loop compiles its own, at the offset of the change.
-    fn look(&self, wanted: BTreeMap<String, String>, skipped: Vec<String>) {
-        let (config, view, looks) = (self.config.clone(), self.view.clone(), self.looks.clone());
-        let look = looks.fetch_add(1, Ordering::Relaxed) + 1;
-        tokio::task::spawn_blocking(move || {
-            let files: Vec<_> = wanted.into_iter().map(|(name, text)| RuleFile::new(name, text)).collect();
-            match RuleSet::compile(&files, &config) {
-                Ok((set, problems)) => {
-                    let rules: Vec<_> = set.rules().iter().map(shown).collect();
-                    tracing::info!(rules = rules.len(), problems = problems.len(), "rules in force");
-                    let mut view = view.write();
-                    if looks.load(Ordering::Relaxed) == look {
-                        *view = Arc::new(RulesView { rules, problems, skipped });
-                    }
-                }
-                Err(error) => tracing::error!(%error, "the rules could not be compiled; a bug"),
-            }
-        });
-    }
-}
-
-fn shown(rule: &Rule) -> Value {
-    json!({"id": rule.id, "title": rule.title, "level": rule.level.as_str(), "tags": rule.tags, "file": rule.file})
 }

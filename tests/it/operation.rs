@@ -87,9 +87,9 @@ fn rules_are_read_again_on_sighup_and_bad_ones_are_shown() {
     // The list follows a moment after the rules are in force.
     let started = std::time::Instant::now();
     loop {
-        let shown = client.get("/v2/rules").json();
-        let bad = |problem: &serde_json::Value| problem["file"].as_str().is_some_and(|file| file.ends_with("bad.yml"));
-        if shown["problems"].as_array().is_some_and(|problems| problems.iter().any(bad)) {
+        let shown = client.get("/v2/threat-detection/rules?status=problem").json();
+        let bad = |rule: &serde_json::Value| rule["file"] == "bad.yml" && rule["problems"][0]["line"] == 1;
+        if shown["rules"].as_array().is_some_and(|rules| rules.iter().any(bad)) {
             break;
         }
         assert!(started.elapsed() < crate::server::PATIENCE, "{shown}");

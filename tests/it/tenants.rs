@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::server::{Caller, Server, event, tidegate};
 
 /// Makes a key for the running server with the command line, as an operator would.
-fn key(server: &Server, org: &str, role: &str) -> String {
+pub fn key(server: &Server, org: &str, role: &str) -> String {
     let mut command = tidegate(&["key", "create", "--org", org, "--role", role, "--data-dir"]);
     let output = command.arg(server.data_dir()).output().expect("the program runs");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

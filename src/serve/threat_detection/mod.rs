@@ -1,0 +1,229 @@
+//! `/v2/threat-detection`: the rules of a tenant, and rules tried on events.
+//!
+//! ```text
+//! request ─ text ─ check (compiled beside what it refers to) ─ registry ─ row of `changes` ─ run loop
+//!                                                                └ shelf: what is known of each rule
+//! ```
+
+pub mod check;
+pub mod config;
+pub mod edit;
+pub mod list;
+pub mod refusal;
+pub mod shelf;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderMap};
+use hyper::{Request, Response, StatusCode};
+use serde::Deserialize;
+use tidegate_ingest::http::{BodyPace, QueryString, read_body};
+use tidegate_pipeline::Problem;
+use tidegate_pipeline::keys::Principal;
+use tidegate_pipeline::registry::Registry;
+use tidegate_rules::{OFF_KIND, RulesConfig, StatusBoard};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, Semaphore};
+
+use super::reply::{self, Body};
+use super::routes::Route;
+pub use config::ThreatDetectionConfig;
+use list::{Viewer, Wanted};
+use refusal::{Refusal, no_such_rule};
+use shelf::Shelf;
+
+/// How long a request waits for its turn to compile.
+const COMPILE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the endpoints are made of.
+pub struct ThreatDetectionParts {
+    /// Where rules are kept.
+    pub registry: Registry,
+    /// What is known of them.
+    pub shelf: Arc<Shelf>,
+    /// What the run loop says of them.
+    pub status: StatusBoard,
+    /// The bounds of rules.
+    pub rules: RulesConfig,
+    /// The bounds of these endpoints.
+    pub config: ThreatDetectionConfig,
+    /// Where rules are compiled.
+    pub cpu: Handle,
+}
+
+/// The endpoints.
+pub struct ThreatDetection {
+    registry: Registry,
+    shelf: Arc<Shelf>,
+    status: StatusBoard,
+    rules: RulesConfig,
+    config: ThreatDetectionConfig,
+    cpu: Handle,
+    compilations: Arc<Semaphore>,
+    /// One change at a time: from the look whether it can be made to its being made.
+    editing: Mutex<()>,
+}
+
+/// A rule in JSON.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleBody {
+    text: String,
+}
+
+impl ThreatDetection {
+    /// The endpoints over their parts.
+    pub fn new(parts: ThreatDetectionParts) -> Self {
+        let ThreatDetectionParts { registry, shelf, status, rules, config, cpu } = parts;
+        let compilations = Arc::new(Semaphore::new(config.compilations_max));
+        Self { registry, shelf, status, rules, config, cpu, compilations, editing: Mutex::default() }
+    }
+
+    /// Answers a request whose key allows what the route needs.
+    pub async fn handle(
+        &self,
+        route: &Route,
+        request: Request<Incoming>,
+        principal: &Principal,
+        request_id: &str,
+    ) -> Response<Body> {
+        let answer = self.answer(route, request, principal).await;
+        answer.unwrap_or_else(|refusal| refusal.into_response(request_id))
+    }
+
+    async fn answer(
+        &self,
+        route: &Route,
+        request: Request<Incoming>,
+        principal: &Principal,
+    ) -> Result<Response<Body>, Refusal> {
+        self.shelf.ready().await?;
+        let (head, body) = request.into_parts();
+        let query = head.uri.query();
+        let id = id_of(route.path, head.uri.path())?;
+        match (route.method, route.path) {
+            ("GET", RULES) => {
+                let wanted = Wanted::parse(query)?;
+                let items = self.shelf.items(&principal.org_id);
+                let page = list::page(&items, &wanted, &self.viewer(principal), &self.shelf.skipped());
+                return Ok(reply::json(StatusCode::OK, &page));
+            }
+            ("GET", _) => {
+                QueryString::parse(query, &[])?;
+                let item = self.shelf.find(&principal.org_id, &id).ok_or_else(|| no_such_rule(&id))?;
+                return list::one(&item, &self.viewer(principal), &head.headers);
+            }
+            _ => {}
+        }
+        QueryString::parse(query, &[])?;
+        match (route.method, route.path) {
+            ("DELETE", _) => self.remove(&id, &head.headers, principal).await,
+            (_, RULE_ENABLE) => self.switch(&id, true, principal).await,
+            (_, RULE_DISABLE) => self.switch(&id, false, principal).await,
+            ("PUT", _) => {
+                let text = self.text(&head.headers, body).await?;
+                self.replace(&id, text, &head.headers, principal).await
+            }
+            (_, VALIDATE) => self.validate(self.text(&head.headers, body).await?, principal).await,
+            _ => self.create(self.text(&head.headers, body).await?, principal).await,
+        }
+    }
+
+    /// The YAML text in a body: the body itself, or `{"text": …}` when it says that it is JSON.
+    async fn text(&self, headers: &HeaderMap, body: Incoming) -> Result<String, Refusal> {
+        let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let json = kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
+        // Each byte of the text may be escaped as six in JSON.
+        let bytes_max = self.rules.file_bytes_max.saturating_mul(if json { 6 } else { 1 }).saturating_add(64);
+        let body = read_body(body, bytes_max, BodyPace::default()).await?;
+        if json {
+            let body: RuleBody = serde_json::from_slice(&body).map_err(|error| {
+                Problem::new(400, "invalid_body", format!("the body is not {{\"text\": …}}: {error}"))
+                    .hint("send the YAML itself as application/yaml, or {\"text\": \"title: …\"} as application/json")
+            })?;
+            return Ok(body.text);
+        }
+        String::from_utf8(body).map_err(|_| Problem::new(400, "invalid_body", "the rule is not UTF-8").into())
+    }
+
+    /// The ids of the rules that a tenant turned off.
+    fn off(&self, org_id: &str) -> BTreeSet<String> {
+        self.registry.list(org_id, OFF_KIND).iter().map(|entry| entry.id.clone()).collect()
+    }
+
+    fn viewer(&self, principal: &Principal) -> Viewer {
+        let org_id = principal.org_id.to_string();
+        Viewer { off: self.off(&org_id), org_id, parked: self.status.read().parked.clone() }
+    }
+
+    /// Runs work that compiles rules on a thread that may block, a few at a time.
+    async fn compile<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
+        let turn = tokio::time::timeout(COMPILE_PATIENCE, self.compilations.clone().acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            let problem = Problem::new(429, "rules_busy", "many rules are being compiled");
+            return Err(problem.hint("try again in a moment, or raise threat_detection.compilations_max").into());
+        };
+        // The turn ends with the work, not with the request: a client that leaves does not make room for more.
+        let work = move || {
+            let _turn = turn;
+            work()
+        };
+        self.cpu.spawn_blocking(work).await.map_err(|error| {
+            tracing::error!(%error, "the compilation of a rule ended early: a bug");
+            Problem::new(500, "internal", "the rule could not be compiled; the server's log says why").into()
+        })
+    }
+}
+
+/// The path of all rules.
+pub const RULES: &str = "/v2/threat-detection/rules";
+/// The path of one rule.
+pub const RULE: &str = "/v2/threat-detection/rules/{id}";
+/// The path that looks at a rule without keeping it.
+pub const VALIDATE: &str = "/v2/threat-detection/rules/validate";
+/// The path that turns a rule on.
+pub const RULE_ENABLE: &str = "/v2/threat-detection/rules/{id}/enable";
+/// The path that turns a rule off.
+pub const RULE_DISABLE: &str = "/v2/threat-detection/rules/{id}/disable";
+
+/// What stands in the path for `{id}`, decoded.
+fn id_of(template: &str, path: &str) -> Result<String, Problem> {
+    let mut segments = template.split('/').zip(path.split('/'));
+    let raw = segments.find(|(expected, _)| *expected == "{id}").map_or("", |(_, raw)| raw);
+    let mut bytes = Vec::with_capacity(raw.len());
+    let mut rest = raw.bytes();
+    let digit = |rest: &mut std::str::Bytes<'_>| rest.next().and_then(|byte| char::from(byte).to_digit(16));
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => match (digit(&mut rest), digit(&mut rest)) {
+                (Some(high), Some(low)) => (high * 16 + low) as u8,
+                _ => return Err(Problem::new(400, "invalid_parameter", "the id in the path is not percent-encoded")),
+            },
+            other => other,
+        });
+    }
+    String::from_utf8(bytes).map_err(|_| Problem::new(400, "invalid_parameter", "the id in the path is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_id_in_a_path_is_decoded() {
+        for (path, wanted) in [
+            ("/v2/threat-detection/rules/a-b", Some("a-b")),
+            ("/v2/threat-detection/rules/a%2Fb%20%C3%A9", Some("a/b é")),
+            ("/v2/threat-detection/rules/a%2", None),
+            ("/v2/threat-detection/rules/%ff", None),
+            ("/v2/threat-detection/rules/..%2f..%2fetc", Some("../../etc")),
+        ] {
+            assert_eq!(id_of(RULE, path).ok().as_deref(), wanted, "{path}");
+        }
+        assert_eq!(id_of(RULE_ENABLE, "/v2/threat-detection/rules/x/enable").ok().as_deref(), Some("x"));
+        assert_eq!(id_of(RULES, RULES).ok().as_deref(), Some(""));
+    }
+}
