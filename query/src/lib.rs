@@ -14,6 +14,7 @@
 mod config;
 mod conform;
 mod error;
+mod feedback;
 mod gate;
 mod history;
 mod http;
@@ -35,6 +36,7 @@ use std::time::{Duration, Instant};
 
 pub use config::QueryConfig;
 pub use error::QueryError;
+pub use http::AlertOf;
 pub use stream::QueryStream;
 use tidegate_pipeline::{FieldCatalog, History, StreamLog};
 pub use view::Scope;

@@ -16,6 +16,7 @@ use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use datafusion::physical_plan::union::UnionExec;
 use tidegate_events::Dataset;
 
+use crate::feedback::{self, ALERT_FEEDBACK};
 use crate::history::{HistoryExec, HistoryScan, Store, prune};
 use crate::tail::TailPart;
 use crate::view::View;
@@ -211,15 +212,21 @@ impl CatalogProvider for TenantCatalog {
 #[async_trait]
 impl SchemaProvider for Tables {
     fn table_names(&self) -> Vec<String> {
-        self.0.iter().map(|(dataset, _)| dataset.table_name().to_owned()).collect()
+        let tables = self.0.iter().map(|(dataset, _)| dataset.table_name());
+        tables.chain([ALERT_FEEDBACK]).map(str::to_owned).collect()
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        if name == ALERT_FEEDBACK
+            && let Some(changes) = self.find(Dataset::Changes.table_name())
+        {
+            return Ok(Some(Arc::new(feedback::view(changes.clone())?)));
+        }
         Ok(self.find(name).map(|table| table.clone() as _))
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        self.find(name).is_some()
+        name == ALERT_FEEDBACK || self.find(name).is_some()
     }
 }
 
@@ -233,7 +240,15 @@ impl TableReader {
 
     /// All rows of a dataset.
     pub(crate) fn read(&self, dataset: Dataset) -> Result<DataFrame> {
-        let name = TableReference::full(CATALOG, SCHEMA, dataset.table_name());
-        futures::executor::block_on(self.0.table(name))
+        self.named(dataset.table_name())
+    }
+
+    /// What was said last about each alert.
+    pub(crate) fn read_feedback(&self) -> Result<DataFrame> {
+        self.named(ALERT_FEEDBACK)
+    }
+
+    fn named(&self, name: &'static str) -> Result<DataFrame> {
+        futures::executor::block_on(self.0.table(TableReference::full(CATALOG, SCHEMA, name)))
     }
 }

@@ -3,6 +3,7 @@
 mod alerts;
 mod body;
 mod events;
+mod feedback;
 mod params;
 mod sql;
 
@@ -13,6 +14,7 @@ use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 
 use crate::error::QueryError;
+pub use feedback::AlertOf;
 
 /// The body of every answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;

@@ -252,7 +252,7 @@ fn security(own: &[(&str, FieldType)], lines: &str) -> (Dataset, RecordBatch) {
     (Dataset::SecurityEvents, rows(Dataset::SecurityEvents, own, lines))
 }
 
-/// What is in the ingest log, batch by batch: offsets 0–4, 5–7, 8–9, 10–12, 13–15, 16–17.
+/// What is in the ingest log, batch by batch: offsets 0–4, 5–7, 8–9, 10–12, 13–15, 16–17, 18–23.
 pub fn story() -> Vec<(Dataset, RecordBatch)> {
     use tidegate_events::Scalar;
     let ints = FieldType::list_of(Scalar::Int);
@@ -314,6 +314,21 @@ pub fn story() -> Vec<(Dataset, RecordBatch)> {
                 r#"
 {"time":"2026-01-01T04:00:00Z","received_time":"2026-01-01T04:00:00Z","event_id":"d1","org_id":"acme","source":"windows","dataset":"security_events","stage":"decode","code":"invalid_body","reason":"not JSON","item_index":3}
 {"time":"2026-01-01T04:10:00Z","received_time":"2026-01-01T04:10:00Z","event_id":"d2","org_id":"globex","source":"windows","dataset":"security_events","stage":"decode","code":"invalid_body","reason":"globex reason","item_index":1}
+"#,
+            ),
+        ),
+        (
+            Dataset::Changes,
+            rows(
+                Dataset::Changes,
+                &[],
+                r#"
+{"time":"2026-01-01T06:00:00Z","received_time":"2026-01-01T06:00:00Z","event_id":"fb1","org_id":"acme","source":"tidegate","actor":"kim","kind":"alert_feedback","target_id":"acme-alert-0","action":"create","body":"{\"rule_id\":\"rule-0\",\"group_key\":\"actor=alice\",\"verdict\":\"true_positive\"}"}
+{"time":"2026-01-01T06:10:00Z","received_time":"2026-01-01T06:10:00Z","event_id":"fb2","org_id":"acme","source":"tidegate","actor":"lee","kind":"alert_feedback","target_id":"acme-alert-0","action":"update","body":"{\"rule_id\":\"rule-0\",\"group_key\":\"actor=alice\",\"verdict\":\"false_positive\",\"comment\":\"a scan\",\"silence_scope\":\"group\",\"silence_until_us\":1767829200000000}"}
+{"time":"2026-01-01T06:20:00Z","received_time":"2026-01-01T06:20:00Z","event_id":"fb3","org_id":"acme","source":"tidegate","actor":"kim","kind":"alert_feedback","target_id":"acme-alert-2","action":"create","body":"{\"rule_id\":\"rule-0\",\"group_key\":\"\",\"verdict\":\"benign\"}"}
+{"time":"2026-01-01T06:30:00Z","received_time":"2026-01-01T06:30:00Z","event_id":"fb4","org_id":"acme","source":"tidegate","actor":"kim","kind":"alert_feedback","target_id":"acme-alert-2","action":"delete"}
+{"time":"2026-01-01T06:40:00Z","received_time":"2026-01-01T06:40:00Z","event_id":"fb5","org_id":"acme","source":"tidegate","actor":"kim","kind":"alert_feedback","target_id":"acme-alert-3","action":"create","body":"no JSON"}
+{"time":"2026-01-01T06:50:00Z","received_time":"2026-01-01T06:50:00Z","event_id":"fb6","org_id":"globex","source":"tidegate","actor":"eve","kind":"alert_feedback","target_id":"acme-alert-0","action":"create","body":"{\"rule_id\":\"rule-0\",\"verdict\":\"benign\",\"comment\":\"globex only\"}"}
 "#,
             ),
         ),

@@ -103,10 +103,10 @@ async fn each_tenant_sees_its_own_rows_and_only_admins_of_default_the_global_cha
         let world = World::told(mode).await;
         let sql = "SELECT event_id FROM changes ORDER BY event_id";
         for (org_id, role, wanted) in [
-            ("acme", Role::Admin, "ch1"),
+            ("acme", Role::Admin, "ch1,fb1,fb2,fb3,fb4,fb5"),
             ("default", Role::Read, "ch3"),
             ("default", Role::Admin, "ch2,ch3"),
-            ("globex", Role::Admin, ""),
+            ("globex", Role::Admin, "fb6"),
             ("*", Role::Read, "ch2"),
         ] {
             let told = told(&world, org_id, role, sql).await;
