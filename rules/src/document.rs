@@ -22,6 +22,9 @@ const CONDITION_DEPTH_MAX: usize = 64;
 /// The parser recurses for each `not` of a row of them.
 const NEGATIONS_MAX: usize = 256;
 
+/// What is kept of a key: more than the keys that are looked for have.
+const KEY_CHARS: usize = 16;
+
 /// See [`flow_cost`]. A rule in block style with some flow lists stays below 10^6.
 const FLOW_COST_MAX: u64 = 300_000_000;
 
@@ -48,7 +51,7 @@ impl<'a> Part<'a> {
 
     /// The problem that a fault is, with its place in the file.
     pub fn problem(&self, rule: &str, fault: Fault) -> RuleProblem {
-        let (line, column) = self.locate(&fault.near);
+        let (line, column) = self.locate(fault.section, &fault.near);
         RuleProblem {
             file: self.file.to_owned(),
             line,
@@ -59,32 +62,41 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Line and column of the first `needle`, outside comments; the first line of the document without one. A key (`level:`) is
-    /// looked for at the start of a line first.
-    fn locate(&self, needle: &str) -> (usize, usize) {
-        let mut first_text = None;
-        let mut found = None;
-        for (at, line) in self.text.lines().enumerate() {
-            let text = line.trim_start();
-            if text.is_empty() || text.starts_with('#') || text == "---" {
-                continue;
-            }
-            first_text.get_or_insert(at);
-            if needle.is_empty() {
-                break;
-            }
-            let key = needle.ends_with(':') && text.trim_start_matches("- ").starts_with(needle);
-            if let Some(byte) = line.find(needle) {
-                let column = line.get(..byte).map_or(0, |before| before.chars().count()) + 1;
-                let place = (self.lines_before + at + 1, column);
-                if key || !needle.ends_with(':') {
-                    return place;
+    /// Line and column of the first `needle` that is a word of its own, else of the first anywhere, outside comments and from
+    /// the key `section` on; the first line of the document without one. A key (`level:`) is looked for at the start of a line
+    /// first.
+    fn locate(&self, section: &str, needle: &str) -> (usize, usize) {
+        let is_text = |line: &str| !(line.is_empty() || line.starts_with('#') || line == "---");
+        let lines = || self.text.lines().enumerate().filter(|(_, line)| is_text(line.trim_start()));
+        let first = lines().next().map_or(0, |(at, _)| at);
+        if !needle.is_empty() {
+            let start = lines().find(|(_, line)| line.starts_with(section)).map_or(0, |(at, _)| at);
+            type Fits = fn(&str, usize, &str) -> bool;
+            let key: Fits = |line, byte, needle| {
+                needle.ends_with(':')
+                    && line.get(..byte).is_some_and(|before| before.trim_matches([' ', '-']).is_empty())
+            };
+            for fits in [key, is_word, |_, _, _| true] {
+                let mut places = lines().skip_while(|(at, _)| *at < start).flat_map(|(at, line)| {
+                    let bytes = line.match_indices(needle).map(|(byte, _)| byte);
+                    let before = |byte: usize| line.get(..byte).map_or(0, |before| before.chars().count());
+                    bytes.filter(move |byte| fits(line, *byte, needle)).map(move |byte| (at, before(byte)))
+                });
+                if let Some((at, column)) = places.next() {
+                    return (self.lines_before + at + 1, column + 1);
                 }
-                found.get_or_insert(place);
             }
         }
-        found.unwrap_or((self.lines_before + first_text.unwrap_or(0) + 1, 1))
+        (self.lines_before + first + 1, 1)
     }
+}
+
+/// Whether the needle at this byte of a line has no letter right before or after it that would make it part of a word.
+fn is_word(line: &str, byte: usize, needle: &str) -> bool {
+    let letter = |letter: Option<char>| letter.is_some_and(|letter| letter.is_alphanumeric() || letter == '_');
+    let before = line.get(..byte).and_then(|text| text.chars().next_back());
+    let after = line.get(byte + needle.len()..).and_then(|text| text.chars().next());
+    !(letter(needle.chars().next()) && letter(before) || letter(needle.chars().next_back()) && letter(after))
 }
 
 /// Parses a file. What parsed comes in document order with the part it came from; what did not is in `problems`.
@@ -102,8 +114,12 @@ pub(crate) fn parse_file<'a>(
     }
     for (text, lines_before) in split(&file.text) {
         let part = || Part { file: &file.name, text, lines_before };
-        if let Err(fault) = check_shape(text, config.document_nodes_max) {
-            problems.push(part().problem(&name_in(text), fault));
+        if let Err((fault, place)) = check_shape(text, config.document_nodes_max) {
+            let mut problem = part().problem(&name_in(text), fault);
+            if let Some((line, column)) = place {
+                (problem.line, problem.column) = (lines_before + line, column);
+            }
+            problems.push(problem);
             continue;
         }
         let parsed = match parse_sigma_yaml(&readable(text)) {
@@ -208,16 +224,20 @@ fn fault_of(message: &str) -> Fault {
     fault
 }
 
-/// Walks the YAML of a part without building it.
-fn check_shape(text: &str, nodes_max: usize) -> Result<(), Fault> {
+/// Walks the YAML of a part without building it. A fault comes with its line and column where the scanner knows them.
+fn check_shape(text: &str, nodes_max: usize) -> Result<(), (Fault, Option<(usize, usize)>)> {
     if flow_cost(text) > FLOW_COST_MAX {
-        return Err(Fault::new("the document has too many brackets").hint("write lists and maps in block style"));
+        let fault = Fault::new("the document has too many brackets").hint("write lists and maps in block style");
+        return Err((fault, None));
     }
     let nodes = Cell::new(0);
     for document in yaml_serde::Deserializer::from_str(text) {
-        if let Err(error) = (Walk { nodes: &nodes, nodes_max, condition: false }).deserialize(document) {
-            let fault = Fault::new(error.to_string());
-            return Err(fault.hint("the text is not YAML that a rule can be"));
+        if let Err(error) = (Walk { nodes: &nodes, nodes_max, place: Place::Elsewhere }).deserialize(document) {
+            let place = error.location().map(|location| (location.line(), location.column()));
+            // The place is told apart from the reason, by its line in the file.
+            let said = place.map(|(line, column)| format!(" at line {line} column {column}")).unwrap_or_default();
+            let fault = Fault::new(error.to_string().replacen(&said, "", 1));
+            return Err((fault.hint("the text is not YAML that a rule can be"), place));
         }
     }
     Ok(())
@@ -234,12 +254,42 @@ fn flow_cost(text: &str) -> u64 {
     opening * tokens
 }
 
+/// Where a node stands, as far as its place says what it may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Elsewhere,
+    /// The value of a key `condition`, or in it.
+    Condition,
+    /// The value of `detection` or `filter`: selections by name.
+    Detection,
+    /// A selection, or one of its list.
+    Selection,
+    /// The value of a field: a scalar, or a list of them. The parser would take anything else for a text.
+    Value,
+    /// In the list of values of a field.
+    Listed,
+}
+
+impl Place {
+    /// The place of a value in a map that is here.
+    fn below(self, key: &str) -> Self {
+        match (self, key) {
+            (_, "condition") => Self::Condition,
+            (Self::Elsewhere, "detection" | "filter") => Self::Detection,
+            (Self::Detection, _) => Self::Selection,
+            // `field[any]:` may hold a selection of its own.
+            (Self::Selection, key) if key.ends_with(']') => Self::Selection,
+            (Self::Selection, _) => Self::Value,
+            _ => Self::Elsewhere,
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Walk<'a> {
     nodes: &'a Cell<usize>,
     nodes_max: usize,
-    /// Whether this is (in) the value of a key `condition`.
-    condition: bool,
+    place: Place,
 }
 
 impl Walk<'_> {
@@ -253,14 +303,16 @@ impl Walk<'_> {
 
     fn scalar<E: de::Error>(self, text: &str) -> Result<String, E> {
         self.count()?;
-        if self.condition && nesting(text) > CONDITION_DEPTH_MAX {
+        if self.place == Place::Condition && nesting(text) > CONDITION_DEPTH_MAX {
             return Err(E::custom(format!("a condition nests deeper than {CONDITION_DEPTH_MAX} parentheses")));
         }
-        if self.condition && negations(text) > NEGATIONS_MAX {
+        if self.place == Place::Condition && negations(text) > NEGATIONS_MAX {
             return Err(E::custom(format!("a condition says `not` more than {NEGATIONS_MAX} times")));
         }
-        // Only the key `condition` is ever looked at.
-        Ok(text.chars().take("condition".len() + 1).collect())
+        // Keys are only looked at for what they are called, or how they end.
+        let long = text.chars().count() > KEY_CHARS;
+        let cut = |text: &str| text.chars().take(KEY_CHARS).collect();
+        Ok(if long { text.rsplit_once('[').map_or_else(|| cut(text), |(_, end)| cut(end)) } else { text.to_owned() })
     }
 }
 
@@ -338,14 +390,22 @@ impl<'de> Visitor<'de> for Walk<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<String, A::Error> {
         self.count()?;
-        while sequence.next_element_seed(self)?.is_some() {}
+        let place = match self.place {
+            Place::Value => Place::Listed,
+            Place::Listed => return Err(de::Error::custom("a list among the values of a field")),
+            other => other,
+        };
+        while sequence.next_element_seed(Walk { place, ..self })?.is_some() {}
         Ok(String::new())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<String, A::Error> {
         self.count()?;
-        while let Some(key) = map.next_key_seed(Walk { condition: false, ..self })? {
-            map.next_value_seed(Walk { condition: key == "condition", ..self })?;
+        if matches!(self.place, Place::Value | Place::Listed) {
+            return Err(de::Error::custom("a map where a field has its value"));
+        }
+        while let Some(key) = map.next_key_seed(Walk { place: Place::Elsewhere, ..self })? {
+            map.next_value_seed(Walk { place: self.place.below(&key), ..self })?;
         }
         Ok(String::new())
     }

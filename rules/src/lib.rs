@@ -22,8 +22,8 @@
 //!
 //! Not here: reading a clock (but to time rules), I/O (but [`folder`]), the delivery of alerts.
 
-pub mod attack;
 mod alerting;
+pub mod attack;
 mod bitmap;
 mod compile;
 mod config;
@@ -36,8 +36,8 @@ pub mod explain;
 pub mod feedback;
 mod fold;
 pub mod folder;
-mod lint;
 mod group_key;
+mod lint;
 mod logsource;
 pub mod metrics;
 mod nearest;

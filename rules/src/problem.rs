@@ -47,17 +47,19 @@ impl fmt::Display for RuleProblem {
     }
 }
 
-/// What is wrong, before it is known where: `near` is a piece of the document's text that is close to the place.
+/// What is wrong, before it is known where: `near` is a piece of the document's text that is close to the place, from the key
+/// `section` on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub reason: String,
     pub hint: String,
     pub near: String,
+    pub section: &'static str,
 }
 
 impl Fault {
     pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), hint: String::new(), near: String::new() }
+        Self { reason: reason.into(), hint: String::new(), near: String::new(), section: "" }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -70,6 +72,12 @@ impl Fault {
         if self.near.is_empty() {
             near.clone_into(&mut self.near);
         }
+        self
+    }
+
+    /// Says below which key of the document.
+    pub fn within(mut self, section: &'static str) -> Self {
+        self.section = section;
         self
     }
 }

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use rsigma_parser::{
-    ArrayQuantifier, ConditionExpr, Detection, DetectionItem, Detections, Modifier, Quantifier, SigmaValue,
+    ArrayQuantifier, ConditionExpr, Detection, DetectionItem, Detections, Modifier, Quantifier, SelectorPattern,
+    SigmaValue,
 };
 
+use crate::compile::glob::{Element, Glob};
 use crate::compile::interner::Interner;
 use crate::compile::matcher::Matcher;
 use crate::compile::modifiers::{Test, apply};
@@ -121,6 +123,9 @@ impl DetectionCompiler<'_> {
         if values.is_empty() {
             return Err(Fault::new("an empty selection can never match"));
         }
+        if modifiers.contains(&Modifier::Exists) {
+            return Err(Fault::new("this modifier needs a field").hint("write `Field|exists: true`").near("|exists"));
+        }
         let tests = apply(modifiers, values, true, self.config)?;
         let plain = |test: &Test| match test {
             Test::Value(Matcher::Text { literal, .. }) => Some(fold(literal).into_owned()),
@@ -208,7 +213,7 @@ fn condition(expression: &ConditionExpr, named: &BTreeMap<&str, Node>, budget: &
             copy(named.get(name.as_str()).ok_or_else(unknown)?, budget)
         }
         ConditionExpr::Selector { quantifier, pattern } => {
-            let chosen = named.iter().filter(|(name, _)| pattern.matches_detection_name(name));
+            let chosen = named.iter().filter(|(name, _)| selects(pattern, name));
             let nodes: Vec<Node> = chosen.map(|(_, node)| copy(node, budget)).collect::<Result<_, Fault>>()?;
             if nodes.is_empty() {
                 return Err(Fault::new(format!("no selection is called {pattern}")));
@@ -220,6 +225,18 @@ fn condition(expression: &ConditionExpr, named: &BTreeMap<&str, Node>, budget: &
             })
         }
     }
+}
+
+/// Whether a selection is one of those that a condition chooses by pattern: `*` is any text, anywhere and as often as wanted.
+fn selects(pattern: &SelectorPattern, name: &str) -> bool {
+    let SelectorPattern::Pattern(pattern) = pattern else { return !name.starts_with('_') };
+    let segment = |text: &str| text.chars().map(Element::Char).collect::<Vec<_>>();
+    let glob = Glob {
+        anchored_start: !pattern.starts_with('*'),
+        anchored_end: !pattern.ends_with('*'),
+        segments: pattern.split('*').filter(|text| !text.is_empty()).map(segment).collect(),
+    };
+    glob.matches(name)
 }
 
 fn several(parts: &[ConditionExpr], named: &BTreeMap<&str, Node>, budget: &mut usize) -> Result<Vec<Node>, Fault> {

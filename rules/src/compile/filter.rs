@@ -283,7 +283,7 @@ impl Compiler<'_> {
             keywords: Vec::new(),
             predicates: 0,
         };
-        let condition = detection.compile(&filter.detection)?;
+        let condition = detection.compile(&filter.detection).map_err(|fault| fault.within("filter:"))?;
         let stays = filter.detection.conditions.first().is_some_and(holds_of_nothing);
         Ok(if stays { condition } else { condition.negate() })
     }

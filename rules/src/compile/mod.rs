@@ -246,7 +246,7 @@ impl<'a> Compiler<'a> {
             keywords: Vec::new(),
             predicates: 0,
         };
-        let program = detection.compile(&rule.detection)?;
+        let program = detection.compile(&rule.detection).map_err(|fault| fault.within("detection:"))?;
         let (fields, keywords) = (detection.fields, detection.keywords);
         let wanted = attribute::attribute(&rule.custom_attributes)?;
         let interner = &mut self.interner;

@@ -63,6 +63,11 @@ pub(crate) fn apply(
     config: &RulesConfig,
 ) -> Result<Tests, Fault> {
     let has = |modifier| modifiers.contains(&modifier);
+    check_chain(modifiers)?;
+    if values.len() > 1 && values.contains(&SigmaValue::Null) {
+        return Err(Fault::new("null cannot be in a list of values")
+            .hint("give it a selection of its own, and join the two in the condition"));
+    }
     let mut chain = Vec::with_capacity(values.len());
     for value in values {
         let mut alternatives = start(value, modifiers, config)?;
@@ -83,6 +88,25 @@ pub(crate) fn apply(
     Ok(Tests { values: chain, all: has(Modifier::All), negated: has(Modifier::Neq) })
 }
 
+/// What reads the value as it stands in the rule comes first; `expand`, which completes it, may stand before.
+fn check_chain(modifiers: &[Modifier]) -> Result<(), Fault> {
+    let first = [
+        (Modifier::Re, "re"),
+        (Modifier::Cidr, "cidr"),
+        (Modifier::FieldRef, "fieldref"),
+        (Modifier::Exists, "exists"),
+    ];
+    for (modifier, name) in first {
+        let before = modifiers.iter().take_while(|own| **own != modifier);
+        let changed = before.into_iter().any(|own| !matches!(own, Modifier::Expand | Modifier::All | Modifier::Neq));
+        if modifiers.contains(&modifier) && changed {
+            let fault = Fault::new(format!("{name} takes the value as it is written, so it comes first"));
+            return Err(fault.hint(format!("write |{name} before the other modifiers")));
+        }
+    }
+    Ok(())
+}
+
 /// The value as it stands in the rule; several when placeholders expand to several.
 fn start(value: &SigmaValue, modifiers: &[Modifier], config: &RulesConfig) -> Result<Vec<Value>, Fault> {
     let raw = |modifier| modifiers.contains(&modifier);
@@ -97,7 +121,9 @@ fn start(value: &SigmaValue, modifiers: &[Modifier], config: &RulesConfig) -> Re
         SigmaValue::String(text) if raw(Modifier::Re) => vec![Value::Regex(text.original.clone())],
         SigmaValue::String(text) if raw(Modifier::Cidr) => vec![cidr(&text.original)?],
         SigmaValue::String(text) if raw(Modifier::FieldRef) => {
-            vec![Value::Field(text.original.clone(), Place::Whole)]
+            let name = text.as_plain().filter(|name| !name.is_empty());
+            let fault = || Fault::new("fieldref needs the name of a field").hint("wildcards have no meaning there");
+            vec![Value::Field(name.ok_or_else(fault)?, Place::Whole)]
         }
         SigmaValue::String(text) => vec![text_value(text)],
         SigmaValue::Integer(_) | SigmaValue::Float(_) if raw(Modifier::Re) => vec![Value::Regex(value.to_string())],
@@ -120,17 +146,22 @@ fn text_value(text: &SigmaString) -> Value {
     Value::Text(pieces)
 }
 
-/// Replaces each `%name%` by each of its values.
+/// Replaces each `%name%` by each of its values. `\%` is a percent sign.
 fn expand(text: &str, config: &RulesConfig) -> Result<Vec<String>, Fault> {
     const EXPANSIONS_MAX: usize = 10_000;
     let mut done = vec![String::new()];
+    let add = |done: &mut Vec<String>, text: &str| done.iter_mut().for_each(|start| start.push_str(text));
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('%') {
-        let placeholder = after.split_once('%').filter(|(name, _)| {
-            !name.is_empty() && name.chars().all(|letter| letter.is_alphanumeric() || matches!(letter, '_' | '-' | '.'))
-        });
-        let Some((name, after)) = placeholder else {
-            done.iter_mut().for_each(|text| *text += &format!("{before}%"));
+        if let Some(before) = before.strip_suffix('\\') {
+            add(&mut done, before);
+            add(&mut done, "%");
+            rest = after;
+            continue;
+        }
+        let Some((name, after)) = after.split_once('%').filter(|(name, _)| !name.is_empty()) else {
+            add(&mut done, before);
+            add(&mut done, "%");
             rest = after;
             continue;
         };
@@ -149,7 +180,7 @@ fn expand(text: &str, config: &RulesConfig) -> Result<Vec<String>, Fault> {
         done = done.iter().flat_map(with).collect();
         rest = after;
     }
-    done.iter_mut().for_each(|text| text.push_str(rest));
+    add(&mut done, rest);
     Ok(done)
 }
 
@@ -170,10 +201,14 @@ fn step(modifier: Modifier, value: Value, chain: &[Modifier], out: &mut Vec<Valu
         Modifier::Base64Offset => {
             out.extend(base64_offsets(&plain_bytes(value, "base64offset")?).iter().map(|text| text_of_ascii(text)));
         }
-        Modifier::Wide => out.push(Value::Bytes(utf16(&plain_text(value, "wide")?, u16::to_le_bytes, false))),
-        Modifier::Utf16be => out.push(Value::Bytes(utf16(&plain_text(value, "utf16be")?, u16::to_be_bytes, false))),
-        Modifier::Utf16 => out.push(Value::Bytes(utf16(&plain_text(value, "utf16")?, u16::to_le_bytes, true))),
-        Modifier::WindAsh => windash(value, out)?,
+        Modifier::Wide => out.push(wide(value, u16::to_le_bytes, false)?),
+        Modifier::Utf16be => out.push(wide(value, u16::to_be_bytes, false)?),
+        Modifier::Utf16 => out.push(wide(value, u16::to_le_bytes, true)?),
+        Modifier::WindAsh => {
+            let encodes =
+                [Modifier::Base64, Modifier::Base64Offset, Modifier::Wide, Modifier::Utf16, Modifier::Utf16be];
+            windash(value, chain.iter().any(|modifier| encodes.contains(modifier)), out)?;
+        }
         Modifier::Exists => out.push(Value::Done(exists(&value)?)),
         Modifier::Gt => out.push(compared(value, Comparison::Greater, chain)?),
         Modifier::Gte => out.push(compared(value, Comparison::GreaterOrEqual, chain)?),
@@ -243,6 +278,30 @@ fn text_of_ascii(text: &str) -> Value {
     Value::Text(text.chars().map(|letter| Piece::One(Element::Char(letter))).collect())
 }
 
+/// The value in UTF-16. Wildcards stay what they are: `?` is one byte then.
+fn wide(value: Value, order: fn(u16) -> [u8; 2], mark: bool) -> Result<Value, Fault> {
+    let Value::Text(pieces) = to_text(value) else { return Err(Fault::new("UTF-16 is an encoding of text")) };
+    let plain: Option<String> = pieces
+        .iter()
+        .map(|piece| if let Piece::One(Element::Char(letter)) = piece { Some(*letter) } else { None })
+        .collect();
+    if let Some(plain) = plain {
+        return Ok(Value::Bytes(utf16(&plain, order, mark)));
+    }
+    let mut wide = Vec::with_capacity(pieces.len() * 2);
+    let letters = |bytes: Vec<u8>| bytes.into_iter().map(|byte| Piece::One(Element::Char(char::from(byte))));
+    wide.extend(letters(utf16("", order, mark)));
+    for piece in pieces {
+        match piece {
+            Piece::One(Element::Char(letter)) => {
+                wide.extend(letters(utf16(letter.encode_utf8(&mut [0; 4]), order, false)));
+            }
+            other => wide.push(other),
+        }
+    }
+    Ok(Value::Text(wide))
+}
+
 fn plain_text(value: Value, modifier: &str) -> Result<String, Fault> {
     let wrong =
         || Fault::new(format!("{modifier} needs text without wildcards")).hint("put contains after it, not before");
@@ -262,8 +321,10 @@ fn plain_bytes(value: Value, modifier: &str) -> Result<Vec<u8>, Fault> {
 }
 
 /// An option sign at the start of a word stands for every option sign. One of them becomes five literals, which are quick to
-/// search; more become a pattern, since their combinations would be too many.
-fn windash(value: Value, out: &mut Vec<Value>) -> Result<(), Fault> {
+/// search; more become a pattern, since their combinations would be too many. Only what is `encoded` later has to be literal.
+fn windash(value: Value, encoded: bool, out: &mut Vec<Value>) -> Result<(), Fault> {
+    /// Signs of which every combination is made: 5^4 = 625 values.
+    const SIGNS_MAX: usize = 4;
     let Value::Text(pieces) = to_text(value) else {
         return Err(Fault::new("windash needs text"));
     };
@@ -279,20 +340,27 @@ fn windash(value: Value, out: &mut Vec<Value>) -> Result<(), Fault> {
                 && word(letter(Some(at + 1)))
         })
         .collect();
-    let with = |element: Element| {
-        let mut pieces = pieces.clone();
-        for at in &signs {
-            if let Some(piece) = pieces.get_mut(*at) {
-                *piece = Piece::One(element);
-            }
+    let with = |pieces: &[Piece], at: usize, element: Element| {
+        let mut pieces = pieces.to_vec();
+        if let Some(piece) = pieces.get_mut(at) {
+            *piece = Piece::One(element);
         }
-        Value::Text(pieces)
+        pieces
     };
-    match signs.len() {
-        0 => out.push(Value::Text(pieces)),
-        1 => out.extend(DASHES.map(|dash| with(Element::Char(dash)))),
-        _ => out.push(with(Element::Dash)),
+    if signs.len() > 1 && !encoded {
+        let pattern = signs.iter().fold(pieces, |pieces, at| with(&pieces, *at, Element::Dash));
+        out.push(Value::Text(pattern));
+        return Ok(());
     }
+    if signs.len() > SIGNS_MAX {
+        return Err(Fault::new(format!("windash has more than {SIGNS_MAX} option signs to encode"))
+            .hint("split the value, and use |all"));
+    }
+    let mut made = vec![pieces];
+    for at in signs {
+        made = made.iter().flat_map(|pieces| DASHES.map(|dash| with(pieces, at, Element::Char(dash)))).collect();
+    }
+    out.extend(made.into_iter().map(Value::Text));
     Ok(())
 }
 

@@ -33,11 +33,11 @@ use crate::config::RulesConfig;
 use crate::metrics;
 pub use budget::Parked;
 use budget::{Budget, SAMPLE};
+pub(crate) use column::Column;
 use decider::{Decider, Scratch};
+pub(crate) use frame::is_searched;
 use frame::{ColumnIndex, Encoded, Frame, RestFields};
 use memo::{Memo, Met, key_of};
-pub(crate) use column::Column;
-pub(crate) use frame::is_searched;
 
 /// What an evaluator did since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

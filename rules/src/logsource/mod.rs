@@ -76,8 +76,11 @@ impl Resolved {
                 names.push(name);
             }
         };
-        let others = self.naming.fields.get(field).into_iter().flatten().map(String::as_str);
-        for name in [field].into_iter().chain(others) {
+        // Sigma leaves the spaces of a name out; whoever writes them means the same field.
+        let squeezed = field.replace(' ', "");
+        let spelt = if squeezed == field { vec![field] } else { vec![field, &squeezed] };
+        let others = spelt.iter().filter_map(|name| self.naming.fields.get(*name)).flatten().map(String::as_str);
+        for name in spelt.iter().copied().chain(others) {
             add(format!("{}{name}", tidegate_events::RAW_PREFIX));
             add(name.to_owned());
             self.naming.prefixes.iter().for_each(|prefix| add(format!("{prefix}{name}")));

@@ -1,6 +1,8 @@
 //! Integration tests of the rules crate: rule text and events in, matches and alerts out.
 
+mod archive;
 mod cases;
+mod conformance;
 mod correlation;
 mod evaluate;
 mod explain;

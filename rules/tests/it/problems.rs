@@ -46,7 +46,8 @@ fn each_fault_has_its_place_and_reason() {
     check("id: t\nlogsource: {product: test}\ndetection: {s: {f: x}, condition: s}\n", &[(1, 1, "'title'")]);
     check(&format!("sigma-version: 4\n{}", with("  s:\n    f: x\n  condition: s\n")), &[(1, 1, "later version")]);
     check("- a\n- b\n", &[(1, 1, "mapping")]);
-    check("title: [\n", &[(1, 1, "line 2")]);
+    check("title: [\n", &[(2, 1, "flow node")]);
+    check(&format!("# comment\n---\n# comment\ntitle: [\n"), &[(5, 1, "flow node")]);
     check(GOOD, &[(2, 1, "is that of a rule in a.yml")]);
 }
 
