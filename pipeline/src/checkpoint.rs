@@ -113,7 +113,10 @@ impl Checkpoints {
             tracing::warn!(%error, "passed over a damaged checkpoint: the rows after the one before it are replayed");
         }
         let newest = value.as_ref().map(|checkpoint| (checkpoint.offset, checkpoint.output_offset));
-        Ok((Self { files, kept: [newest, None] }, value))
+        // The logs are kept for the older one too, in case the newest is damaged when it is needed.
+        let older = files.load_older(Checkpoint::decode)?;
+        let older = older.map(|checkpoint| (checkpoint.offset, checkpoint.output_offset));
+        Ok((Self { files, kept: [newest, older] }, value))
     }
 
     /// Saves a checkpoint, durably.

@@ -80,6 +80,19 @@ impl SealedFiles {
         Ok(Loaded { value: None, damaged })
     }
 
+    /// The newest value before the one that [`load`](Self::load) gave.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] when the folder cannot be listed.
+    pub fn load_older<T>(&self, mut parse: impl FnMut(&[u8]) -> Result<T, String>) -> Result<Option<T>, PipelineError> {
+        let older = self.sequences()?.into_iter().rev().filter(|sequence| Some(*sequence) < self.good);
+        let mut values = older.filter_map(|sequence| {
+            let file = self.read(&self.path(sequence, SEALED)).ok()?;
+            parse(file.get(HEADER_BYTES..)?).ok()
+        });
+        Ok(values.next())
+    }
+
     /// Makes `body` the newest file, durably.
     ///
     /// # Errors

@@ -23,9 +23,14 @@ pub enum SinkError {
     /// The destination or the way to it: trying the same again may work.
     #[error("{0}")]
     Retryable(String),
-    /// The rows: trying again cannot work. The delivery goes to the dead letters with this reason.
+    /// The rows of this delivery: trying again cannot work. They go to the dead letters with this reason.
     #[error("{0}")]
     Fatal(String),
+    /// Rows that were taken and are not committed, one or many: they can never be made durable together. The sink has forgotten
+    /// all that it took after [`committed`](Sink::committed). It is given again, a delivery and a flush at a time, so that
+    /// the rows that are the reason go to the dead letters and the others do not.
+    #[error("{0}")]
+    Withdrawn(String),
 }
 
 /// The future of a sink's answer.

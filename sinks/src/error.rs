@@ -64,6 +64,18 @@ impl SinksError {
     }
 }
 
+impl SinksError {
+    /// Whether the rows, and not the machine, are the reason why a commit failed: with the same rows it fails again.
+    pub(crate) fn is_of_the_rows(&self) -> bool {
+        match self {
+            Self::Rows { .. } | Self::Arrow(_) => true,
+            Self::Parquet(parquet::errors::ParquetError::External(cause)) => !cause.is::<std::io::Error>(),
+            Self::Parquet(_) => true,
+            _ => false,
+        }
+    }
+}
+
 impl From<SinksError> for SinkError {
     fn from(error: SinksError) -> Self {
         match error {

@@ -7,6 +7,8 @@
 //! - **Fatal** ones are narrowed down: the delivery is halved and each half tried, so that the neighbours of a bad row go on;
 //!   what remains becomes rows of `dead_letters` in the output log, with ids that depend on sink and offset alone, so that a
 //!   retry after a crash does not double them. A dead letter that is refused itself stays in the log only, and is counted.
+//! - **Withdrawn** rows, which a sink has taken and can never make durable, are given again from what is committed, a flush
+//!   after each delivery: so it shows which are the reason, and these are treated as above.
 //! - **Flush** is called when something was taken `flush_interval_ms` ago and is not committed, and at drain.
 
 pub mod dead_letter;

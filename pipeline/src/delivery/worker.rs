@@ -43,6 +43,20 @@ pub(super) struct Worker {
     taken_since: Option<Instant>,
     backoff: Backoff,
     panics: u32,
+    /// Rows below it are given again after a withdrawal: each delivery is flushed at once.
+    careful_until: Offset,
+    /// Rows that went to the dead letters since the start, and why the last of them did.
+    buried: Option<(u64, String)>,
+}
+
+/// What became of a delivery that was written.
+enum Written {
+    /// The sink has it.
+    Taken,
+    /// The sink can never have it.
+    Refused(String),
+    /// Neither this nor what was taken before it: the cursor is back at what is committed.
+    Withdrawn,
 }
 
 type Stopping = watch::Receiver<Option<Drain>>;
@@ -58,8 +72,21 @@ impl Worker {
         let seed = xxhash_rust::xxh3::xxh3_64(name.as_bytes()) ^ now_us() as u64;
         let min = Duration::from_millis(config.retry_ms_min);
         let backoff = Backoff::new(min, Duration::from_millis(config.retry_ms_max), seed);
-        let taken_since = None;
-        Self { sink, name, log, output, config, stage, committed_sender, cursor, taken_since, backoff, panics: 0 }
+        Self {
+            sink,
+            name,
+            log,
+            output,
+            config,
+            stage,
+            committed_sender,
+            cursor,
+            taken_since: None,
+            backoff,
+            panics: 0,
+            careful_until: 0,
+            buried: None,
+        }
     }
 
     /// Delivers until told to stop; the committed offset.
@@ -87,8 +114,12 @@ impl Worker {
             gauge!(names::DELIVERY_LAG_ROWS, "sink" => self.name.clone())
                 .set(next.saturating_sub(self.sink.committed()) as f64);
             self.stage.waiting(next.saturating_sub(self.cursor), Instant::now());
-            if drain.is_some_and(|drain| self.cursor >= drain.until) {
-                return self.flush(stop).await;
+            if let Some(drain) = drain.filter(|drain| self.cursor >= drain.until) {
+                self.flush(stop).await?;
+                if self.cursor >= drain.until {
+                    return Ok(());
+                }
+                continue;
             }
             if next > self.cursor {
                 self.deliver_some(stop).await?;
@@ -128,7 +159,11 @@ impl Worker {
         let mut parts = Vec::new();
         parts.extend((!batches.is_empty()).then_some(Delivery { batches, next_offset: next }));
         while let Some(part) = parts.pop() {
-            let Some(reason) = self.write(&part, stop).await? else { continue };
+            let reason = match self.write(&part, stop).await? {
+                Written::Taken => continue,
+                Written::Refused(reason) => reason,
+                Written::Withdrawn => return Ok(()),
+            };
             match halves(&part) {
                 Some((first, second)) if splits < self.config.splits_max => {
                     splits += 1;
@@ -142,8 +177,10 @@ impl Worker {
         Ok(())
     }
 
-    /// Writes until that succeeds; the reason when the rows are refused.
-    async fn write(&mut self, part: &Delivery, stop: &mut Stopping) -> Result<Option<String>, Stopped> {
+    /// Writes until that succeeds or never can.
+    async fn write(&mut self, part: &Delivery, stop: &mut Stopping) -> Result<Written, Stopped> {
+        let from = part.batches.first().map_or(part.next_offset, |first| first.offset);
+        let careful = from < self.careful_until;
         loop {
             self.taken_since.get_or_insert_with(Instant::now);
             match self.guard(|sink| sink.write(part.clone()), stop).await? {
@@ -151,16 +188,56 @@ impl Worker {
                     self.cursor = part.next_offset;
                     counter!(names::DELIVERY_ROWS, "sink" => self.name.clone()).increment(rows(part));
                     self.succeeded();
-                    return Ok(None);
+                    break;
                 }
                 Err(SinkError::Retryable(reason)) => self.wait("write", &reason, stop).await?,
                 Err(SinkError::Fatal(reason)) => {
                     // The destination is up: it looked at the rows.
                     self.backoff.succeeded();
-                    return Ok(Some(reason));
+                    return Ok(Written::Refused(reason));
+                }
+                Err(SinkError::Withdrawn(reason)) => {
+                    return Ok(self.withdrawn(careful.then_some(from), part.next_offset, reason));
                 }
             }
         }
+        while careful && self.taken_since.is_some() {
+            match self.guard(|sink| sink.flush(), stop).await? {
+                Ok(()) => {
+                    self.taken_since = None;
+                    self.succeeded();
+                }
+                Err(SinkError::Retryable(reason) | SinkError::Fatal(reason)) => {
+                    self.wait("flush", &reason, stop).await?;
+                }
+                Err(SinkError::Withdrawn(reason)) => {
+                    return Ok(self.withdrawn(careful.then_some(from), part.next_offset, reason));
+                }
+            }
+        }
+        Ok(Written::Taken)
+    }
+
+    /// The sink has forgotten what it took. When it had nothing but a delivery `alone`, which begins there, that delivery is the
+    /// reason.
+    fn withdrawn(&mut self, alone: Option<Offset>, until: Offset, reason: String) -> Written {
+        self.taken_since = None;
+        self.backoff.succeeded();
+        if let Some(from) = alone {
+            self.cursor = from;
+            return Written::Refused(reason);
+        }
+        let from = self.sink.committed().max(*self.committed_sender.borrow());
+        tracing::warn!(
+            sink = self.name,
+            from,
+            until,
+            reason,
+            "rows cannot be stored together: they are given again one delivery at a time"
+        );
+        self.careful_until = self.careful_until.max(until).max(self.cursor);
+        self.cursor = from;
+        Written::Withdrawn
     }
 
     async fn flush(&mut self, stop: &mut Stopping) -> Result<(), Stopped> {
@@ -175,6 +252,10 @@ impl Worker {
                 // It cannot be said which rows are the reason, so even a refusal is tried again.
                 Err(SinkError::Retryable(reason) | SinkError::Fatal(reason)) => {
                     self.wait("flush", &reason, stop).await?;
+                }
+                Err(SinkError::Withdrawn(reason)) => {
+                    self.withdrawn(None, self.cursor, reason);
+                    return Ok(());
                 }
             }
         }
@@ -234,7 +315,10 @@ impl Worker {
                 self.bury_rows(batch, start, length, reason, stop).await?;
             }
             counter!(names::DELIVERY_DEAD_ROWS, "sink" => self.name.clone()).increment(rows as u64);
+            let before = self.buried.as_ref().map_or(0, |(rows, _)| *rows);
+            self.buried = Some((before + rows as u64, reason.to_owned()));
         }
+        self.stage.set_detail(self.detail());
         self.cursor = part.next_offset;
         self.stage.progressed(Instant::now());
         Ok(())
@@ -304,10 +388,16 @@ impl Worker {
         if self.backoff.failures() > 0 {
             tracing::info!(sink = self.name, failures = self.backoff.failures(), "a delivery works again");
             self.backoff.succeeded();
-            self.stage.set_detail(None);
+            self.stage.set_detail(self.detail());
             gauge!(names::DELIVERY_CIRCUIT_OPEN, "sink" => self.name.clone()).set(0.0);
         }
         self.publish();
+    }
+
+    /// What the stage says while the sink works.
+    fn detail(&self) -> Option<String> {
+        let (rows, reason) = self.buried.as_ref()?;
+        Some(format!("{rows} rows refused since the start; they are in dead_letters, the last because: {reason}"))
     }
 
     fn publish(&mut self) {

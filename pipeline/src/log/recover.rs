@@ -141,7 +141,7 @@ pub(crate) fn recover(
         }
         end = Some(index.end.max(end.unwrap_or(0)).max(told_to(&part.found.damage)));
         for damage in &part.found.damage {
-            self::report(&part.path, damage);
+            self::report(&part.path, damage, damage.rows_lost());
             report.damage.push((part.path.clone(), damage.clone()));
         }
     }

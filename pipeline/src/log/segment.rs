@@ -1,6 +1,7 @@
 //! One segment file as readers see it: where its frames are, and reading them.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +26,7 @@ use crate::metrics as names;
 /// Schemas that a log remembers; past it all are read again.
 const SCHEMAS_MAX: usize = 4096;
 /// Damaged places of a segment that are remembered so as to count each once.
-const REPORTED_MAX: usize = 1024;
+const TOLD_MAX: usize = 1024;
 
 /// Schemas by their id in schema frames.
 #[derive(Debug, Default)]
@@ -59,7 +60,7 @@ pub(crate) struct Segment {
     /// Whether its summary is on the disk. The lock is held while it is written.
     pub summarised: Mutex<bool>,
     file: Mutex<Option<Arc<dyn FsFile>>>,
-    reported: Mutex<BTreeSet<u64>>,
+    told: Mutex<Told>,
     sectors: Sectors,
 }
 
@@ -81,7 +82,7 @@ impl Segment {
             keys: AtomicU64::new(keys),
             summarised: Mutex::new(false),
             file: Mutex::new(file),
-            reported: Mutex::default(),
+            told: Mutex::default(),
             sectors: Sectors::patient(),
         }
     }
@@ -238,22 +239,58 @@ impl Segment {
 
     /// Takes note of damage that its finder has told already.
     pub fn told(&self, damage: &[Damage]) {
-        self.reported.lock().extend(damage.iter().map(|damage| damage.at).take(REPORTED_MAX));
+        let mut told = self.told.lock();
+        damage.iter().for_each(|damage| _ = told.news(damage));
     }
 
     /// Counts and logs a damaged place, once.
     pub fn report(&self, damage: &Damage) {
-        let mut reported = self.reported.lock();
-        if reported.len() < REPORTED_MAX && reported.insert(damage.at) {
-            report(&self.path, damage);
+        if let Some(rows) = self.told.lock().news(damage) {
+            report(&self.path, damage, rows);
         }
     }
 }
 
-/// Counts and logs a damaged place.
-pub(crate) fn report(path: &Path, damage: &Damage) {
+/// The damage of a segment that was counted. Readers come from different places, and one that starts behind the beginning of a
+/// damaged stretch sees another beginning of it.
+#[derive(Debug, Default)]
+struct Told {
+    /// Lost rows, as ranges that do not overlap.
+    rows: Vec<Range<Offset>>,
+    /// Where damage starts.
+    places: BTreeSet<u64>,
+}
+
+impl Told {
+    /// How many rows of the damage were not counted yet; `None` when it is known.
+    fn news(&mut self, damage: &Damage) -> Option<u64> {
+        if self.places.len() >= TOLD_MAX {
+            return None;
+        }
+        let new_place = self.places.insert(damage.at);
+        if damage.rows_lost() == 0 {
+            return new_place.then_some(0);
+        }
+        let mut all = damage.rows.clone();
+        let mut known = 0;
+        self.rows.retain(|rows| {
+            let (start, end) = (rows.start.max(damage.rows.start), rows.end.min(damage.rows.end));
+            let overlaps = start < end;
+            if overlaps {
+                known += end - start;
+                all = all.start.min(rows.start)..all.end.max(rows.end);
+            }
+            !overlaps
+        });
+        self.rows.push(all);
+        Some(damage.rows_lost() - known).filter(|news| *news > 0)
+    }
+}
+
+/// Counts and logs a damaged place, at which so many rows are lost that were not counted before.
+pub(crate) fn report(path: &Path, damage: &Damage, rows_lost: u64) {
     counter!(names::LOG_DAMAGE).increment(1);
-    counter!(names::LOG_LOST_ROWS).increment(damage.rows_lost());
+    counter!(names::LOG_LOST_ROWS).increment(rows_lost);
     tracing::error!(
         path = %path.display(), at = damage.at, bytes = damage.bytes, rows = ?damage.rows, reason = damage.reason,
         "the log is damaged here; the rows are lost, everything around them is read on"

@@ -73,6 +73,8 @@ struct Shared {
 struct Turn {
     files: SealedFiles,
     ids: IdGenerator,
+    /// Not known to be in both of the files that are kept: there were changes, or this is the first save.
+    single: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -126,7 +128,7 @@ impl Registry {
         }
         gauge!(names::REGISTRY_ENTRIES).set(kinds.len() as f64);
         let seed = getrandom::u64().map_err(|error| PipelineError::Invalid(format!("no random bits: {error}")))?;
-        let turn = Turn { files, ids: IdGenerator::new(seed) };
+        let turn = Turn { files, ids: IdGenerator::new(seed), single: true };
         let shared = Shared {
             log,
             config,
@@ -262,6 +264,7 @@ impl Shared {
         gauge!(names::REGISTRY_ENTRIES).set(after.len() as f64);
         counter!(names::REGISTRY_CHANGES).increment((changes.len() - appended.duplicates.len()) as u64);
         *self.kinds.write() = after;
+        turn.single = true;
         self.version.send_modify(|version| *version += 1);
         // The changes are made; without a snapshot, a restart reads them from the log.
         if let Err(error) = self.save(turn).await {
@@ -313,6 +316,12 @@ impl Shared {
             let body = serde_json::to_vec(&snapshot)
                 .map_err(|error| PipelineError::Invalid(format!("the registry makes no JSON: {error}")))?;
             turn.files.save(&body)?;
+            if turn.single {
+                // The log may forget these changes now, so the older one of the two files that are kept must hold them as well:
+                // else one flipped bit in the newer one would cost rules and keys.
+                turn.files.save(&body)?;
+                turn.single = false;
+            }
             shared.covered.store(offset, Ordering::Release);
             Ok(())
         };

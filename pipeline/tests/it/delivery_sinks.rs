@@ -185,6 +185,39 @@ async fn refused_rows_become_dead_letters_and_their_neighbours_go_on() {
 }
 
 #[tokio::test]
+async fn rows_that_spoil_a_flush_are_found_and_buried_and_all_others_are_stored_once() {
+    for delivery_bytes_max in [1, 1 << 20] {
+        let mut case = Case::new();
+        case.config.delivery_bytes_max = delivery_bytes_max;
+        case.config.flush_interval_ms = 50;
+        case.push(&["a", "b", "c", "d", "e"]);
+        case.push(&["f"]);
+        case.push(&["g", "h"]);
+        case.seen.lock().spoilt = vec!["d".into(), "f".into()];
+        let handle = case.start();
+        let mut committed = handle.committed();
+        committed.wait_for(|committed| *committed == 8).await.expect("progress");
+        assert_eq!(case.durable(), ["a", "b", "c", "e", "g", "h"]);
+        assert_eq!(case.letters(), ["delivery:scripted:security_events:3", "delivery:scripted:security_events:5"]);
+        assert_eq!(case.detail(), "2 rows refused since the start; they are in dead_letters, the last because: spoilt");
+        case.push(&["i"]);
+        assert_eq!(handle.drain(soon()).await.expect("drained"), 9, "the sink goes on");
+        assert_eq!(case.durable().last().map(String::as_str), Some("i"));
+    }
+}
+
+#[tokio::test]
+async fn a_drain_gives_withdrawn_rows_again_before_it_ends() {
+    let mut case = Case::new();
+    case.config.delivery_bytes_max = 1 << 20;
+    case.push(&["a", "b", "c"]);
+    case.seen.lock().spoilt = vec!["b".into()];
+    assert_eq!(case.start().drain(soon()).await.expect("drained"), 3);
+    assert_eq!(case.durable(), ["a", "c"]);
+    assert_eq!(case.letters(), ["delivery:scripted:security_events:1"]);
+}
+
+#[tokio::test]
 async fn a_delivery_that_is_refused_as_a_whole_is_buried_after_a_bounded_number_of_tries() {
     let mut case = Case::new();
     case.config.splits_max = 5;
@@ -315,6 +348,7 @@ proptest! {
     fn every_row_ends_at_the_destination_or_among_the_dead_letters(
         batches in prop::collection::vec(1..5usize, 1..8),
         refused in prop::collection::hash_set(0..30usize, 0..5),
+        spoilt in prop::collection::hash_set(0..30usize, 0..3),
         fails in prop::collection::vec((prop::collection::vec(answer(), 0..3), 0..6u64), 0..4),
         delivery_bytes_max in prop::sample::select(vec![1usize, 3_000, 1 << 20]),
     ) {
@@ -329,6 +363,7 @@ proptest! {
                 next += rows;
             }
             case.seen.lock().refused = refused.iter().map(usize::to_string).collect();
+            case.seen.lock().spoilt = spoilt.iter().map(usize::to_string).collect();
             for (answers, pause_ms) in fails {
                 {
                     let mut seen = case.seen.lock();
@@ -343,7 +378,7 @@ proptest! {
                 case.output = case.output.reopen();
             }
             case.start().drain(soon()).await.expect("drained");
-            let (bad, good): (Vec<usize>, Vec<usize>) = (0..next).partition(|id| refused.contains(id));
+            let (bad, good): (Vec<usize>, Vec<usize>) = (0..next).partition(|id| refused.contains(id) || spoilt.contains(id));
             assert_eq!(case.durable(), good.iter().map(usize::to_string).collect::<Vec<_>>());
             let mut letters = case.letters();
             letters.sort_by_key(|letter| letter.rsplit(':').next().and_then(|offset| offset.parse::<usize>().ok()));

@@ -345,6 +345,8 @@ pub struct Seen {
     pub to_flushes: VecDeque<Answer>,
     /// Deliveries with an event of one of these ids are refused.
     pub refused: Vec<String>,
+    /// Flushes with an event of one of these ids are withdrawn.
+    pub spoilt: Vec<String>,
     pub largest: usize,
 }
 
@@ -396,6 +398,11 @@ impl Sink for ScriptedSink {
         seen.flushes += 1;
         if let Some(answer) = Self::answer(seen.to_flushes.pop_front()) {
             return answer;
+        }
+        if seen.taken[seen.durable.len()..].iter().any(|id| seen.spoilt.contains(id)) {
+            seen.taken = seen.durable.clone();
+            seen.cursor = seen.committed;
+            return Box::pin(async { Err(SinkError::Withdrawn("spoilt".into())) });
         }
         seen.durable = seen.taken.clone();
         seen.committed = seen.cursor;

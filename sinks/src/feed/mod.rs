@@ -88,7 +88,7 @@ impl Default for FeedConfig {
             cache_bytes_max: 32 * 1024 * 1024,
             backfill_rows_max: 500,
             write_ms_max: 10_000,
-            ping_ms: 10_000,
+            ping_ms: 8_000,
             message_bytes_max: 64 * 1024,
             messages_per_10s_max: 20,
             origins: Vec::new(),

@@ -18,7 +18,7 @@ use tidegate_pipeline::fs::{DirChange, Fs};
 
 use super::columns::{Column, Picked, SortKeys};
 use super::config::ParquetConfig;
-use super::file_io::FileWriter;
+use super::file_io::{FileWriter, Trouble};
 use super::manifest::{FileMeta, TenantRows};
 use crate::error::SinksError;
 
@@ -39,6 +39,8 @@ const PAGE_ROWS: usize = 20_000;
 
 /// A file while it is written.
 pub(crate) struct FileBuild {
+    path: PathBuf,
+    trouble: Trouble,
     id: u64,
     dataset: Dataset,
     properties: WriterPropertiesPtr,
@@ -107,15 +109,27 @@ impl FileBuild {
         let (dir, id, dataset) = place;
         let path = file_path(dir, dataset, id);
         let properties = properties(config, encoding, &schema)?;
-        let file = FileWriter::create(fs, &path)?;
+        let trouble = Trouble::default();
+        let file = FileWriter::create(fs, &path, trouble.clone())?;
         // By way of `ArrowWriter`, which puts the Arrow schema into the footer.
-        let (writer, _) = ArrowWriter::try_new(file, schema, Some(properties))?.into_serialized_writer()?;
+        let writer = ArrowWriter::try_new(file, schema, Some(properties)).and_then(ArrowWriter::into_serialized_writer);
+        let (writer, _) = writer.map_err(|error| trouble.blame(&path, error.into()))?;
         let properties = writer.properties().clone();
-        Ok(Self { id, dataset, properties, writer })
+        Ok(Self { path, trouble, id, dataset, properties, writer })
     }
 
     /// Adds a row group, one column after the other: at no time is more than one column of it copied.
     pub(crate) fn push_group(
+        &mut self,
+        columns: &[Column],
+        picked: &Picked,
+        tenants: &mut TenantCount,
+    ) -> Result<(), SinksError> {
+        let pushed = self.encode_group(columns, picked, tenants);
+        pushed.map_err(|error| self.trouble.blame(&self.path, error))
+    }
+
+    fn encode_group(
         &mut self,
         columns: &[Column],
         picked: &Picked,
@@ -141,6 +155,11 @@ impl FileBuild {
 
     /// Adds a row group of columns that are encoded already, in the order of the schema.
     pub(crate) fn push_chunks(&mut self, chunks: Vec<ArrowColumnChunk>) -> Result<(), SinksError> {
+        let pushed = self.append_group(chunks);
+        pushed.map_err(|error| self.trouble.blame(&self.path, error))
+    }
+
+    fn append_group(&mut self, chunks: Vec<ArrowColumnChunk>) -> Result<(), SinksError> {
         let mut group = self.writer.next_row_group()?;
         for chunk in chunks {
             chunk.append_to_row_group(&mut group)?;
@@ -163,10 +182,12 @@ impl FileBuild {
             let text = serde_json::to_string(&tenants).map_err(|error| SinksError::Invalid(error.to_string()))?;
             self.writer.append_key_value_metadata(KeyValue::new(TENANTS_KEY.to_owned(), text));
         }
-        let (bytes, crc) = self.writer.into_inner()?.finish()?;
+        let Self { path, trouble, id, dataset, writer, .. } = self;
+        let file = writer.into_inner().map_err(|error| trouble.blame(&path, error.into()))?;
+        let (bytes, crc) = file.finish()?;
         Ok(FileMeta {
-            id: self.id,
-            dataset: self.dataset,
+            id,
+            dataset,
             rows: tenants.iter().map(|tenant| tenant.rows).sum(),
             bytes,
             crc,

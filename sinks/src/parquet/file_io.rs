@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parquet::errors::ParquetError;
@@ -24,13 +24,34 @@ pub(crate) struct FileWriter {
     buffer: Vec<u8>,
     written: u64,
     crc: u32,
+    trouble: Trouble,
+}
+
+/// The first file operation of a writer that failed. Parquet turns some of them into errors of its own, which do not tell any
+/// more whether the machine or the rows are at fault.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Trouble(Arc<OnceLock<(io::ErrorKind, String)>>);
+
+impl Trouble {
+    fn note(&self, error: io::Error) -> io::Error {
+        self.0.get_or_init(|| (error.kind(), error.to_string()));
+        error
+    }
+
+    /// The error of the file operation, when there was one, in the place of what came of it.
+    pub(crate) fn blame(&self, path: &Path, error: SinksError) -> SinksError {
+        match self.0.get() {
+            Some((kind, text)) => SinksError::io("write", path)(io::Error::new(*kind, text.clone())),
+            None => error,
+        }
+    }
 }
 
 impl FileWriter {
     /// Creates the file; it must not exist.
-    pub(crate) fn create(fs: &dyn Fs, path: &Path) -> Result<Self, SinksError> {
+    pub(crate) fn create(fs: &dyn Fs, path: &Path, trouble: Trouble) -> Result<Self, SinksError> {
         let file = fs.open(path, Open::Create).map_err(SinksError::io("create", path))?;
-        Ok(Self { path: path.to_owned(), file, buffer: Vec::new(), written: 0, crc: 0 })
+        Ok(Self { path: path.to_owned(), file, buffer: Vec::new(), written: 0, crc: 0, trouble })
     }
 
     /// Writes what is buffered and makes the contents durable (not yet the name: that is for `sync_dir`). Says the length
@@ -52,7 +73,8 @@ impl FileWriter {
     }
 
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(&[IoSlice::new(bytes)], self.written)?;
+        let written = self.file.write_all_at(&[IoSlice::new(bytes)], self.written);
+        written.map_err(|error| self.trouble.note(error))?;
         self.written += bytes.len() as u64;
         self.crc = crc32c::crc32c_append(self.crc, bytes);
         Ok(())

@@ -25,7 +25,12 @@ pub struct ParquetSink {
     buffer_rows: usize,
     /// The offset after the last row taken.
     taken: Offset,
+    /// Commits in a row that panicked.
+    panics: u32,
 }
+
+/// Panics in a row after which the rows are held to be the reason.
+const PANICS_MAX: u32 = 3;
 
 impl ParquetSink {
     pub(crate) fn new(store: Arc<ParquetStore>, source: LogSource) -> Self {
@@ -34,13 +39,10 @@ impl ParquetSink {
             LogSource::Ingest => "parquet:ingest",
             LogSource::Output => "parquet:output",
         };
-        Self { store, source, name, buffer: Vec::new(), buffer_bytes: 0, buffer_rows: 0, taken }
+        Self { store, source, name, buffer: Vec::new(), buffer_bytes: 0, buffer_rows: 0, taken, panics: 0 }
     }
 
     async fn take(&mut self, delivery: Delivery) -> Result<(), SinksError> {
-        for batch in &delivery.batches {
-            check_batch(batch.dataset, &batch.rows)?;
-        }
         let config = &self.store.config;
         let (bytes_max, commit_bytes, commit_rows) =
             (config.buffer_bytes_max, config.commit_bytes.min(config.buffer_bytes_max), config.commit_rows);
@@ -87,6 +89,17 @@ impl ParquetSink {
         }
     }
 
+    /// What the delivery is told of a failed commit. When its rows are the reason, they are forgotten.
+    fn told(&mut self, error: SinksError) -> SinkError {
+        if !error.is_of_the_rows() && self.panics < PANICS_MAX {
+            return SinkError::from(error);
+        }
+        self.panics = 0;
+        self.taken = self.store.cursor(self.source);
+        self.clear();
+        SinkError::Withdrawn(error.to_string())
+    }
+
     fn clear(&mut self) {
         self.buffer.clear();
         self.buffer_bytes = 0;
@@ -100,6 +113,7 @@ impl ParquetSink {
         let store = self.store.clone();
         let started = Instant::now();
         let done = tokio::task::spawn_blocking(move || store.commit(commit)).await;
+        self.panics = if done.as_ref().is_err_and(tokio::task::JoinError::is_panic) { self.panics + 1 } else { 0 };
         let done = done.unwrap_or_else(|stopped| Err(SinksError::Stopped(stopped.to_string())));
         self.count(&done, started);
         done.map(|_| ())
@@ -124,11 +138,20 @@ impl Sink for ParquetSink {
     }
 
     fn write(&mut self, delivery: Delivery) -> SinkFuture<'_> {
-        Box::pin(async move { self.take(delivery).await.map_err(SinkError::from) })
+        Box::pin(async move {
+            for batch in &delivery.batches {
+                check_batch(batch.dataset, &batch.rows)?;
+            }
+            let taken = self.take(delivery).await;
+            taken.map_err(|error| self.told(error))
+        })
     }
 
     fn flush(&mut self) -> SinkFuture<'_> {
-        Box::pin(async move { self.commit().await.map_err(SinkError::from) })
+        Box::pin(async move {
+            let committed = self.commit().await;
+            committed.map_err(|error| self.told(error))
+        })
     }
 
     fn committed(&self) -> Offset {

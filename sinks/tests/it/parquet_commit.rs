@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use tidegate_pipeline::fs::{RealFs, SimFs};
-use tidegate_pipeline::{History, Sink};
-use tidegate_sinks::parquet::{LogSource, ParquetStore};
+use tidegate_pipeline::fs::{Fault, RealFs, SimFs, SimOp};
+use tidegate_pipeline::{History, Sink, SinkError};
+use tidegate_sinks::parquet::{LogSource, ParquetConfig, ParquetStore};
 
-use crate::parquet_rows::{HOUR, batch, commit, contents, delivery, flush, ids, open, small, wait, write};
+use crate::parquet_rows::{HOUR, Row, batch, commit, contents, delivery, flush, ids, open, small, wait, write};
 
 #[test]
 fn rows_and_cursor_appear_together_and_survive_a_restart() {
@@ -101,4 +101,47 @@ fn two_sinks_of_one_log_cannot_commit_a_row_twice() {
     write(&mut one, delivery(2, batch(&rows[2..]))).expect("taken");
     flush(&mut one).expect("nothing to do");
     assert_eq!(ids(&fs, &store), [0, 1, 2]);
+}
+
+#[test]
+fn rows_that_can_never_be_committed_together_are_withdrawn_and_stored_apart() {
+    // A Parquet file has at most 32,767 row groups: with a row in each, these rows fail together, however often.
+    let fs = SimFs::new();
+    let config = ParquetConfig { row_group_rows: 1, commit_rows: 1 << 20, file_rows_min: 1 << 20, ..small() };
+    let (store, _) = open(&fs, config).expect("opens");
+    let mut sink = store.sink(LogSource::Ingest);
+    let rows: Vec<Row> = (0..32_768).map(|id| ("a", id as i64, id)).collect();
+    let bare = |rows: &[Row]| batch(rows).project(&[0, 2, 3]).expect("time, id and tenant");
+    write(&mut sink, delivery(0, bare(&rows))).expect("taken");
+    let refused = flush(&mut sink).expect_err("too many row groups");
+    assert!(matches!(&refused, SinkError::Withdrawn(why) if why.contains("row groups")), "{refused}");
+    assert_eq!((sink.committed(), store.stats().ledger.committed), (0, 0));
+    for (from, half) in [(0, &rows[..16_384]), (16_384, &rows[16_384..])] {
+        write(&mut sink, delivery(from, bare(half))).expect("taken");
+        flush(&mut sink).expect("committed");
+    }
+    assert_eq!(sink.committed(), 32_768);
+}
+
+#[test]
+fn a_failing_disk_is_never_the_fault_of_the_rows() {
+    let life = |fs: &SimFs| -> Result<(), SinkError> {
+        let (store, _) = open(fs, small()).map_err(|error| SinkError::Retryable(error.to_string()))?;
+        let mut sink = store.sink(LogSource::Ingest);
+        let rows: Vec<Row> = (0..40).map(|id| ("a", id as i64, id)).collect();
+        write(&mut sink, delivery(0, batch(&rows)))?;
+        flush(&mut sink)
+    };
+    let counted = SimFs::new();
+    life(&counted).expect("lives");
+    for op in SimOp::ALL {
+        for nth in 1..=counted.count(op) {
+            for (errno, short_bytes) in [(5, 0), (28, 7)] {
+                let fs = SimFs::new();
+                fs.fail(Fault { errno, short_bytes, ..Fault::eio(op, nth) });
+                let answer = life(&fs);
+                assert!(matches!(answer, Ok(()) | Err(SinkError::Retryable(_))), "{op:?} {nth}: {answer:?}");
+            }
+        }
+    }
 }

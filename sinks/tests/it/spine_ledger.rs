@@ -179,6 +179,8 @@ impl Ledger {
         }
         let once: BTreeSet<u64> = self.events.values().copied().collect();
         assert_eq!(once.len(), self.events.len(), "{context}: an event is there twice");
+        let letters = alerts.iter().any(|batch| batch.dataset == Dataset::DeadLetters);
+        assert!(!letters, "{context}: a disk that fails is no reason to refuse rows");
         let found: BTreeMap<Offset, String> = alerts.iter().flat_map(|batch| alerts_of(batch, context)).collect();
         for (seq, alert) in self.alerts.range(output.first..) {
             assert_eq!(found.get(seq), Some(alert), "{context}: the alert {seq} of {output:?} is lost or another one");
