@@ -28,6 +28,7 @@ mod bitmap;
 mod compile;
 mod config;
 mod correlation;
+pub mod coverage;
 mod datetime;
 mod document;
 mod error;

@@ -2,6 +2,7 @@
 
 mod archive;
 mod cases;
+mod coverage;
 mod conformance;
 mod correlation;
 mod evaluate;
