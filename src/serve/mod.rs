@@ -31,6 +31,7 @@ use tidegate_ingest::batcher::Batcher;
 use tidegate_ingest::http::Ingest;
 use tidegate_ingest::mapping::Mappings;
 use tidegate_pipeline::PipelineError;
+use tidegate_pipeline::checkpoint::Checkpoints;
 use tidegate_pipeline::delivery::{DeliveryHandle, DeliveryParts, deliver};
 use tidegate_pipeline::fs::{Fs, RealFs, make_dir_durable};
 use tidegate_pipeline::keys::Keys;
@@ -147,8 +148,9 @@ impl Server {
         let lock = lock_log(&fs, &data.join("log")).await?;
         let output_lock = lock_log(&fs, &data.join("output")).await?;
         let store = open_store(&fs, data, config)?;
-        let log = open_log(lock, store.cursor(LogSource::Ingest), &config.log_store, &health, "log")?;
-        let output = open_log(output_lock, store.cursor(LogSource::Output), &config.log_store, &health, "output log")?;
+        let (log_held, output_held) = rows_held(&fs, config, &store)?;
+        let log = open_log(lock, log_held, &config.log_store, &health, "log")?;
+        let output = open_log(output_lock, output_held, &config.log_store, &health, "output log")?;
         let (ingest_log, output_log): (Arc<dyn StreamLog>, Arc<dyn StreamLog>) = (log.clone(), output.clone());
         let changes_log = log.clone();
         let registry = Registry::open(
@@ -369,7 +371,22 @@ async fn lock_log(fs: &Arc<dyn Fs>, dir: &Path) -> anyhow::Result<LogLock> {
     }
 }
 
-/// Opens a log whose rows below `next_min` the store holds: should it have lost its end, it goes on after them.
+/// The offsets of the ingest log and of the output log below which the store, the checkpoint or the registry have taken rows: a
+/// log that lost its end must not give them to other rows.
+///
+/// # Errors
+/// When the folder of the checkpoints or of the registry cannot be made or listed.
+pub fn rows_held(fs: &Arc<dyn Fs>, config: &Config, store: &ParquetStore) -> anyhow::Result<(Offset, Offset)> {
+    let data = config.data_dir.as_path();
+    let opened = Checkpoints::open(fs.clone(), &data.join("checkpoint"), config.run.checkpoint_bytes_max);
+    let checkpoint = opened.context("look at the checkpoints")?.1.unwrap_or_default();
+    let registry = Registry::covered_in(fs.clone(), &data.join("registry"), &config.registry);
+    let registry = registry.context("look at the registry")?;
+    let ingest = store.cursor(LogSource::Ingest).max(checkpoint.offset).max(registry);
+    Ok((ingest, store.cursor(LogSource::Output).max(checkpoint.output_offset)))
+}
+
+/// Opens a log whose rows below `next_min` others hold: should it have lost its end, it goes on after them.
 fn open_log(
     lock: LogLock,
     next_min: Offset,

@@ -134,6 +134,11 @@ pub(crate) fn recover(
         if part.scanned {
             part.keys_count = part.found.summary.keys.len() as u64;
         }
+        if part.found.half_made {
+            // Its header, which is gone, would say whether offsets were burnt before it. Were rows lost, the next one tells.
+            let index = &mut part.found.summary.index;
+            index.sealed_at = index.sealed_at.min(end.unwrap_or(index.first));
+        }
         let index = &part.found.summary.index;
         if let Some(end) = end.filter(|end| *end < index.sealed_at) {
             let reason = "rows are missing before this segment".to_owned();

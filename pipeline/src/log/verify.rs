@@ -58,7 +58,7 @@ pub fn verify(fs: &dyn Fs, dir: &Path) -> Result<Vec<SegmentReport>, PipelineErr
         let mut scanned = scan(&*file.file, file.first, file.header, file.void_at, &schemas).map_err(failed)?;
         scanned.settle();
         let index = &scanned.summary.index;
-        if let Some(end) = end.filter(|end| *end < index.sealed_at) {
+        if let Some(end) = end.filter(|end| *end < index.sealed_at && !scanned.half_made) {
             let reason = "rows are missing before this segment".to_owned();
             scanned.damage.insert(0, Damage { at: 0, bytes: 0, rows: end..index.sealed_at, reason });
         }

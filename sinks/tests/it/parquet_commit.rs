@@ -110,17 +110,17 @@ fn rows_that_can_never_be_committed_together_are_withdrawn_and_stored_apart() {
     let config = ParquetConfig { row_group_rows: 1, commit_rows: 1 << 20, file_rows_min: 1 << 20, ..small() };
     let (store, _) = open(&fs, config).expect("opens");
     let mut sink = store.sink(LogSource::Ingest);
-    let rows: Vec<Row> = (0..32_768).map(|id| ("a", id as i64, id)).collect();
+    let rows: Vec<Row> = (0..32_800).map(|id| ("a", id as i64, id)).collect();
     let bare = |rows: &[Row]| batch(rows).project(&[0, 2, 3]).expect("time, id and tenant");
     write(&mut sink, delivery(0, bare(&rows))).expect("taken");
     let refused = flush(&mut sink).expect_err("too many row groups");
     assert!(matches!(&refused, SinkError::Withdrawn(why) if why.contains("row groups")), "{refused}");
     assert_eq!((sink.committed(), store.stats().ledger.committed), (0, 0));
-    for (from, half) in [(0, &rows[..16_384]), (16_384, &rows[16_384..])] {
+    for (from, half) in [(0, &rows[..16_400]), (16_400, &rows[16_400..])] {
         write(&mut sink, delivery(from, bare(half))).expect("taken");
         flush(&mut sink).expect("committed");
     }
-    assert_eq!(sink.committed(), 32_768);
+    assert_eq!(sink.committed(), 32_800);
 }
 
 #[test]
