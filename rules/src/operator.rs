@@ -41,6 +41,8 @@ pub struct SigmaOperator {
     evaluator: Evaluator,
     problems: Vec<RuleProblem>,
     reported: Counts,
+    /// How often rules matched, but for those that are off.
+    matched: u64,
     correlations: Correlations,
     alerting: Alerting,
     /// Rules that tenants turned off.
@@ -93,6 +95,7 @@ impl SigmaOperator {
             evaluator,
             problems,
             reported: Counts::default(),
+            matched: 0,
             correlations,
             alerting,
             off: Off::default(),
@@ -120,6 +123,11 @@ impl SigmaOperator {
     /// Where the operator says how its rules are, for other threads.
     pub fn status(&self) -> StatusBoard {
         self.status.clone()
+    }
+
+    /// How often rules matched since the start.
+    pub fn matched(&self) -> u64 {
+        self.matched
     }
 
     /// The matches of a batch: see [`Evaluator::matches`].
@@ -235,6 +243,7 @@ impl Operator for SigmaOperator {
                 let started = Instant::now();
                 let mut matches = self.evaluator.matches(batch);
                 self.off.retain(self.evaluator.rules(), &batch.rows, &mut matches);
+                self.matched += matches.len() as u64;
                 let mut fired = self.correlations.process(self.evaluator.rules(), &batch.rows, &matches);
                 fired.retain(|fired| !self.off.is_off(&fired.alert.org_id, &fired.alert.rule_id));
                 let found = (matches.as_slice(), fired);

@@ -152,7 +152,7 @@ impl<'a> Events<'a> {
     }
 
     /// The fields of the rule with the event's values; for keywords, the columns that hold one.
-    fn matched(&mut self, row: usize, rule: &Rule) -> String {
+    pub fn matched(&mut self, row: usize, rule: &Rule) -> String {
         let bytes_max = self.config.alert_value_bytes_max;
         let mut shown = self.fields(row, &rule.fields, bytes_max);
         if !rule.keywords.is_empty() {

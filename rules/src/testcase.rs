@@ -28,7 +28,7 @@ use crate::operator::SigmaOperator;
 use crate::problem::{RuleFile, RuleProblem};
 
 /// How long after the last event all windows are taken to be over, in microseconds: 400 days, longer than any window.
-const AFTER_US: i64 = 400 * 86_400 * 1_000_000;
+pub(crate) const AFTER_US: i64 = 400 * 86_400 * 1_000_000;
 
 /// What must come of the events of a case.
 #[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
@@ -305,7 +305,7 @@ fn seen(alert: &Alert, event_of: &BTreeMap<String, usize>) -> ExpectedAlert {
 }
 
 /// The rules as the rows of `changes` that put them in force.
-fn changes(rules: &[RuleFile]) -> Result<LogBatch, RulesError> {
+pub(crate) fn changes(rules: &[RuleFile]) -> Result<LogBatch, RulesError> {
     let change = |(at, file): (usize, &RuleFile)| Change {
         time_us: 0,
         change_id: format!("rule-{at}"),
@@ -322,10 +322,10 @@ fn changes(rules: &[RuleFile]) -> Result<LogBatch, RulesError> {
 }
 
 /// The id of the event that ends all windows.
-const LATER_ID: &str = "end of the case";
+pub(crate) const LATER_ID: &str = "end of the case";
 
 /// An event that no rule is for, at a time: windows close when events go on.
-fn later_event(time: i64, offset: u64) -> Result<LogBatch, RulesError> {
+pub(crate) fn later_event(time: i64, offset: u64) -> Result<LogBatch, RulesError> {
     use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
     let times = || Arc::new(TimestampMicrosecondArray::from_iter_values([time]).with_timezone("UTC")) as ArrayRef;
     let text = |text: &str| Arc::new(StringArray::from_iter_values([text])) as ArrayRef;
@@ -341,7 +341,7 @@ fn later_event(time: i64, offset: u64) -> Result<LogBatch, RulesError> {
 }
 
 /// The time of the latest event of a batch.
-fn latest_time(batch: &LogBatch) -> i64 {
+pub(crate) fn latest_time(batch: &LogBatch) -> i64 {
     use arrow::array::AsArray;
     use arrow::datatypes::TimestampMicrosecondType;
     let times = batch.rows.column_by_name(Dataset::TIME);
