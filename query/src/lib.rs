@@ -22,6 +22,7 @@ pub mod json;
 mod meter;
 pub mod metrics;
 mod planner;
+pub mod scan;
 mod session;
 mod stream;
 mod table;

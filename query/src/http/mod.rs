@@ -2,9 +2,9 @@
 
 mod alerts;
 mod body;
-mod events;
+pub(crate) mod events;
 mod feedback;
-mod params;
+pub(crate) mod params;
 mod sql;
 
 use bytes::Bytes;

@@ -5,5 +5,6 @@ mod doors;
 mod fixture;
 mod hostile;
 mod moving;
+mod scan;
 mod slt;
 mod tenants;
