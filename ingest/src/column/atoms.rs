@@ -89,15 +89,17 @@ impl Texts {
     }
 
     /// Appends a value; false, and an empty one instead, when the column would pass 2 GiB.
-    pub(super) fn push(&mut self, text: &str) -> bool {
+    #[inline]
+    pub(super) fn push(&mut self, text: &[u8]) -> bool {
         let fits = i32::try_from(self.bytes.len() + text.len()).ok();
         if fits.is_some() {
-            self.bytes.extend_from_slice(text.as_bytes());
+            self.bytes.extend_from_slice(text);
         }
         self.close(fits);
         fits.is_some()
     }
 
+    #[inline]
     fn close(&mut self, end: Option<i32>) {
         let end = end.unwrap_or_else(|| self.offsets.last().copied().unwrap_or(0));
         self.offsets.push(end);
@@ -173,11 +175,23 @@ impl Atoms {
         }
     }
 
+    /// Appends a text to values that are texts already; false, and nothing done, when they are not.
+    #[inline]
+    pub(super) fn push_text(&mut self, row: usize, text: &str) -> bool {
+        let Values::Texts(values) = &mut self.values else { return false };
+        if values.offsets.len() != row + 1 {
+            return false;
+        }
+        self.overflow |= !values.push(text.as_bytes());
+        self.nulls.append_non_null();
+        true
+    }
+
     /// Appends one value, widening the type of all when needed.
     #[inline]
     pub fn push(&mut self, atom: Atom<'_>) {
         match (&mut self.values, atom) {
-            (Values::Texts(values), Atom::Text(text)) => self.overflow |= !values.push(text),
+            (Values::Texts(values), Atom::Text(text)) => self.overflow |= !values.push(text.as_bytes()),
             (Values::Ints(values), Atom::Int(value)) => values.push(value),
             (Values::Floats(floats), Atom::Float(value)) => floats.values.push(value),
             (Values::Bools(values), Atom::Bool(value)) => values.append(value),
@@ -201,7 +215,7 @@ impl Atoms {
             (Values::Texts(values), atom) => {
                 let mut text = String::new();
                 atom.write_text(&mut text);
-                self.overflow |= !values.push(&text);
+                self.overflow |= !values.push(text.as_bytes());
             }
             // `make_room_for` left a type that takes the atom.
             _ => return self.pad_to(self.len() + 1),
@@ -263,7 +277,7 @@ impl Atoms {
             if self.nulls.is_valid(at) {
                 self.scalar_at(at).write_text(&mut text);
             }
-            self.overflow |= !texts.push(&text);
+            self.overflow |= !texts.push(text.as_bytes());
         }
         self.values = Values::Texts(texts);
     }

@@ -54,6 +54,7 @@ impl CoreColumn {
         self.len() == 0
     }
 
+    #[inline]
     fn pad_to(&mut self, row: usize) {
         let missing = row.saturating_sub(self.len());
         if missing == 0 {
@@ -71,6 +72,12 @@ impl CoreColumn {
     /// Sets the text of `row`; ignored by columns of another type.
     #[inline]
     pub fn append_text(&mut self, row: usize, text: &str) {
+        self.append_bytes(row, text.as_bytes());
+    }
+
+    /// The same for text as bytes. If they are not UTF-8, [`finish`](Self::finish) fails.
+    #[inline]
+    pub(crate) fn append_bytes(&mut self, row: usize, text: &[u8]) {
         self.pad_to(row);
         if let Values::Texts(values) = &mut self.values {
             self.overflow |= !values.push(text);
@@ -98,15 +105,15 @@ impl CoreColumn {
         self.nulls.append_non_null();
     }
 
-    /// The text of `row`, when it is the last one and holds text.
-    pub fn last_text(&self, row: usize) -> Option<&str> {
+    /// The text of `row` as bytes, when it is the last one and holds text.
+    #[inline]
+    pub fn last_text(&self, row: usize) -> Option<&[u8]> {
         let Values::Texts(values) = &self.values else { return None };
         let [.., start, end] = values.offsets.as_slice() else { return None };
         if values.offsets.len() != row + 2 || !self.nulls.is_valid(row) {
             return None;
         }
-        let bytes = values.bytes.get(usize::try_from(*start).ok()?..usize::try_from(*end).ok()?)?;
-        std::str::from_utf8(bytes).ok()
+        values.bytes.get(usize::try_from(*start).ok()?..usize::try_from(*end).ok()?)
     }
 
     /// The integer of `row`, when it is the last one and an `Int32`.

@@ -80,6 +80,15 @@ impl Column {
         }
     }
 
+    /// Sets the value of `row` to a text.
+    #[inline]
+    pub fn append_text(&mut self, row: usize, text: &str) {
+        // By far most values: the next one of a column of texts.
+        if self.lists.is_some() || !self.atoms.push_text(row, text) {
+            self.append(row, Atom::Text(text));
+        }
+    }
+
     /// Sets the value of `row` to a list. A column of scalars becomes one of lists of one.
     pub fn append_list(&mut self, row: usize, items: &[Atom<'_>]) {
         if self.has(row) {

@@ -71,6 +71,15 @@ impl Family {
         }
     }
 
+    /// Sets a core column of text in the row that is open, with text that is known to be ASCII.
+    #[inline]
+    pub(super) fn core_ascii(&mut self, core: usize, text: &[u8]) {
+        let row = self.rows.len();
+        if let Some(column) = self.core.get_mut(core) {
+            column.append_bytes(row, text);
+        }
+    }
+
     /// Sets a core column of numbers in the row that is open.
     #[inline]
     pub(super) fn core_number(&mut self, core: usize, number: i128) {
@@ -86,6 +95,15 @@ impl Family {
         let row = self.rows.len();
         if let Some((_, column)) = self.own.get_mut(column) {
             column.append(row, atom);
+        }
+    }
+
+    /// Sets an own field in the row that is open to a text.
+    #[inline]
+    pub(super) fn own_text(&mut self, column: usize, text: &str) {
+        let row = self.rows.len();
+        if let Some((_, column)) = self.own.get_mut(column) {
+            column.append_text(row, text);
         }
     }
 

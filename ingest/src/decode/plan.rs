@@ -38,6 +38,9 @@ impl<'t> Row<'_, 't> {
     where
         't: 's,
     {
+        if let CellValue::Atom(Atom::Text(text)) = &self.cells.get(cell)?.value {
+            return (!text.is_empty()).then_some(text);
+        }
         match self.atom(cell)? {
             Atom::Text(text) => (!text.is_empty()).then_some(text),
             other => {

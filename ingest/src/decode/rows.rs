@@ -14,7 +14,7 @@ use super::family::{EVENT_ID, Family, ORG_ID, RECEIVED_TIME, SOURCE, TIME};
 use super::layout::{Layouts, Plan, Slot, is_reserved};
 use super::plan::{CoreKind, Row, Scratch};
 use super::rest::write_rest;
-use super::scalar::Read;
+use super::scalar::Unescaped;
 use super::shape::{Matched, Shapes};
 use super::walk::{CellValue, Rest, WalkBounds, Walked, Walker};
 use super::{BodyError, Counts, IngestError, RowRef};
@@ -73,8 +73,8 @@ pub(super) struct Rows {
     pub(super) counts: Counts,
     spare: Option<Walked<'static>>,
     pub(super) shapes: Shapes,
-    spare_values: Vec<Read<'static>>,
-    unescaped: String,
+    spare_values: Vec<Atom<'static>>,
+    unescaped: Unescaped,
     rest: String,
     scratch: Scratch,
     text: String,
@@ -99,7 +99,7 @@ impl Rows {
             counts: Counts::default(),
             spare: None,
             spare_values: Vec::new(),
-            unescaped: String::new(),
+            unescaped: Unescaped::default(),
             rest: String::new(),
             scratch: Scratch::default(),
             text: String::new(),
@@ -188,9 +188,10 @@ impl Rows {
         let matched = matched
             .filter(|known| known.end - at <= self.config.event_bytes_max && follows(text.as_bytes(), known.end));
         let mut done = None;
+        unescaped.fill(&mut values);
         if let Some(matched) = matched {
             let mut walked = self.spare.take().unwrap_or_default().recycle();
-            done = self.known_row(origin, item, matched, (&values, &unescaped), &mut walked).map(|()| matched.end);
+            done = self.known_row(origin, item, matched, &values, &mut walked).map(|()| matched.end);
             self.spare = Some(walked.recycle());
         }
         self.spare_values = recycle(values);
@@ -204,7 +205,7 @@ impl Rows {
         origin: &Origin,
         item: u32,
         matched: Matched,
-        values: (&[Read<'t>], &'t str),
+        values: &[Atom<'t>],
         walked: &mut Walked<'t>,
     ) -> Option<()> {
         let nulls = self.shapes.place(matched, values, walked)?;
@@ -334,7 +335,7 @@ impl Rows {
                 }
                 None => {
                     let id = ids.next(origin.received_us);
-                    family.core_text(EVENT_ID, std::str::from_utf8(&id).unwrap_or_default());
+                    family.core_ascii(EVENT_ID, &id);
                     0
                 }
             },
@@ -377,7 +378,7 @@ impl Rows {
 
 /// The same vector, empty, for texts of another body.
 #[expect(clippy::unnecessary_filter_map, reason = "it changes the lifetime, which a filter cannot")]
-fn recycle<'b>(mut values: Vec<Read<'_>>) -> Vec<Read<'b>> {
+fn recycle<'b>(mut values: Vec<Atom<'_>>) -> Vec<Atom<'b>> {
     values.clear();
     // Collecting an emptied vector into one of the same size of item keeps the allocation.
     values.into_iter().filter_map(|_| None).collect()
@@ -433,6 +434,7 @@ fn fill_own(plan: &Plan, family: &mut Family, row: &Row<'_, '_>, taken: &[usize]
             Slot::Shadow(_, raw) | Slot::Consumed(raw) => family.column_of(raw),
         };
         match cell.value {
+            CellValue::Atom(Atom::Text(text)) => family.own_text(column, text),
             CellValue::Atom(atom) => match row.exact_text(at, atom) {
                 Some(text) if !matches!(slot, Slot::Own(_)) => family.own_atom(column, Atom::Text(text)),
                 _ => family.own_atom(column, atom),
@@ -449,11 +451,11 @@ fn fill_own(plan: &Plan, family: &mut Family, row: &Row<'_, '_>, taken: &[usize]
 fn is_in_core(family: &Family, core: usize, value: CellValue<'_>, text: &mut String) -> bool {
     let (Some(column), CellValue::Atom(atom)) = (family.core.get(core), value) else { return false };
     match (column.last_text(family.len()), atom) {
-        (Some(held), Atom::Text(own)) => held == own,
+        (Some(held), Atom::Text(own)) => held == own.as_bytes(),
         (Some(held), other) => {
             text.clear();
             other.write_text(text);
-            held == text
+            held == text.as_bytes()
         }
         (None, Atom::Int(own)) => column.last_int(family.len()).is_some_and(|held| i64::from(held) == own),
         (None, _) => false,

@@ -1,6 +1,8 @@
 //! Scalars at a place of a text, for events whose punctuation and keys are known: anything unusual gives `None`, and the event is
 //! then parsed in full.
 
+use std::ops::Range;
+
 use crate::column::Atom;
 
 /// In all bytes of a word: the lowest bit, the highest bit.
@@ -14,61 +16,80 @@ const FLOAT_DIGITS_MAX: usize = 15;
 /// Any number of so many digits fits 64 signed bits.
 const INT_DIGITS_MAX: usize = 18;
 
-/// A scalar as it was read.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Read<'t> {
-    /// Text stands in the body.
-    Plain(Atom<'t>),
-    /// A string that had escapes: without them it is this range of the scratch.
-    Unescaped(usize, usize),
+/// Strings that had escapes, without them.
+#[derive(Debug, Default)]
+pub(super) struct Unescaped {
+    text: String,
+    /// The number of each value that is one, and its range in the text.
+    values: Vec<(usize, Range<usize>)>,
 }
 
-impl<'t> Read<'t> {
-    /// The scalar, with what was put into `scratch` for it.
+impl Unescaped {
+    /// None, with the room of those before.
+    pub(super) fn clear(&mut self) {
+        self.text.clear();
+        self.values.clear();
+    }
+
+    /// Puts the strings in the place of the values that stand for them.
     #[inline]
-    pub(super) fn atom<'s>(self, scratch: &'s str) -> Option<Atom<'s>>
-    where
-        't: 's,
-    {
-        match self {
-            Self::Plain(atom) => Some(atom),
-            Self::Unescaped(start, end) => scratch.get(start..end).map(Atom::Text),
+    pub(super) fn fill<'t>(&'t self, values: &mut [Atom<'t>]) {
+        for (at, range) in &self.values {
+            if let (Some(value), Some(text)) = (values.get_mut(*at), self.text.get(range.clone())) {
+                *value = Atom::Text(text);
+            }
         }
     }
 }
 
-/// The scalar that starts at `at`, and the place after it. The text after it is not looked at. Strings with escapes are put into
-/// `scratch` without them.
+/// Reads the scalar that starts at `at` into `values`; the place after it. The text after it is not looked at. Strings with escapes
+/// go to `unescaped`, and an empty one to `values` for each.
 #[inline]
-pub(super) fn scalar_at<'t>(text: &'t str, at: usize, scratch: &mut String) -> Option<(Read<'t>, usize)> {
+pub(super) fn scalar_at<'t>(
+    text: &'t str,
+    at: usize,
+    values: &mut Vec<Atom<'t>>,
+    unescaped: &mut Unescaped,
+) -> Option<usize> {
     let bytes = text.as_bytes();
-    let fixed = |word: &[u8], atom| bytes.get(at..)?.starts_with(word).then_some((Read::Plain(atom), at + word.len()));
-    match *bytes.get(at)? {
+    let (word, atom): (&[u8], _) = match *bytes.get(at)? {
         b'"' => {
             let end = special_at(bytes, at + 1)?;
             if bytes.get(end) == Some(&b'\\') {
-                return unescaped(text, at + 1, end, scratch);
+                let (range, end) = unescape(text, at + 1, end, &mut unescaped.text)?;
+                unescaped.values.push((values.len(), range));
+                values.push(Atom::Text(""));
+                return Some(end);
             }
             (bytes.get(end) == Some(&b'"')).then_some(())?;
-            Some((Read::Plain(Atom::Text(text.get(at + 1..end)?)), end + 1))
+            values.push(Atom::Text(text.get(at + 1..end)?));
+            return Some(end + 1);
         }
-        b'-' | b'0'..=b'9' => number_at(bytes, at).map(|(atom, end)| (Read::Plain(atom), end)),
-        b't' => fixed(b"true", Atom::Bool(true)),
-        b'f' => fixed(b"false", Atom::Bool(false)),
-        b'n' => fixed(b"null", Atom::Null),
-        _ => None,
-    }
+        b'-' | b'0'..=b'9' => {
+            let (number, end) = number_at(bytes, at)?;
+            values.push(number);
+            return Some(end);
+        }
+        b't' => (b"true", Atom::Bool(true)),
+        b'f' => (b"false", Atom::Bool(false)),
+        b'n' => (b"null", Atom::Null),
+        _ => return None,
+    };
+    bytes.get(at..)?.starts_with(word).then_some(())?;
+    values.push(atom);
+    Some(at + word.len())
 }
 
 /// A string with escapes, whose text starts at `start` and has its first backslash at `at`. Halves of surrogate pairs are left to the
 /// parser, and so is what is no escape.
-fn unescaped<'t>(text: &'t str, mut start: usize, mut at: usize, scratch: &mut String) -> Option<(Read<'t>, usize)> {
+#[cold]
+fn unescape(text: &str, mut start: usize, mut at: usize, scratch: &mut String) -> Option<(Range<usize>, usize)> {
     let bytes = text.as_bytes();
     let from = scratch.len();
     loop {
         scratch.push_str(text.get(start..at)?);
         match *bytes.get(at)? {
-            b'"' => return Some((Read::Unescaped(from, scratch.len()), at + 1)),
+            b'"' => return Some((from..scratch.len(), at + 1)),
             b'\\' => {}
             _ => return None,
         }
@@ -158,7 +179,7 @@ fn digits_at(bytes: &[u8], at: usize, mut number: i64) -> Option<(i64, usize)> {
 }
 
 /// Where the scalars of a text that is valid JSON stand: the text between them is punctuation and keys.
-pub(super) fn scalars_of(text: &[u8]) -> Vec<std::ops::Range<usize>> {
+pub(super) fn scalars_of(text: &[u8]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let mut at = 0;
     while let Some(byte) = text.get(at) {
@@ -243,9 +264,11 @@ mod tests {
             ("[", None),
             ("", None),
         ] {
-            let mut scratch = String::from("before");
-            let read = scalar_at(text, 0, &mut scratch);
-            assert_eq!(read.and_then(|(read, end)| Some((read.atom(&scratch)?, end))), want, "{text}");
+            let mut unescaped = Unescaped { text: "before".to_owned(), values: Vec::new() };
+            let mut values = Vec::new();
+            let end = scalar_at(text, 0, &mut values, &mut unescaped);
+            unescaped.fill(&mut values);
+            assert_eq!(end.map(|end| (values[0], end)), want, "{text}");
         }
     }
 

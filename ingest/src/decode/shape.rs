@@ -18,7 +18,7 @@ use std::sync::Arc;
 use simd_json::Node as TapeNode;
 
 use super::names::{FieldId, Names, Node, ROOT};
-use super::scalar::{Read, scalar_at, scalars_of};
+use super::scalar::{Unescaped, scalar_at, scalars_of};
 use super::walk::{Cell, CellValue, Walked, after, atom};
 use crate::column::Atom;
 
@@ -134,14 +134,14 @@ impl Shapes {
     }
 
     /// Compares the event at `at` with the known shapes; its values are put into `values`, and those that had escapes into
-    /// `scratch`, which are empty.
+    /// `unescaped`, which are empty.
     #[inline]
     pub(super) fn read<'t>(
         &mut self,
         text: &'t str,
         mut at: usize,
-        values: &mut Vec<Read<'t>>,
-        scratch: &mut String,
+        values: &mut Vec<Atom<'t>>,
+        unescaped: &mut Unescaped,
     ) -> Option<Matched> {
         let mut step = 0;
         loop {
@@ -149,9 +149,8 @@ impl Shapes {
             if let Some(shape) = self.steps.get(next)?.shape {
                 return Some(Matched { shape: shape as usize, end });
             }
-            let (value, end) = scalar_at(text, end, scratch)?;
-            values.push(value);
-            (step, at) = (next, end);
+            at = scalar_at(text, end, values, unescaped)?;
+            step = next;
         }
     }
 
@@ -162,9 +161,11 @@ impl Shapes {
         let known = self.steps.get(step)?;
         for (place, next) in known.next.iter().enumerate() {
             let next = *next as usize;
-            let Step { start, end, .. } = *self.steps.get(next)?;
+            let Step { start, end, shape, .. } = *self.steps.get(next)?;
             let text = self.texts.get(start as usize..end as usize)?;
-            if rest.starts_with(text) {
+            // One step may begin as another does: `,"a":` of `,"a":null` and `,"a":{"b":`.
+            let scalar = || shape.is_some() || !matches!(rest.get(text.len()), Some(b'{' | b'[' | b' '));
+            if rest.starts_with(text) && scalar() {
                 if place > 0 {
                     self.steps.get_mut(step)?.next.swap(0, place);
                 }
@@ -206,35 +207,31 @@ impl Shapes {
     /// Puts the values where the shape wants them: what a walk would have found. Says how many fields are null; `None` when a list
     /// begins with null.
     #[inline]
-    pub(super) fn place<'t>(
-        &self,
-        matched: Matched,
-        (values, scratch): (&[Read<'t>], &'t str),
-        into: &mut Walked<'t>,
-    ) -> Option<usize> {
+    pub(super) fn place<'t>(&self, matched: Matched, values: &[Atom<'t>], into: &mut Walked<'t>) -> Option<usize> {
         let shape = self.shapes.get(matched.shape)?;
         let mut nulls = 0;
         for (value, leads) in values.iter().zip(&shape.leads) {
-            if *leads && matches!(value, Read::Plain(Atom::Null)) {
+            if *leads && matches!(value, Atom::Null) {
                 return None;
             }
         }
         for (field, place) in &shape.cells {
             let value = match *place {
-                Place::Value(value) => match values.get(value as usize)?.atom(scratch)? {
-                    Atom::Null => {
+                Place::Value(value) => {
+                    let atom = values.get(value as usize)?;
+                    if matches!(atom, Atom::Null) {
                         nulls += 1;
                         continue;
                     }
-                    atom => CellValue::Atom(atom),
-                },
+                    CellValue::Atom(*atom)
+                }
                 Place::List { start, len } => CellValue::List { start, len },
             };
             into.cells.push(Cell { field: *field, at: 0, value });
         }
         for item in &shape.items {
             into.items.push(match item {
-                Some(value) => values.get(*value as usize)?.atom(scratch)?,
+                Some(value) => *values.get(*value as usize)?,
                 None => Atom::Null,
             });
         }

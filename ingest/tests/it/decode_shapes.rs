@@ -174,6 +174,16 @@ fn what_only_looks_like_a_known_shape_is_parsed() {
     }
 }
 
+/// A shape that begins as another does is found all the same, which shows in the time only.
+#[test]
+fn a_value_that_is_an_object_in_some_events_is_none_in_others() {
+    let mut both = both(DecodeConfig::default());
+    let events = [r#"{"a":null,"z":1}"#, r#"{"a":{"b":2},"z":1}"#, r#"{"a":[3,4],"z":1}"#, r#"{"a": 5,"z":1}"#];
+    for _ in 0..3 {
+        check(&mut both, &[events.join("\n"), format!("[{}]", events.join(","))]);
+    }
+}
+
 #[test]
 fn a_tenant_that_may_have_no_more_fields_keeps_them_in_the_rest_whatever_the_others_have() {
     let config = DecodeConfig { fields_max: 2, ..DecodeConfig::default() };
