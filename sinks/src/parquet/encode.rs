@@ -18,6 +18,7 @@ use tidegate_pipeline::fs::{DirChange, Fs};
 
 use super::columns::{Column, Picked, SortKeys};
 use super::config::ParquetConfig;
+use super::encoding::for_values;
 use super::file_io::{FileWriter, Trouble};
 use super::manifest::{FileMeta, TenantRows};
 use crate::error::SinksError;
@@ -139,7 +140,8 @@ impl FileBuild {
         let (mut orgs, mut times) = (None, None);
         for column in columns {
             let array = picked.gather(column)?;
-            let mut writer = column_writer(&column.field, &self.properties)?;
+            let properties = for_values(&self.properties, &column.field, &array);
+            let mut writer = column_writer(&column.field, &properties)?;
             write_column(&mut writer, &column.field, &array)?;
             writer.close()?.append_to_row_group(&mut group)?;
             match column.field.name().as_str() {

@@ -37,6 +37,7 @@ mod commit;
 mod compact;
 mod config;
 mod encode;
+mod encoding;
 mod file_io;
 mod layout;
 mod manifest;

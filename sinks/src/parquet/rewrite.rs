@@ -17,6 +17,7 @@ use tidegate_events::Dataset;
 use super::columns::{Column, Pick, Picked, widen};
 use super::commit::NewFiles;
 use super::encode::{CHUNK_ROWS, PageEncoding, TenantCount, column_writer, properties, write_column};
+use super::encoding::for_values;
 use super::merge::{InputError, NOWHERE, Run};
 use super::read::FileReader;
 use crate::error::SinksError;
@@ -233,7 +234,10 @@ impl Target {
         self.picks.clear();
         let writer = match &mut self.column {
             Some(writer) => writer,
-            none => none.insert(column_writer(window.field, &self.properties)?),
+            none => {
+                let properties = for_values(&self.properties, window.field, &array);
+                none.insert(column_writer(window.field, &properties)?)
+            }
         };
         write_column(writer, window.field, &array)
     }

@@ -12,6 +12,7 @@ mod parquet_retain;
 mod parquet_rows;
 mod parquet_snapshot;
 mod parquet_split;
+mod spine_damage;
 mod spine_faults;
 mod spine_ledger;
 mod spine_power;

@@ -258,6 +258,32 @@ impl Ledger {
         assert_eq!(named.len(), snapshot.files.len(), "{context}: a file is named twice");
     }
 
+    /// Forgets how far the store was: damage to its newest edit may set it back.
+    pub fn forgive_cursors(&mut self) {
+        self.cursors = (0, 0);
+    }
+
+    /// How many events are neither in the store nor in the log after its cursor. None may be there twice, whatever is damaged,
+    /// nor one that nobody sent.
+    pub fn missing(&self, spine: &Spine, context: &str) -> usize {
+        let snapshot = spine.store.snapshot();
+        let mut rows: BTreeMap<u64, u32> = BTreeMap::new();
+        for file in snapshot.files.iter().filter(|file| file.dataset == Dataset::SecurityEvents) {
+            for batch in read_file(&spine.fs, &file.path) {
+                let ids = texts(&batch, "event_id");
+                ids.iter().for_each(|id| *rows.entry(id[1..].parse().expect("a number")).or_default() += 1);
+            }
+        }
+        for batch in read_all(&*spine.log, snapshot.log_cursor).expect("readable") {
+            ids_of(&batch).iter().for_each(|(_, id)| *rows.entry(*id).or_default() += 1);
+        }
+        let twice: Vec<_> = rows.iter().filter(|(_, count)| **count > 1).collect();
+        assert!(twice.is_empty(), "{context}: there twice: {twice:?}");
+        assert!(rows.keys().all(|id| self.sent.contains(id)), "{context}: nobody sent one of {rows:?}");
+        let live = self.events.values().filter(|id| org_of(**id) != SHORT);
+        live.filter(|id| !rows.contains_key(id)).count()
+    }
+
     /// Every alert that the events must raise was raised.
     pub fn check_complete(&self, context: &str) {
         let raised: BTreeSet<String> = self.alerts.values().cloned().collect();
