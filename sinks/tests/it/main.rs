@@ -1,10 +1,14 @@
 //! The sinks from outside: one binary, one module for each behaviour.
 
+#[path = "../../../pipeline/tests/contract/mod.rs"]
+#[allow(dead_code, reason = "no stream log is implemented here")]
+mod contract;
 mod feed_door;
 mod feed_stream;
 mod parquet_columns;
 mod parquet_commit;
 mod parquet_compact;
+mod parquet_contract;
 mod parquet_crash;
 mod parquet_damage;
 mod parquet_model;

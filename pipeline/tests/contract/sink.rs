@@ -1,0 +1,148 @@
+//! What every sink promises.
+
+use std::sync::Arc;
+
+use tidegate_events::Dataset;
+use tidegate_pipeline::{Delivery, EventBatch, LogBatch, Offset, Sink};
+use tokio::runtime::{Builder, Runtime};
+
+use super::rows::{batch, events};
+
+/// A destination that outlives the process.
+pub trait Destination {
+    /// The sink of a process that has just started. The one of the process before is dropped by then.
+    fn sink(&self) -> Box<dyn Sink>;
+
+    /// The ids (`event_id`) of all rows that are durable there, in any order; twice what is there twice.
+    fn ids(&self) -> Vec<String>;
+}
+
+/// Holds a kind of sink to its promises. `fresh` makes an empty destination. `name` says in a failure which it was.
+pub fn check(name: &str, mut fresh: impl FnMut() -> Box<dyn Destination>) {
+    let promises: [(&str, fn(&mut Case)); 6] = [
+        ("a flush makes durable what was taken", a_flush_makes_durable_what_was_taken),
+        ("committed never promises what is not there", committed_never_promises_what_is_not_there),
+        ("the same offsets twice are harmless", the_same_offsets_twice_are_harmless),
+        ("a batch that straddles the cursor is cut", a_batch_that_straddles_the_cursor_is_cut),
+        ("gaps in the offsets are passed over", gaps_in_the_offsets_are_passed_over),
+        ("a death before the flush loses nothing and doubles nothing", a_death_before_the_flush_is_harmless),
+    ];
+    for (promise, check) in promises {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let destination = fresh();
+        let entered = runtime.enter();
+        let sink = destination.sink();
+        drop(entered);
+        check(&mut Case { context: format!("{name}: {promise}"), destination, sink, runtime });
+    }
+}
+
+struct Case {
+    context: String,
+    destination: Box<dyn Destination>,
+    sink: Box<dyn Sink>,
+    runtime: Runtime,
+}
+
+impl Case {
+    fn write(&mut self, batches: &[(Offset, EventBatch)], next_offset: Offset) {
+        let batch = |(offset, batch): &(Offset, EventBatch)| {
+            Arc::new(LogBatch { offset: *offset, dataset: batch.dataset, rows: batch.rows.clone() })
+        };
+        let delivery = Delivery { batches: batches.iter().map(batch).collect(), next_offset };
+        let taken = self.runtime.block_on(self.sink.write(delivery));
+        taken.unwrap_or_else(|error| panic!("{}: {error}", self.context));
+    }
+
+    fn flush(&mut self) {
+        let flushed = self.runtime.block_on(self.sink.flush());
+        flushed.unwrap_or_else(|error| panic!("{}: {error}", self.context));
+    }
+
+    /// The process dies and starts again.
+    fn restart(&mut self) {
+        let _entered = self.runtime.enter();
+        self.sink = self.destination.sink();
+    }
+
+    fn must_hold(&self, committed: Offset, ids: &[&str]) {
+        let mut found = self.destination.ids();
+        found.sort_unstable();
+        assert_eq!(found, ids, "{}", self.context);
+        assert_eq!(self.sink.committed(), committed, "{}", self.context);
+    }
+}
+
+fn a_flush_makes_durable_what_was_taken(case: &mut Case) {
+    assert!(!case.sink.name().is_empty(), "{}", case.context);
+    case.must_hold(0, &[]);
+    case.flush();
+    case.must_hold(0, &[]);
+    let changes = batch(Dataset::Changes, &["a"], &["c"]);
+    case.write(&[(0, events("a", &["a", "b"])), (2, changes), (3, events("b", &["d"]))], 4);
+    case.flush();
+    case.must_hold(4, &["a", "b", "c", "d"]);
+    case.restart();
+    case.must_hold(4, &["a", "b", "c", "d"]);
+}
+
+fn committed_never_promises_what_is_not_there(case: &mut Case) {
+    for nth in 0..20u64 {
+        let id = format!("{nth:02}");
+        case.write(&[(nth, events("a", &[&id]))], nth + 1);
+        if nth % 7 == 6 {
+            case.flush();
+        }
+        let (found, committed) = (case.destination.ids(), case.sink.committed());
+        for below in 0..committed {
+            assert!(found.contains(&format!("{below:02}")), "{}: {below} of {committed}", case.context);
+        }
+    }
+}
+
+fn the_same_offsets_twice_are_harmless(case: &mut Case) {
+    let rows = [(0, events("a", &["a", "b"])), (2, events("b", &["c"]))];
+    case.write(&rows, 3);
+    case.write(&rows, 3);
+    case.flush();
+    case.must_hold(3, &["a", "b", "c"]);
+    case.write(&rows, 3);
+    case.flush();
+    case.restart();
+    case.write(&rows[1..], 3);
+    case.flush();
+    case.must_hold(3, &["a", "b", "c"]);
+}
+
+fn a_batch_that_straddles_the_cursor_is_cut(case: &mut Case) {
+    case.write(&[(0, events("a", &["a", "b"]))], 2);
+    case.flush();
+    case.write(&[(1, events("a", &["b", "c"]))], 3);
+    case.flush();
+    case.must_hold(3, &["a", "b", "c"]);
+}
+
+fn gaps_in_the_offsets_are_passed_over(case: &mut Case) {
+    case.write(&[(5, events("a", &["a"])), (9, events("a", &["b"]))], 12);
+    case.flush();
+    case.must_hold(12, &["a", "b"]);
+    case.write(&[(30, events("a", &["c"]))], 31);
+    case.flush();
+    case.must_hold(31, &["a", "b", "c"]);
+}
+
+fn a_death_before_the_flush_is_harmless(case: &mut Case) {
+    let rows = [(0, events("a", &["a", "b"])), (2, events("b", &["c"])), (3, events("b", &["d"]))];
+    case.write(&rows[..1], 2);
+    case.flush();
+    case.write(&rows[1..], 4);
+    case.restart();
+    let from = case.sink.committed();
+    assert!((2..=4).contains(&from), "{}: {from}", case.context);
+    let rest: Vec<_> = rows.into_iter().filter(|(offset, _)| *offset >= from).collect();
+    if !rest.is_empty() {
+        case.write(&rest, 4);
+    }
+    case.flush();
+    case.must_hold(4, &["a", "b", "c", "d"]);
+}
