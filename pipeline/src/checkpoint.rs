@@ -163,6 +163,22 @@ mod tests {
     }
 
     #[test]
+    fn the_logs_are_kept_for_the_older_checkpoint_too_also_after_a_restart() {
+        let fs: Arc<dyn Fs> = Arc::new(crate::fs::SimFs::new());
+        let open = || Checkpoints::open(fs.clone(), Path::new("/data/checkpoint"), 1 << 20).expect("opens");
+        let (mut checkpoints, found) = open();
+        assert_eq!((found, checkpoints.needed_from()), (None, (0, 0)));
+        for (offset, output_offset) in [(5, 2), (9, 3)] {
+            let checkpoint = Checkpoint { offset, output_offset, ..Checkpoint::default() };
+            checkpoints.save(&checkpoint).expect("saved");
+        }
+        assert_eq!((checkpoints.newest_offset(), checkpoints.needed_from()), (9, (5, 2)));
+        let (checkpoints, found) = open();
+        assert_eq!(found.map(|checkpoint| checkpoint.offset), Some(9));
+        assert_eq!((checkpoints.newest_offset(), checkpoints.needed_from()), (9, (5, 2)));
+    }
+
+    #[test]
     fn no_watermark_stays_none() {
         assert_eq!(Checkpoint::decode(&Checkpoint::default().encode()), Ok(Checkpoint::default()));
     }

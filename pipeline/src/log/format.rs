@@ -66,7 +66,8 @@
 //!
 //! A header that does not check makes the reader search on, 16 bytes at a time, for the next header with a right CRC, the
 //! segment's salt and an offset not below the one expected. A header that checks over a payload that does not costs that frame
-//! alone. Either is *damage*: it is counted and reported with its position and, where a later frame tells, the rows lost.
+//! alone. Either is *damage*: it is counted and reported with its position and, where a later frame tells, the rows lost. A page
+//! that a disk cannot read time and again, while it reads others of the file, is damage too.
 //!
 //! # After a crash or a failure
 //!

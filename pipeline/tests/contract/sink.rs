@@ -19,7 +19,7 @@ pub trait Destination {
 
 /// Holds a kind of sink to its promises. `fresh` makes an empty destination. `name` says in a failure which it was.
 pub fn check(name: &str, mut fresh: impl FnMut() -> Box<dyn Destination>) {
-    let promises: [(&str, fn(&mut Case)); 6] = [
+    let promises: [(&str, Promise); 6] = [
         ("a flush makes durable what was taken", a_flush_makes_durable_what_was_taken),
         ("committed never promises what is not there", committed_never_promises_what_is_not_there),
         ("the same offsets twice are harmless", the_same_offsets_twice_are_harmless),
@@ -36,6 +36,8 @@ pub fn check(name: &str, mut fresh: impl FnMut() -> Box<dyn Destination>) {
         check(&mut Case { context: format!("{name}: {promise}"), destination, sink, runtime });
     }
 }
+
+type Promise = fn(&mut Case);
 
 struct Case {
     context: String,

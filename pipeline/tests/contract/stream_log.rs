@@ -7,10 +7,12 @@ use tidegate_pipeline::{Ack, Append, AppendError, PipelineError, StreamLog};
 
 use super::rows::{batch, events, ids, one};
 
+type Promise = fn(&str, &Arc<dyn StreamLog>);
+
 /// Holds a kind of log to its promises. `fresh` makes an empty one, which may be asked to forget in steps of at most 60 rows of
 /// 400 bytes, and remembers at least 1,000 keys. `name` says in a failure which log it was.
 pub fn check(name: &str, mut fresh: impl FnMut() -> Arc<dyn StreamLog>) {
-    let promises: [(&str, fn(&str, &Arc<dyn StreamLog>)); 7] = [
+    let promises: [(&str, Promise); 7] = [
         ("offsets_count_rows_and_batches_come_back_in_order", offsets_count_rows_and_batches_come_back_in_order),
         ("rows_come_back_as_they_were", rows_come_back_as_they_were),
         (

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tidegate_pipeline::fs::{SimFs, make_dir_durable};
+use tidegate_pipeline::fs::{Fault, SimFs, SimOp, make_dir_durable};
 use tidegate_pipeline::log::SegmentLog;
 use tidegate_pipeline::{Ack, Health, StreamLog};
 
@@ -109,6 +109,26 @@ fn vector_22489_what_was_answered_survives_a_power_cut_in_the_very_next_moment()
             ledger.check(&open(&fs).expect("it opens").0, &format!("after answer {nth}"));
         }
     }
+}
+
+/// PostgreSQL's fsyncgate: after a failed fsync the next one succeeds, and has written nothing.
+#[test]
+fn postgresql_fsyncgate_a_segment_whose_fsync_failed_is_never_written_or_synced_again() {
+    let (fs, mut ledger) = (SimFs::new(), Ledger::default());
+    let (log, _) = open(&fs).expect("a log");
+    ledger.append(&log, &["before"], Ack::Disk).expect("stored");
+    let segment = segments(&fs).remove(0);
+    fs.track_sites();
+    fs.fail(Fault::eio(SimOp::SyncData, fs.count(SimOp::SyncData) + 1));
+    ledger.append(&log, &["failed"], Ack::Disk).expect_err("its fsync failed");
+    let left = fs.bytes(&segment).expect("bytes");
+    for nth in 0..5 {
+        ledger.append(&log, &[&nth.to_string()], Ack::Disk).expect("stored in another segment");
+    }
+    assert_eq!(fs.bytes(&segment).expect("bytes"), left, "not a byte more");
+    assert_eq!(segments(&fs).len(), 2);
+    // The disk lost the pages of the failed fsync; what was answered before and after it is there.
+    ledger.check(&open(&fs.after_crash(0)).expect("it opens").0, "after a power cut");
 }
 
 /// NATS 2.12.1 (Jepsen): one flipped bit in the middle of a file, and everything after it is gone.

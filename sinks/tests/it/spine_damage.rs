@@ -122,3 +122,46 @@ fn spine_any_file_may_be_damaged_and_it_starts_and_goes_on() {
     eprintln!("{starts} starts over {} files", fs.files().len());
     assert!(starts > 300, "{starts} starts");
 }
+
+/// A log whose files are all gone, on a disk where others have taken its rows.
+async fn lose_log(delivered: bool, ran: bool, changed: bool) {
+    let context = format!("delivered {delivered}, ran {ran}, changed {changed}");
+    let (fs, mut ledger) = (SimFs::new(), Ledger::default());
+    let (mut spine, _) = Spine::open(&fs).expect("opens");
+    spine.append(&mut ledger, &[0, 3, 6, 9], Ack::Disk).await.expect("stored");
+    if delivered {
+        spine.deliver_through(LogSource::Ingest).await.expect("delivers");
+    }
+    if ran {
+        spine.run_through().await.expect("runs");
+    }
+    if changed {
+        spine.change(&mut ledger, "a rule").await.expect("changed");
+    }
+    let (next, seq) = (spine.log.bounds().next, spine.output.bounds().next);
+    let fs = fs.after_kill();
+    for path in fs.files() {
+        let gone = path.extension().is_some_and(|is| is == "log" || is == "sum");
+        if gone {
+            fs.lose(&path);
+        }
+    }
+    let (mut spine, reports) = Spine::open(&fs).unwrap_or_else(|error| panic!("{context}: {error}"));
+    assert_eq!(reports.log.burnt_to, Some(next), "{context}: {reports:?}");
+    let mut after = Ledger::default();
+    spine.append(&mut after, &[12], Ack::Disk).await.expect("stored");
+    assert!(spine.log.bounds().next > next, "{context}: no offset is used again");
+    spine.run_through().await.expect("runs");
+    let seqs = spine.output.read(spine.output.bounds().first, usize::MAX).expect("readable");
+    assert!(seqs.iter().all(|batch| batch.offset >= if ran { seq } else { 0 }), "{context}: nor a seq");
+    assert!(!changed || spine.registry.get("ever", "rule", "a rule").is_some(), "{context}");
+}
+
+#[test]
+fn spine_a_log_that_lost_its_end_goes_on_after_all_who_hold_its_rows() {
+    for (delivered, ran, changed) in
+        [(true, false, false), (false, true, false), (false, false, true), (true, true, true)]
+    {
+        wait(lose_log(delivered, ran, changed));
+    }
+}

@@ -99,7 +99,9 @@ fn fail_once(site: &str, fault: Fault) -> u64 {
     });
     let lived = wait(live(&fs, &mut ledger, 0));
     assert_eq!(lived, Ok(()), "{context}");
-    healed.map(|thread| thread.join().expect("it heals"));
+    if let Some(thread) = healed {
+        thread.join().expect("it heals");
+    }
     let failed = fs.failed();
     fs.heal();
     for (left, how) in [(fs.after_kill(), "killed"), (fs.after_crash(fault.nth), "power cut")] {
