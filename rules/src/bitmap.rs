@@ -21,6 +21,25 @@ impl Bitmap {
         Self { words }
     }
 
+    /// The rows whose bits are set in words of 64, the first row lowest; words past `rows` are left out, missing ones are empty.
+    pub fn from_words(words: impl Iterator<Item = u64>, rows: usize) -> Self {
+        let mut set = Self { words: words.take(rows.div_ceil(64)).collect() };
+        set.words.resize(rows.div_ceil(64), 0);
+        if let (Some(last), used @ 1..) = (set.words.last_mut(), rows % 64) {
+            *last &= (1 << used) - 1;
+        }
+        set
+    }
+
+    pub fn contains(&self, row: usize) -> bool {
+        self.words.get(row / 64).is_some_and(|word| word >> (row % 64) & 1 == 1)
+    }
+
+    /// How many rows.
+    pub fn len(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
     /// Adds a row below the bound; any other is ignored.
     pub fn insert(&mut self, row: usize) {
         if let Some(word) = self.words.get_mut(row / 64) {

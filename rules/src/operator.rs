@@ -158,7 +158,7 @@ impl SigmaOperator {
                 ::metrics::gauge!(metrics::PROBLEMS).set(problems.len() as f64);
                 ::metrics::gauge!(metrics::PREDICATES).set(rules.predicates() as f64);
                 ::metrics::gauge!(metrics::PARKED).set(0.0);
-                self.evaluator = Evaluator::new(Arc::new(rules), &self.config);
+                self.evaluator.replace_rules(Arc::new(rules), &self.config);
                 self.reported = Counts::default();
                 self.problems = problems;
             }

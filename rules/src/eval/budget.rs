@@ -58,6 +58,11 @@ impl Budget {
         self.parked.get(rule).copied().unwrap_or(false)
     }
 
+    /// What each rule and filter took, in nanoseconds and by samples, and over how many rows.
+    pub fn spent(&self) -> (impl Iterator<Item = u64> + '_, u64) {
+        (self.spent.iter().map(|spent| spent.ns), self.rows)
+    }
+
     /// Counts what a timed sample of a rule took.
     pub fn sampled(&mut self, rule: usize, ns: u64) {
         if let Some(spent) = self.spent.get_mut(rule) {

@@ -8,6 +8,7 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, TimeUnit};
 
+use crate::bitmap::Bitmap;
 use crate::datetime::write_time;
 
 /// A column whose values can be read as text.
@@ -59,6 +60,40 @@ impl<'a> Column<'a> {
         }
     }
 
+    /// The rows that have a value.
+    pub fn validity(self, rows: usize) -> Bitmap {
+        let nulls = match self {
+            Self::Text(array) => array.nulls(),
+            Self::Int(array) => array.nulls(),
+            Self::Int32(array) => array.nulls(),
+            Self::Float(array) => array.nulls(),
+            Self::Bool(array) => array.nulls(),
+            Self::Decimal(array) => array.nulls(),
+            Self::Time(array) => array.nulls(),
+            Self::List(lists) => {
+                let (items, offsets) = (lists.values(), lists.value_offsets());
+                let mut valid = Bitmap::empty(rows);
+                for (row, bounds) in offsets.windows(2).enumerate().filter(|(row, _)| lists.is_valid(*row)) {
+                    if let [start, end] = bounds
+                        && (*start..*end).any(|item| items.is_valid(item as usize))
+                    {
+                        valid.insert(row);
+                    }
+                }
+                return valid;
+            }
+            Self::Rest(values) => {
+                let mut valid = Bitmap::empty(rows);
+                values.iter().for_each(|(row, _)| valid.insert(*row as usize));
+                return valid;
+            }
+        };
+        match nulls {
+            None => Bitmap::full(rows),
+            Some(nulls) => Bitmap::from_words(nulls.inner().bit_chunks().iter_padded(), rows),
+        }
+    }
+
     /// Calls `visit` with each value of the row; a list has several, null has none. Says whether there was any.
     pub fn read(self, row: usize, buffer: &mut String, visit: &mut impl FnMut(&str)) -> bool {
         if !self.is_valid(row) {
@@ -103,7 +138,10 @@ impl<'a> Column<'a> {
                 visit(array.value(row));
                 return true;
             }
-            Self::Int(array) => write!(buffer, "{}", array.value(row)),
+            Self::Int(array) => {
+                push_int(array.value(row), buffer);
+                Ok(())
+            }
             Self::Int32(array) => write!(buffer, "{}", array.value(row)),
             Self::Float(array) => write!(buffer, "{}", array.value(row)),
             Self::Bool(array) => write!(buffer, "{}", array.value(row)),
@@ -120,6 +158,25 @@ impl<'a> Column<'a> {
         visit(buffer);
         true
     }
+}
+
+/// A whole number in decimal notation.
+pub(crate) fn push_int(value: i64, out: &mut String) {
+    if value < 0 {
+        out.push('-');
+    }
+    let (mut rest, mut digits, mut at) = (value.unsigned_abs(), [0u8; 20], 20);
+    loop {
+        at -= 1;
+        if let Some(digit) = digits.get_mut(at) {
+            *digit = b'0' + (rest % 10) as u8;
+        }
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    digits.iter().skip(at).for_each(|digit| out.push(char::from(*digit)));
 }
 
 /// An exact decimal without trailing zeros: `12.5`, `-0.001`, `3`.
@@ -142,6 +199,15 @@ fn write_decimal(value: i128, scale: i8, out: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_numbers_print_as_everywhere() {
+        for value in [0, 7, -1, 10, 99, 1_000_000, i64::MAX, i64::MIN] {
+            let mut out = String::new();
+            push_int(value, &mut out);
+            assert_eq!(out, value.to_string());
+        }
+    }
 
     #[test]
     fn decimals_print_without_trailing_zeros() {

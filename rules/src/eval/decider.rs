@@ -1,9 +1,9 @@
-//! Decides all predicates of one view on one value, in one pass per kind of predicate.
+//! Decides all predicates of one class on one value, in one pass per kind of predicate.
 
 use std::net::IpAddr;
 use std::time::Instant;
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, packed};
 use regex::Regex;
 use rustc_hash::FxHashMap;
 
@@ -20,17 +20,44 @@ use crate::number::{Comparison, Number};
 /// the square of its length to build.
 const DFA_LITERAL_BYTES_MAX: usize = 8 << 10;
 
-/// The predicates of one view, sorted by how they are decided.
+/// The predicates of one class by their numbers, sorted by how they are decided.
 #[derive(Debug, Default)]
 pub(crate) struct Decider {
     folded: Texts,
     cased: Texts,
-    regexes: Vec<(Regex, PredicateId)>,
-    cidrs: Vec<(Cidr, PredicateId)>,
-    equal_ints: FxHashMap<i64, Vec<PredicateId>>,
-    numbers: Vec<(Comparison, Number, PredicateId)>,
-    times: Vec<(TimePart, Comparison, Number, PredicateId)>,
+    regexes: Vec<(Regex, u32)>,
+    cidrs: Vec<(Cidr, u32)>,
+    equal_ints: FxHashMap<i64, Vec<u32>>,
+    numbers: Vec<(Comparison, Number, u32)>,
+    times: Vec<(TimePart, Comparison, Number, u32)>,
+    lengths: Lengths,
 }
+
+/// A set of lengths in bytes; those past 126 count as one.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lengths(u128);
+
+impl Lengths {
+    /// All from this one on.
+    fn from(length: usize) -> Self {
+        Self(u128::MAX << length.min(127))
+    }
+
+    fn insert(&mut self, length: usize) {
+        self.0 |= 1 << length.min(127);
+    }
+
+    fn contains(self, length: usize) -> bool {
+        self.0 >> length.min(127) & 1 == 1
+    }
+}
+
+/// Texts that are shorter are searched for the literals themselves at once.
+const PIECES_TEXT_MIN: usize = 48;
+/// Bytes of a piece of a literal; the searcher that is quick looks at four.
+const PIECE_BYTES: usize = 6;
+/// The most pieces that the quick searcher takes.
+const PIECES_MAX: usize = 64;
 
 /// Literals found in one value before the list of them is compacted: a literal may be in a long value millions of times.
 const HITS_MAX: usize = 4096;
@@ -38,19 +65,23 @@ const HITS_MAX: usize = 4096;
 /// Literals and patterns over the same form of the value.
 #[derive(Debug, Default)]
 struct Texts {
-    whole: FxHashMap<Box<str>, Vec<PredicateId>>,
+    whole: FxHashMap<Box<str>, Vec<u32>>,
     /// Finds every literal and the longest literal of every pattern.
     literals: Option<AhoCorasick>,
+    /// The lengths of text that may satisfy anything.
+    lengths: Lengths,
+    /// Finds a piece of each literal, many times faster; there if they are few.
+    pieces: Option<packed::Searcher>,
     /// For each literal, what finding it means.
     targets: Vec<Vec<Target>>,
-    globs: Vec<(Glob, PredicateId)>,
+    globs: Vec<(Glob, u32)>,
     /// Patterns without a literal.
     unfiltered: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Target {
-    At(Place, PredicateId),
+    At(Place, u32),
     /// The pattern with this index is worth trying.
     Glob(usize),
 }
@@ -62,12 +93,14 @@ pub(crate) struct Scratch {
     globs: Vec<usize>,
     decided: u64,
     /// What regular expressions took, in nanoseconds, for one value in [`SAMPLE`].
-    pub timed: Vec<(PredicateId, u64)>,
+    pub timed: Vec<(u32, u64)>,
+    /// The same by predicate, of the whole batch.
+    pub charged: Vec<(PredicateId, u64)>,
 }
 
 impl Decider {
     /// A decider of these predicates, which all look at one view.
-    pub fn new<'a>(predicates: impl Iterator<Item = (PredicateId, &'a Predicate)>) -> Self {
+    pub fn new<'a>(predicates: impl Iterator<Item = (u32, &'a Predicate)>) -> Self {
         let mut decider = Self::default();
         let (mut folded, mut cased) = (TextsBuilder::default(), TextsBuilder::default());
         for (id, predicate) in predicates {
@@ -89,11 +122,28 @@ impl Decider {
         }
         decider.folded = folded.build();
         decider.cased = cased.build();
+        decider.lengths = decider.all_lengths();
         decider
     }
 
+    /// The lengths of text that may satisfy anything.
+    fn all_lengths(&self) -> Lengths {
+        let others =
+            self.regexes.is_empty() && self.cidrs.is_empty() && self.numbers.is_empty() && self.times.is_empty();
+        if !(others && self.equal_ints.is_empty()) {
+            return Lengths::from(0);
+        }
+        Lengths(self.folded.lengths.0 | self.cased.lengths.0)
+    }
+
+    /// A quick look: `false` only if the value satisfies nothing.
+    pub fn may_satisfy(&self, value: &str) -> bool {
+        // Case folding keeps the length of ASCII text.
+        self.lengths.contains(value.len()) || !value.is_ascii()
+    }
+
     /// Leaves in `out` the predicates that `value` satisfies, ascending, each once.
-    pub fn decide(&self, value: &str, scratch: &mut Scratch, out: &mut Vec<PredicateId>) {
+    pub fn decide(&self, value: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
         out.clear();
         if !self.folded.is_empty() {
             let mut buffer = std::mem::take(&mut scratch.folded);
@@ -118,7 +168,7 @@ impl Decider {
         if !self.times.is_empty()
             && let Some(time) = parse_time(value)
         {
-            let holds = |(part, comparison, number, _): &&(TimePart, Comparison, Number, PredicateId)| {
+            let holds = |(part, comparison, number, _): &&(TimePart, Comparison, Number, u32)| {
                 comparison.holds(Number::Int(part.of(time)), *number)
             };
             out.extend(self.times.iter().filter(holds).map(|(.., id)| *id));
@@ -126,7 +176,7 @@ impl Decider {
         compact(out);
     }
 
-    fn decide_regexes(&self, value: &str, scratch: &mut Scratch, out: &mut Vec<PredicateId>) {
+    fn decide_regexes(&self, value: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
         scratch.decided += 1;
         let timed = scratch.decided.is_multiple_of(SAMPLE);
         for (regex, id) in &self.regexes {
@@ -140,7 +190,7 @@ impl Decider {
         }
     }
 
-    fn decide_number(&self, number: Number, out: &mut Vec<PredicateId>) {
+    fn decide_number(&self, number: Number, out: &mut Vec<u32>) {
         let int = match number {
             Number::Int(int) => Some(int),
             Number::Decimal { .. } => None,
@@ -151,7 +201,7 @@ impl Decider {
             }
         };
         out.extend(int.and_then(|int| self.equal_ints.get(&int)).into_iter().flatten());
-        let holds = |(comparison, own, _): &&(Comparison, Number, PredicateId)| comparison.holds(number, *own);
+        let holds = |(comparison, own, _): &&(Comparison, Number, u32)| comparison.holds(number, *own);
         out.extend(self.numbers.iter().filter(holds).map(|(.., id)| *id));
     }
 }
@@ -161,11 +211,14 @@ impl Texts {
         self.whole.is_empty() && self.literals.is_none() && self.unfiltered.is_empty()
     }
 
-    fn decide(&self, text: &str, globs: &mut Vec<usize>, out: &mut Vec<PredicateId>) {
+    fn decide(&self, text: &str, globs: &mut Vec<usize>, out: &mut Vec<u32>) {
         out.extend(self.whole.get(text).into_iter().flatten());
         globs.clear();
         globs.extend(&self.unfiltered);
-        if let Some(literals) = &self.literals {
+        let worth = |pieces: &packed::Searcher| text.len() < PIECES_TEXT_MIN || pieces.find(text).is_some();
+        if let Some(literals) = &self.literals
+            && self.pieces.as_ref().is_none_or(worth)
+        {
             let mut full = HITS_MAX;
             for found in literals.find_overlapping_iter(text) {
                 if out.len() + globs.len() > full {
@@ -206,19 +259,21 @@ struct TextsBuilder {
 }
 
 impl TextsBuilder {
-    fn literal(&mut self, place: Place, literal: &str, id: PredicateId) {
+    fn literal(&mut self, place: Place, literal: &str, id: u32) {
         if place == Place::Whole || literal.is_empty() {
+            self.texts.lengths.insert(literal.len());
             self.texts.whole.entry(literal.into()).or_default().push(id);
         } else {
             self.target(literal, Target::At(place, id));
         }
     }
 
-    fn glob(&mut self, glob: &Glob, id: PredicateId) {
+    fn glob(&mut self, glob: &Glob, id: u32) {
         let at = self.texts.globs.len();
         self.texts.globs.push((glob.clone(), id));
         let literal = glob.longest_literal();
         if literal.is_empty() {
+            self.texts.lengths = Lengths::from(0);
             self.texts.unfiltered.push(at);
         } else {
             self.target(&literal, Target::Glob(at));
@@ -229,6 +284,7 @@ impl TextsBuilder {
         let next = self.literals.len();
         let number = *self.numbers.entry(literal.into()).or_insert(next);
         if number == next {
+            self.texts.lengths.0 |= Lengths::from(literal.len()).0;
             self.literals.push(literal.into());
             self.texts.targets.push(Vec::new());
         }
@@ -237,8 +293,24 @@ impl TextsBuilder {
         }
     }
 
+    /// A searcher for the first bytes of each literal.
+    fn pieces(&self) -> Option<packed::Searcher> {
+        let mut pieces: Vec<&[u8]> = self
+            .literals
+            .iter()
+            .filter_map(|literal| literal.as_bytes().get(..literal.len().min(PIECE_BYTES)))
+            .collect();
+        pieces.sort_unstable();
+        pieces.dedup();
+        if pieces.len() > PIECES_MAX || pieces.iter().any(|piece| piece.len() < 2) {
+            return None;
+        }
+        packed::Config::new().builder().extend(pieces).build()
+    }
+
     fn build(mut self) -> Texts {
         if !self.literals.is_empty() {
+            self.texts.pieces = self.pieces();
             let bytes: usize = self.literals.iter().map(|literal| literal.len()).sum();
             let kind = (bytes > DFA_LITERAL_BYTES_MAX).then_some(AhoCorasickKind::ContiguousNFA);
             let literals = self.literals.iter().map(|literal| literal.as_bytes());

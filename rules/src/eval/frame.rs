@@ -1,142 +1,21 @@
-//! One batch while it is evaluated: which columns each view has, which rows satisfy which predicate.
+//! One batch while it is evaluated: which rows satisfy which predicate, and which program.
 
-use arrow::array::RecordBatch;
 use rustc_hash::FxHashMap;
-use tidegate_events::REST_COLUMN;
 
 use crate::bitmap::Bitmap;
+use crate::compile::RuleSet;
 use crate::compile::interner::View;
 use crate::compile::matcher::Place;
 use crate::compile::program::{Node, PredicateId, ViewId};
 use crate::eval::column::Column;
+use crate::eval::plan::Plan;
 use crate::fold::fold;
 
-/// Core columns that say how an event was stored, not what it says: keywords are not searched in them.
-const NOT_SEARCHED: [&str; 10] =
-    ["time", "received_time", "event_id", "org_id", "source", "category", "class", "activity", "severity", "outcome"];
-
-/// Whether keywords are searched in the column.
-pub(crate) fn is_searched(column: &str) -> bool {
-    !NOT_SEARCHED.contains(&column)
-}
-
-/// The columns that rules name, and which views each is in with which rank.
-#[derive(Debug, Default)]
-pub(crate) struct ColumnIndex {
-    by_name: FxHashMap<String, Vec<(ViewId, usize)>>,
-    keywords: Vec<ViewId>,
-}
-
-impl ColumnIndex {
-    pub fn new(views: &[View]) -> Self {
-        let mut index = Self::default();
-        for (view, kind) in views.iter().enumerate() {
-            match kind {
-                View::Keywords { .. } => index.keywords.push(view as ViewId),
-                View::Field(names) => {
-                    for (rank, name) in names.iter().enumerate() {
-                        index.by_name.entry(name.clone()).or_default().push((view as ViewId, rank));
-                    }
-                }
-            }
-        }
-        index
-    }
-
-    /// The views that a column is in. Names of fields may have spaces that rules leave out ("Threat Name").
-    fn views_of(&self, name: &str) -> impl Iterator<Item = (ViewId, usize)> + '_ {
-        let direct = self.by_name.get(name);
-        let squeezed = name.contains(' ').then(|| self.by_name.get(&name.replace(' ', ""))).flatten();
-        direct.into_iter().chain(squeezed).flatten().copied()
-    }
-
-    /// The columns of each view in a batch, best first.
-    pub fn resolve<'a>(&self, rows: &'a RecordBatch, rest: &'a RestFields, views: usize) -> Vec<Vec<Column<'a>>> {
-        let mut ranked: Vec<Vec<(usize, Column<'a>)>> = vec![Vec::new(); views];
-        let mut searched = Vec::new();
-        for (field, array) in rows.schema_ref().fields().iter().zip(rows.columns()) {
-            let Some(column) = Column::new(array) else { continue };
-            for (view, rank) in self.views_of(field.name()) {
-                if let Some(columns) = ranked.get_mut(view as usize) {
-                    columns.push((rank, column));
-                }
-            }
-            if is_searched(field.name()) {
-                searched.push(column);
-            }
-        }
-        for (name, values) in &rest.by_name {
-            for (view, rank) in self.views_of(name) {
-                if let Some(columns) = ranked.get_mut(view as usize) {
-                    columns.push((rank, Column::Rest(values)));
-                }
-            }
-        }
-        let best_first = |mut columns: Vec<(usize, Column<'a>)>| {
-            columns.sort_by_key(|(rank, _)| *rank);
-            columns.into_iter().map(|(_, column)| column).collect()
-        };
-        let mut columns: Vec<Vec<Column<'a>>> = ranked.into_iter().map(best_first).collect();
-        for view in &self.keywords {
-            if let Some(columns) = columns.get_mut(*view as usize) {
-                columns.clone_from(&searched);
-            }
-        }
-        columns
-    }
-}
-
-/// Fields that rules name and that have no column of their own in a batch, from the JSON of [`REST_COLUMN`].
-#[derive(Debug, Default)]
-pub(crate) struct RestFields {
-    by_name: FxHashMap<String, Vec<(u32, String)>>,
-}
-
-impl RestFields {
-    pub fn read(rows: &RecordBatch, index: &ColumnIndex) -> Self {
-        let mut fields = Self::default();
-        let Some(Column::Text(array)) = rows.column_by_name(REST_COLUMN).and_then(Column::new) else { return fields };
-        for (row, text) in array.iter().enumerate() {
-            // The column is written by our own decoders; a row that is not JSON has no fields.
-            if let Some(Ok(value)) = text.map(serde_json::from_str::<serde_json::Value>) {
-                fields.add(row as u32, &mut String::new(), &value, index);
-            }
-        }
-        fields
-    }
-
-    fn add(&mut self, row: u32, path: &mut String, value: &serde_json::Value, index: &ColumnIndex) {
-        match value {
-            serde_json::Value::Null => {}
-            serde_json::Value::Array(items) => items.iter().for_each(|item| self.add(row, path, item, index)),
-            serde_json::Value::Object(members) => {
-                for (name, member) in members {
-                    let length = path.len();
-                    if length > 0 {
-                        path.push('.');
-                    }
-                    path.push_str(name);
-                    self.add(row, path, member, index);
-                    path.truncate(length);
-                }
-            }
-            scalar => {
-                if index.views_of(path).next().is_some() {
-                    let text = scalar.as_str().map_or_else(|| scalar.to_string(), str::to_owned);
-                    self.by_name.entry(path.clone()).or_default().push((row, text));
-                }
-            }
-        }
-    }
-}
-
-/// A view of one batch, encoded: which rows have which of the values that satisfy anything.
+/// A column of one batch, or all that keywords are searched in: which rows have which of the values that satisfy anything.
 #[derive(Debug, Default)]
 pub(crate) struct Encoded {
-    /// Rows with any value.
-    pub present: Bitmap,
     /// (predicate, value), ascending.
-    pub hits: Vec<(PredicateId, u32)>,
+    hits: Vec<(PredicateId, u32)>,
     /// Where the rows of each value start in `rows`; one more at the end.
     starts: Vec<u32>,
     rows: Vec<u32>,
@@ -144,7 +23,7 @@ pub(crate) struct Encoded {
 
 impl Encoded {
     /// From (value, row) pairs in row order, of `values` values.
-    pub fn new(present: Bitmap, mut hits: Vec<(PredicateId, u32)>, pairs: &[(u32, u32)], values: usize) -> Self {
+    pub fn new(mut hits: Vec<(PredicateId, u32)>, pairs: &[(u32, u32)], values: usize) -> Self {
         hits.sort_unstable();
         let mut starts = vec![0u32; values + 1];
         for (value, _) in pairs {
@@ -165,12 +44,16 @@ impl Encoded {
                 *at += 1;
             }
         }
-        Self { present, hits, starts, rows }
+        Self { hits, starts, rows }
     }
 
-    /// The rows that satisfy a predicate of this view.
-    fn rows_of(&self, predicate: PredicateId, rows: usize) -> Bitmap {
-        let mut bitmap = Bitmap::empty(rows);
+    /// The predicates that any value satisfies, ascending.
+    fn predicates(&self) -> impl Iterator<Item = PredicateId> + '_ {
+        self.hits.chunk_by(|(left, _), (right, _)| left == right).filter_map(|same| Some(same.first()?.0))
+    }
+
+    /// Adds the rows that satisfy a predicate.
+    fn add_rows_of(&self, predicate: PredicateId, bitmap: &mut Bitmap) {
         let from = self.hits.partition_point(|(own, _)| *own < predicate);
         for (_, value) in self.hits.get(from..).into_iter().flatten().take_while(|(own, _)| *own == predicate) {
             let bounds = (self.starts.get(*value as usize), self.starts.get(*value as usize + 1));
@@ -179,22 +62,55 @@ impl Encoded {
                 rows.into_iter().flatten().for_each(|row| bitmap.insert(*row as usize));
             }
         }
-        bitmap
     }
 }
 
 /// A batch under evaluation.
 pub(crate) struct Frame<'a> {
     pub rows: usize,
-    pub columns: &'a [Vec<Column<'a>>],
+    pub rules: &'a RuleSet,
+    pub plan: &'a Plan,
+    /// In the order of the plan.
+    pub columns: &'a [Option<Column<'a>>],
     pub encoded: Vec<Option<Encoded>>,
+    /// Of keyword views: all columns that are searched.
+    pub keywords: Vec<(ViewId, Encoded)>,
     bitmaps: FxHashMap<PredicateId, Bitmap>,
 }
 
 impl<'a> Frame<'a> {
-    pub fn new(rows: usize, columns: &'a [Vec<Column<'a>>]) -> Self {
+    pub fn new(rows: usize, rules: &'a RuleSet, plan: &'a Plan, columns: &'a [Option<Column<'a>>]) -> Self {
         let encoded = std::iter::repeat_with(|| None).take(columns.len()).collect();
-        Self { rows, columns, encoded, bitmaps: FxHashMap::default() }
+        Self { rows, rules, plan, columns, encoded, keywords: Vec::new(), bitmaps: FxHashMap::default() }
+    }
+
+    /// The predicates that hold somewhere in what was encoded so far; some more than once.
+    pub fn holding(&self) -> impl Iterator<Item = PredicateId> + '_ {
+        let keywords = self.keywords.iter().map(|(_, encoded)| encoded);
+        self.encoded.iter().flatten().chain(keywords).flat_map(Encoded::predicates)
+    }
+
+    fn is_keywords(&self, view: ViewId) -> bool {
+        matches!(self.rules.views.get(view as usize), Some(View::Keywords { .. }))
+    }
+
+    /// The columns of a view, best first.
+    fn columns_of(&self, view: ViewId) -> impl Iterator<Item = Column<'a>> + use<'a> {
+        let columns = self.columns;
+        let own = self.plan.views.get(&view).into_iter().flatten();
+        own.filter_map(move |at| columns.get(*at as usize).copied().flatten())
+    }
+
+    /// The rows with a value in the view.
+    fn present(&self, view: ViewId) -> Bitmap {
+        let mut present = Bitmap::empty(self.rows);
+        if self.is_keywords(view) {
+            let searched = self.plan.columns.iter().zip(self.columns).filter(|(planned, _)| planned.searched);
+            searched.filter_map(|(_, column)| *column).for_each(|column| present.or(&column.validity(self.rows)));
+        } else {
+            self.columns_of(view).for_each(|column| present.or(&column.validity(self.rows)));
+        }
+        present
     }
 
     /// The rows of `mask` for which the program is true.
@@ -205,14 +121,11 @@ impl<'a> Frame<'a> {
                 rows.and(self.satisfied(*id, view_of(*id)));
                 rows
             }
-            Node::Present(view) => match self.encoded.get(*view as usize) {
-                Some(Some(encoded)) => {
-                    let mut rows = mask.clone();
-                    rows.and(&encoded.present);
-                    rows
-                }
-                _ => Bitmap::empty(self.rows),
-            },
+            Node::Present(view) => {
+                let mut rows = self.present(*view);
+                rows.and(mask);
+                rows
+            }
             Node::Fields { left, right, place, cased } => self.related(*left, *right, *place, *cased, mask),
             Node::And(nodes) => {
                 let mut rows = mask.clone();
@@ -250,12 +163,42 @@ impl<'a> Frame<'a> {
         }
     }
 
-    fn satisfied(&mut self, predicate: PredicateId, view: ViewId) -> &Bitmap {
-        let rows = self.rows;
-        let encoded = self.encoded.get(view as usize).and_then(Option::as_ref);
-        self.bitmaps
-            .entry(predicate)
-            .or_insert_with(|| encoded.map_or_else(|| Bitmap::empty(rows), |encoded| encoded.rows_of(predicate, rows)))
+    /// The rows that satisfy a predicate: of each row, the first column of the view that has a value counts.
+    pub fn satisfied(&mut self, predicate: PredicateId, view: ViewId) -> &Bitmap {
+        if !self.bitmaps.contains_key(&predicate) {
+            let rows = self.find(predicate, view);
+            self.bitmaps.insert(predicate, rows);
+        }
+        self.bitmaps.entry(predicate).or_default()
+    }
+
+    fn find(&self, predicate: PredicateId, view: ViewId) -> Bitmap {
+        let mut found = Bitmap::empty(self.rows);
+        if self.is_keywords(view) {
+            let own = self.keywords.iter().filter(|(own, _)| *own == view);
+            own.for_each(|(_, encoded)| encoded.add_rows_of(predicate, &mut found));
+            return found;
+        }
+        let Some(own) = self.plan.views.get(&view) else { return found };
+        if let [only] = own.as_slice() {
+            let encoded = self.encoded.get(*only as usize).into_iter().flatten();
+            encoded.for_each(|encoded| encoded.add_rows_of(predicate, &mut found));
+            return found;
+        }
+        let mut open = Bitmap::full(self.rows);
+        for at in own {
+            let at = *at as usize;
+            if let Some(Some(encoded)) = self.encoded.get(at) {
+                let mut rows = Bitmap::empty(self.rows);
+                encoded.add_rows_of(predicate, &mut rows);
+                rows.and(&open);
+                found.or(&rows);
+            }
+            if let Some(Some(column)) = self.columns.get(at) {
+                open.and_not(&column.validity(self.rows));
+            }
+        }
+        found
     }
 
     fn related(&self, left: ViewId, right: ViewId, place: Place, cased: bool, mask: &Bitmap) -> Bitmap {
@@ -263,7 +206,7 @@ impl<'a> Frame<'a> {
         let mut buffer = String::new();
         let mut read = |view: ViewId, row: usize| {
             let mut values = Vec::new();
-            for column in self.columns.get(view as usize).into_iter().flatten() {
+            for column in self.columns_of(view) {
                 let mut take =
                     |value: &str| values.push(if cased { value.to_owned() } else { fold(value).into_owned() });
                 if column.read(row, &mut buffer, &mut take) {

@@ -4,21 +4,19 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use xxhash_rust::xxh3::xxh3_128_with_seed;
-
-use crate::compile::program::PredicateId;
+use xxhash_rust::xxh3::xxh3_128_with_secret;
 
 /// A value that was decided.
 #[derive(Debug, Clone)]
 pub(crate) struct Decided {
-    /// What it satisfies, ascending; most values satisfy nothing.
-    pub satisfied: Option<Arc<[PredicateId]>>,
-    /// The batch that met it last, and its number in that batch.
-    pub batch: u64,
+    /// What it satisfies, as numbers of the class, ascending; most values satisfy nothing.
+    pub satisfied: Option<Arc<[u32]>>,
+    /// The walk that met it last, and its number in that walk.
+    pub walk: u64,
     pub number: u32,
 }
 
-/// The decided values of one view. Keys are 128-bit hashes with a seed that is new in each process, so that nobody can
+/// The decided values of one class. Keys are 128-bit hashes with a secret that is new in each process, so that nobody can
 /// prepare values that are taken for each other.
 #[derive(Debug, Default)]
 pub(crate) struct Memo {
@@ -28,18 +26,14 @@ pub(crate) struct Memo {
 
 impl Memo {
     /// The entry of a value; `true` if it was young or old, `false` if `decide` made it now.
-    pub fn get_or_decide(
-        &mut self,
-        key: u128,
-        decide: impl FnOnce() -> Option<Arc<[PredicateId]>>,
-    ) -> (&mut Decided, Met) {
+    pub fn get_or_decide(&mut self, key: u128, decide: impl FnOnce() -> Option<Arc<[u32]>>) -> (&mut Decided, Met) {
         let old = &mut self.old;
         let mut met = Met::Young;
         let entry = self.young.entry(key).or_insert_with(|| {
             met = Met::Old;
             old.remove(&key).unwrap_or_else(|| {
                 met = Met::New;
-                Decided { satisfied: decide(), batch: 0, number: 0 }
+                Decided { satisfied: decide(), walk: 0, number: 0 }
             })
         });
         (entry, met)
@@ -64,9 +58,31 @@ pub(crate) enum Met {
     New,
 }
 
-/// The key of a value.
-pub(crate) fn key_of(value: &str, seed: u64) -> u128 {
-    xxh3_128_with_seed(value.as_bytes(), seed)
+/// Makes keys of values.
+#[derive(Debug)]
+pub(crate) struct Keys {
+    /// With a secret instead of a seed, long values need no secret made of the seed for each.
+    secret: [u8; SECRET_BYTES],
+}
+
+/// What the hash asks for.
+const SECRET_BYTES: usize = 192;
+
+impl Default for Keys {
+    fn default() -> Self {
+        let mut secret = [0; SECRET_BYTES];
+        for chunk in secret.chunks_mut(8) {
+            let random = std::hash::RandomState::new().build_hasher().finish().to_le_bytes();
+            chunk.copy_from_slice(random.get(..chunk.len()).unwrap_or_default());
+        }
+        Self { secret }
+    }
+}
+
+impl Keys {
+    pub fn key_of(&self, value: &str) -> u128 {
+        xxh3_128_with_secret(value.as_bytes(), &self.secret)
+    }
 }
 
 /// Keys are hashes already.

@@ -2,20 +2,24 @@
 //!
 //! 1. **Route**: the few fields that tell log sources apart are decided, and each log source gets its rows. Rules of a log
 //!    source without rows cost nothing.
-//! 2. **Decide**: each field that rules of the live log sources read is walked once. Each *distinct value* is decided once,
-//!    against all predicates of all rules on that field, and remembered across batches. Most values satisfy nothing and
-//!    leave nothing behind.
+//! 2. **Decide**: each column that rules of the live log sources read is walked once. Each *distinct value* is decided once,
+//!    against all predicates of all rules on columns of that name, and remembered across batches, unless values of the column
+//!    hardly ever come back. Most values satisfy nothing and leave nothing behind.
 //! 3. **Witness**: only rules of which a witness predicate is satisfied somewhere in the batch are looked at.
 //! 4. **Combine**: their programs run on bitmaps of rows, narrowing as they go.
 
 mod budget;
+mod class;
 mod column;
 mod decider;
 mod frame;
 mod memo;
+mod plan;
+pub mod profile;
+mod route;
 pub mod trial;
+mod walk;
 
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -33,20 +37,23 @@ use crate::config::RulesConfig;
 use crate::metrics;
 pub use budget::Parked;
 use budget::{Budget, SAMPLE};
+use class::Class;
 pub(crate) use column::Column;
-use decider::{Decider, Scratch};
-pub(crate) use frame::is_searched;
-use frame::{ColumnIndex, Encoded, Frame, RestFields};
-use memo::{Memo, Met, key_of};
+use decider::Scratch;
+use frame::Frame;
+pub(crate) use plan::is_searched;
+use plan::{ClassId, ColumnIndex};
+use route::Router;
+use walk::Walk;
 
 /// What an evaluator did since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Rows of the datasets that rules look at.
     pub rows: u64,
-    /// Values looked up in the memo.
+    /// Values looked up; a value that is that of the row before is not.
     pub values: u64,
-    /// Values that were not there and were decided.
+    /// Values that were not remembered and were decided.
     pub decided: u64,
     /// Rules whose witness was found in a batch.
     pub candidates: u64,
@@ -59,13 +66,21 @@ pub struct Counts {
 pub struct Evaluator {
     rules: Arc<RuleSet>,
     index: ColumnIndex,
-    views: Vec<ViewState>,
-    /// The views that log sources are told apart by.
-    routing: Vec<ViewId>,
+    router: Router,
+    classes: Vec<Class>,
+    /// The predicates of each view.
+    by_view: Vec<Vec<PredicateId>>,
+    /// For each predicate, whether a log source or a rule that is not parked needs it.
+    needed: Vec<bool>,
+    /// For each log source, the views that its rules read; the keyword views are apart.
+    sources: Vec<Vec<ViewId>>,
+    /// For each log source, whether its rules have keywords.
+    searching: Vec<bool>,
     memo_values_max: usize,
     remembered: usize,
-    seed: u64,
     batch: u64,
+    /// Columns that were walked so far.
+    walks: u64,
     /// The last batch in which each rule was a candidate.
     tried: Vec<u64>,
     budget: Budget,
@@ -73,46 +88,62 @@ pub struct Evaluator {
     scratch: Scratch,
 }
 
-#[derive(Debug, Default)]
-struct ViewState {
-    decider: Decider,
-    memo: Memo,
-}
-
 impl Evaluator {
     /// An evaluator with an empty memo.
     pub fn new(rules: Arc<RuleSet>, config: &RulesConfig) -> Self {
-        let mut routing = vec![rules.source_view];
-        for routed in &rules.log_sources {
-            routed.program.visit(&mut |leaf| match leaf {
-                Leaf::Predicate(id) => routing.push(view_of(&rules)(id)),
-                Leaf::View(view) => routing.push(view),
-            });
+        let (index, classes) = ColumnIndex::new(&rules.views);
+        let mut by_view = vec![Vec::new(); rules.views.len()];
+        for (id, predicate) in rules.predicates.iter().enumerate() {
+            if let Some(own) = by_view.get_mut(predicate.view as usize) {
+                own.push(id as PredicateId);
+            }
         }
-        routing.sort_unstable();
-        routing.dedup();
         let mut evaluator = Self {
-            index: ColumnIndex::new(&rules.views),
-            views: Vec::new(),
-            routing,
+            index,
+            router: Router::new(&rules),
+            classes: classes.into_iter().map(Class::new).collect(),
+            by_view,
+            needed: Vec::new(),
+            sources: Vec::new(),
+            searching: Vec::new(),
             memo_values_max: config.memo_values_max,
             remembered: 0,
-            seed: std::hash::RandomState::new().build_hasher().finish(),
             batch: 0,
+            walks: 0,
             tried: vec![0; rules.rules.len()],
             budget: Budget::new(rules.rules.len() + rules.filters.len(), config.rule_event_ns_max),
             counts: Counts::default(),
             scratch: Scratch::default(),
             rules,
         };
-        let deciders = evaluator.deciders(|_| true);
-        evaluator.views =
-            deciders.into_iter().map(|(_, decider)| ViewState { decider, memo: Memo::default() }).collect();
+        evaluator.find_needed();
         evaluator
     }
 
-    /// Deciders of the predicates that a log source or a rule that is not parked needs, for these views, in order.
-    fn deciders(&self, wanted: impl Fn(ViewId) -> bool) -> Vec<(ViewId, Decider)> {
+    /// Puts other rules in force. What is remembered of values stays where the predicates on them are the same.
+    pub fn replace_rules(&mut self, rules: Arc<RuleSet>, config: &RulesConfig) {
+        let mut new = Self::new(rules, config);
+        let mut pairs = new.index.shared(&self.index);
+        for (at, routed) in new.rules.log_sources.iter().enumerate() {
+            let before = self.rules.log_sources.iter().position(|other| other.name == routed.name);
+            let before = before.and_then(|before| self.index.keywords_of(before));
+            pairs.extend(new.index.keywords_of(at).zip(before).map(|((own, _), (other, _))| (own, other)));
+        }
+        for (own, other) in pairs {
+            if let (Some(own), Some(other)) = (new.classes.get_mut(own as usize), self.classes.get_mut(other as usize))
+            {
+                own.inherit(std::mem::take(other));
+            }
+        }
+        new.remembered = new.remembered();
+        // What is remembered is found by these, and says when it was met by that.
+        new.index.keys = std::mem::take(&mut self.index.keys);
+        (new.batch, new.walks) = (self.batch, self.walks);
+        *self = new;
+    }
+
+    /// Finds what log sources, and the rules that are not parked, read.
+    fn find_needed(&mut self) {
         let rules = &self.rules;
         let running = |users: &Vec<u32>| users.iter().any(|rule| !self.budget.is_parked(*rule as usize));
         let mut needed: Vec<bool> = rules.users.iter().map(running).collect();
@@ -125,18 +156,20 @@ impl Evaluator {
                 }
             });
         }
-        let mut by_view: Vec<Vec<PredicateId>> = vec![Vec::new(); rules.views.len()];
-        for (id, predicate) in rules.predicates.iter().enumerate() {
-            if let (Some(true), Some(own)) = (needed.get(id), by_view.get_mut(predicate.view as usize)) {
-                own.push(id as PredicateId);
-            }
-        }
-        let views = by_view.into_iter().enumerate().map(|(view, ids)| (view as ViewId, ids));
-        let decider = |(view, ids): (ViewId, Vec<PredicateId>)| {
-            let predicates = ids.iter().filter_map(|id| Some((*id, rules.predicates.get(*id as usize)?)));
-            (view, Decider::new(predicates))
+        let wanted = |view: &ViewId| {
+            let own = self.by_view.get(*view as usize).into_iter().flatten();
+            own.into_iter().any(|id| needed.get(*id as usize) == Some(&true))
         };
-        views.filter(|(view, _)| wanted(*view)).map(decider).collect()
+        let keywords = |view: &ViewId| matches!(rules.views.get(*view as usize), Some(View::Keywords { .. }));
+        self.sources = Vec::with_capacity(rules.log_sources.len());
+        self.searching = Vec::with_capacity(rules.log_sources.len());
+        for routed in &rules.log_sources {
+            let (keywords, fields): (Vec<ViewId>, Vec<ViewId>) =
+                routed.views.iter().filter(|view| wanted(view)).partition(|view| keywords(view));
+            self.sources.push(fields);
+            self.searching.push(!keywords.is_empty());
+        }
+        self.needed = needed;
     }
 
     /// The rules.
@@ -167,9 +200,10 @@ impl Evaluator {
         }
         self.batch += 1;
         self.counts.rows += rows as u64;
-        let rest = RestFields::read(&batch.rows, &self.index);
-        let columns = self.index.resolve(&batch.rows, &rest, rules.views.len());
-        let mut frame = Frame::new(rows, &columns);
+        let rest = self.index.rest(&batch.rows);
+        let plan = self.index.plan(&batch.rows, &rest, &self.sources);
+        let columns = plan::columns(&plan, &batch.rows, &rest);
+        let mut frame = Frame::new(rows, &rules, &plan, &columns);
         let live = self.route(batch.dataset, &mut frame);
         self.decide(&live, &mut frame);
         let mut found = self.combine(&batch.rows, &live, &mut frame);
@@ -183,112 +217,117 @@ impl Evaluator {
 
     /// The log sources that have rows, with their rows.
     fn route(&mut self, dataset: Dataset, frame: &mut Frame<'_>) -> Vec<(usize, Bitmap)> {
-        let rules = self.rules.clone();
         let all = Bitmap::full(frame.rows);
-        for view in self.routing.clone() {
-            self.encode(view, &all, frame);
+        let views = std::mem::take(&mut self.router.views);
+        for view in &views {
+            for at in frame.plan.views.get(view).into_iter().flatten() {
+                self.encode(*at as usize, &all, frame);
+            }
         }
+        self.router.views = views;
+        let candidates = self.router.candidates(frame.holding());
         let mut live = Vec::new();
-        for (at, routed) in rules.log_sources.iter().enumerate() {
-            if routed.dataset == dataset {
-                let rows = frame.run(&routed.program, &all, &view_of(&rules));
-                if !rows.is_empty() {
-                    live.push((at, rows));
-                }
+        for at in candidates {
+            let Some(routed) = frame.rules.log_sources.get(at).filter(|routed| routed.dataset == dataset) else {
+                continue;
+            };
+            let rows = frame.run(&routed.program, &all, &view_of(frame.rules));
+            if !rows.is_empty() {
+                live.push((at, rows));
             }
         }
         live
     }
 
-    /// Decides every view that rules of live log sources read, on the rows of those log sources.
+    /// Decides every column that rules of live log sources read, on the rows of those log sources.
     fn decide(&mut self, live: &[(usize, Bitmap)], frame: &mut Frame<'_>) {
-        let rules = self.rules.clone();
-        let mut wanted: FxHashMap<ViewId, Bitmap> = FxHashMap::default();
+        let mut wanted: Vec<Option<Bitmap>> = vec![None; frame.columns.len()];
+        let mut searching = Vec::new();
+        let add = |place: &mut Option<Bitmap>, rows: &Bitmap| match place {
+            Some(place) => place.or(rows),
+            None => *place = Some(rows.clone()),
+        };
         for (at, rows) in live {
-            for view in rules.log_sources.get(*at).map(|routed| routed.views.as_slice()).unwrap_or_default() {
-                let has_columns = frame.columns.get(*view as usize).is_some_and(|columns| !columns.is_empty());
-                let encoded = frame.encoded.get(*view as usize).is_some_and(Option::is_some);
-                if has_columns && !encoded {
-                    wanted.entry(*view).or_insert_with(|| Bitmap::empty(frame.rows)).or(rows);
+            for column in frame.plan.sources.get(*at).into_iter().flatten() {
+                if let Some(place) = wanted.get_mut(*column as usize) {
+                    add(place, rows);
                 }
             }
+            if self.searching.get(*at) == Some(&true) {
+                searching.extend(self.index.keywords_of(*at).map(|keywords| (keywords, rows)));
+            }
         }
-        for (view, rows) in wanted {
-            self.encode(view, &rows, frame);
+        for (at, rows) in wanted.iter().enumerate() {
+            if let Some(rows) = rows {
+                self.encode(at, rows, frame);
+            }
+        }
+        for ((class, view), rows) in searching {
+            let columns = frame.plan.columns.iter().zip(frame.columns).filter(|(planned, _)| planned.searched);
+            let columns = columns.filter_map(|(_, column)| *column);
+            let encoded = self.walk(class, |walk| columns.for_each(|column| walk.column(column, rows)));
+            frame.keywords.extend(encoded.map(|encoded| (view, encoded)));
         }
     }
 
-    /// Walks the values of a view in some rows.
-    fn encode(&mut self, view: ViewId, mask: &Bitmap, frame: &mut Frame<'_>) {
-        let (Some(state), Some(columns)) = (self.views.get_mut(view as usize), frame.columns.get(view as usize)) else {
+    /// Walks the values of a column in some rows, unless that was done.
+    fn encode(&mut self, at: usize, rows: &Bitmap, frame: &mut Frame<'_>) {
+        let class = frame.plan.columns.get(at).and_then(|planned| planned.class);
+        let (Some(class), Some(Some(column)), Some(None)) = (class, frame.columns.get(at), frame.encoded.get(at))
+        else {
             return;
         };
-        if columns.is_empty() {
-            return;
+        let encoded = self.walk(class, |walk| walk.column(*column, rows));
+        if let Some(place) = frame.encoded.get_mut(at) {
+            *place = encoded;
         }
-        let every = matches!(self.rules.views.get(view as usize), Some(View::Keywords { .. }));
-        let mut walk = Walk {
-            state,
-            scratch: &mut self.scratch,
-            satisfied: Vec::new(),
-            seed: self.seed,
-            batch: self.batch,
-            values: 0,
-            looked_up: 0,
-            decided: 0,
-            hits: Vec::new(),
-            pairs: Vec::new(),
-        };
-        let mut present = Bitmap::empty(frame.rows);
-        let mut buffer = String::new();
-        for row in mask.iter() {
-            for column in columns {
-                if column.read(row, &mut buffer, &mut |value| walk.value(row as u32, value)) {
-                    present.insert(row);
-                    if !every {
-                        break;
-                    }
-                }
-            }
+    }
+
+    /// Walks values that are asked for the predicates of a class.
+    fn walk(&mut self, class: ClassId, values: impl FnOnce(&mut Walk<'_>)) -> Option<frame::Encoded> {
+        let state = self.classes.get_mut(class as usize)?.state(&self.rules, &self.by_view, &self.needed);
+        if state.predicates.is_empty() {
+            return None;
         }
-        self.remembered += walk.decided as usize;
-        self.counts.values += walk.looked_up;
-        self.counts.decided += walk.decided;
-        let encoded = Encoded::new(present, walk.hits, &walk.pairs, walk.values as usize);
-        if let Some(place) = frame.encoded.get_mut(view as usize) {
-            *place = Some(encoded);
+        self.walks += 1;
+        let mut walk = Walk::new(state, &mut self.scratch, &self.index.keys, self.batch, self.walks);
+        values(&mut walk);
+        self.remembered += walk.remembered;
+        self.counts.values += u64::from(walk.looked_up);
+        self.counts.decided += u64::from(walk.decided);
+        let encoded = walk.finish();
+        for (number, ns) in self.scratch.timed.drain(..) {
+            let predicates = state.predicates.get(number as usize).into_iter().flatten();
+            self.scratch.charged.extend(predicates.map(|id| (*id, ns)));
         }
+        Some(encoded)
     }
 
     /// Runs the rules that may match.
     fn combine(&mut self, rows: &RecordBatch, live: &[(usize, Bitmap)], frame: &mut Frame<'_>) -> Vec<(usize, usize)> {
-        let rules = self.rules.clone();
-        let live: FxHashMap<usize, &Bitmap> = live.iter().map(|(at, rows)| (*at, rows)).collect();
+        let rules = frame.rules;
+        let mut masks: Vec<Option<&Bitmap>> = vec![None; rules.log_sources.len()];
         let mut candidates = Vec::new();
-        for encoded in frame.encoded.iter().flatten() {
-            let mut last = None;
-            for (predicate, _) in &encoded.hits {
-                if last.replace(*predicate) != Some(*predicate) {
-                    candidates
-                        .extend(rules.witnessed.get(*predicate as usize).into_iter().flatten().map(|at| *at as usize));
-                }
+        for (at, rows) in live {
+            if let (Some(mask), Some(routed)) = (masks.get_mut(*at), rules.log_sources.get(*at)) {
+                *mask = Some(rows);
+                candidates.extend(&routed.unwitnessed);
             }
         }
-        for at in live.keys() {
-            candidates.extend(rules.log_sources.get(*at).into_iter().flat_map(|routed| &routed.unwitnessed));
-        }
+        let witnessed = frame.holding().filter_map(|predicate| rules.witnessed.get(predicate as usize)).flatten();
+        candidates.extend(witnessed.map(|at| *at as usize));
         let timed = self.batch.is_multiple_of(SAMPLE);
         let mut tenants: FxHashMap<&str, Bitmap> = FxHashMap::default();
         let mut found = Vec::new();
         for at in candidates {
             let (Some(rule), Some(tried)) = (rules.rules.get(at), self.tried.get_mut(at)) else { continue };
-            let Some(mask) = live.get(&rule.log_source) else { continue };
+            let Some(Some(mask)) = masks.get(rule.log_source) else { continue };
             if std::mem::replace(tried, self.batch) == self.batch || self.budget.is_parked(at) {
                 continue;
             }
             self.counts.candidates += 1;
             let started = timed.then(Instant::now);
-            let mut matched = frame.run(&rule.program, mask, &view_of(&rules));
+            let mut matched = frame.run(&rule.program, mask, &view_of(rules));
             if let Some(org_id) = rule.org_id.as_deref()
                 && !matched.is_empty()
             {
@@ -298,7 +337,7 @@ impl Evaluator {
                 if let Some(filters) = filters
                     && !matched.is_empty()
                 {
-                    self.counts.filtered += suppress(filters, &rules, &self.budget, rows, &mut matched, frame);
+                    self.counts.filtered += suppress(filters, rules, &self.budget, rows, &mut matched, frame);
                 }
             }
             found.extend(matched.iter().map(|row| (row, at)));
@@ -309,9 +348,9 @@ impl Evaluator {
         found
     }
 
-    /// Charges rules for their regular expressions, and parks those that are too slow.
+    /// Charges rules for what their predicates took, and parks those that are too slow.
     fn settle(&mut self, rows: u64) {
-        for (predicate, ns) in self.scratch.timed.drain(..) {
+        for (predicate, ns) in self.scratch.charged.drain(..) {
             for rule in self.rules.users.get(predicate as usize).into_iter().flatten() {
                 self.budget.sampled(*rule as usize, ns);
             }
@@ -329,22 +368,20 @@ impl Evaluator {
                 }
             });
         }
-        // What is remembered stays right: it may only name predicates that nobody asks for now.
-        for (view, decider) in self.deciders(|view| views.contains(&view)) {
-            if let Some(state) = self.views.get_mut(view as usize) {
-                state.decider = decider;
-            }
-        }
+        self.find_needed();
+        self.index.forget_plans();
+        let of_parked = |class: &&mut Class| class.views().iter().any(|view| views.contains(view));
+        self.classes.iter_mut().filter(of_parked).for_each(Class::rules_changed);
     }
 
     fn forget(&mut self) {
-        self.views.iter_mut().for_each(|view| view.memo.age());
+        self.classes.iter_mut().for_each(Class::age);
         self.remembered = 0;
     }
 
     /// Values that are remembered now.
     pub fn remembered(&self) -> usize {
-        self.views.iter().map(|view| view.memo.len()).sum()
+        self.classes.iter().map(Class::remembered).sum()
     }
 }
 
@@ -372,7 +409,7 @@ fn suppress(
     if filters.is_empty() {
         return 0;
     }
-    let before = matched.iter().count();
+    let before = matched.len();
     let mut keep = |matched: &Bitmap, numbers: &[u32]| {
         let mut kept = matched.clone();
         for number in numbers {
@@ -397,42 +434,5 @@ fn suppress(
             matched.and_not(&own);
         }
     }
-    (before - matched.iter().count()) as u64
-}
-
-/// The walk over the values of one view in one batch.
-struct Walk<'a> {
-    state: &'a mut ViewState,
-    scratch: &'a mut Scratch,
-    satisfied: Vec<PredicateId>,
-    seed: u64,
-    batch: u64,
-    /// Distinct values that satisfy something.
-    values: u32,
-    looked_up: u64,
-    decided: u64,
-    hits: Vec<(PredicateId, u32)>,
-    pairs: Vec<(u32, u32)>,
-}
-
-impl Walk<'_> {
-    fn value(&mut self, row: u32, value: &str) {
-        let ViewState { decider, memo } = &mut *self.state;
-        let (scratch, satisfied) = (&mut *self.scratch, &mut self.satisfied);
-        self.looked_up += 1;
-        let (decided, met) = memo.get_or_decide(key_of(value, self.seed), || {
-            decider.decide(value, scratch, satisfied);
-            (!satisfied.is_empty()).then(|| Arc::from(satisfied.as_slice()))
-        });
-        // A value that comes back from the old generation counts for the bound of the young one again.
-        self.decided += u64::from(met != Met::Young);
-        let Some(satisfied) = &decided.satisfied else { return };
-        if decided.batch != self.batch {
-            decided.batch = self.batch;
-            decided.number = self.values;
-            self.values += 1;
-            self.hits.extend(satisfied.iter().map(|id| (*id, decided.number)));
-        }
-        self.pairs.push((decided.number, row));
-    }
+    (before - matched.len()) as u64
 }

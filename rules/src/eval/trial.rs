@@ -10,7 +10,7 @@ use tidegate_pipeline::LogBatch;
 
 use super::column::Column;
 use super::decider::{Decider, Scratch};
-use super::frame::{ColumnIndex, RestFields};
+use super::plan::ColumnIndex;
 use crate::compile::RuleSet;
 use crate::compile::interner::View;
 use crate::compile::matcher::Place;
@@ -155,7 +155,7 @@ impl Trial {
             ..Findings::default()
         };
         Some(Self {
-            index: ColumnIndex::new(&set.views),
+            index: ColumnIndex::new(&set.views).0,
             rule,
             numbers,
             routing,
@@ -178,8 +178,8 @@ impl Trial {
         if batch.dataset != routed.dataset {
             return;
         }
-        let rest = RestFields::read(&batch.rows, &self.index);
-        let columns = self.index.resolve(&batch.rows, &rest, set.views.len());
+        let rest = self.index.rest(&batch.rows);
+        let columns = self.index.resolve(&batch.rows, &rest, &set.views);
         let names = ColumnNames::new(batch, &set);
         for (row, event) in events.iter().enumerate().take(batch.rows.num_rows()) {
             self.findings.events += 1;

@@ -1,0 +1,194 @@
+//! Walks the values of columns: each distinct value of a batch is looked up, or decided, once.
+
+use std::sync::Arc;
+
+use arrow::array::Array;
+
+use crate::bitmap::Bitmap;
+use crate::compile::program::PredicateId;
+use crate::eval::class::State;
+use crate::eval::column::{Column, push_int};
+use crate::eval::decider::Scratch;
+use crate::eval::frame::Encoded;
+use crate::eval::memo::{Keys, Met};
+
+/// The walk over values that are asked for the same predicates, in one batch.
+pub(crate) struct Walk<'a> {
+    state: &'a mut State,
+    scratch: &'a mut Scratch,
+    keys: &'a Keys,
+    batch: u64,
+    /// The number of this walk: no other of the evaluator has it.
+    stamp: u64,
+    bypass: bool,
+    /// Distinct values that satisfy something.
+    values: u32,
+    /// Lookups, and values that had to be decided.
+    pub looked_up: u32,
+    pub decided: u32,
+    /// Values that are new in the memo, or back from its old generation.
+    pub remembered: usize,
+    hits: Vec<(PredicateId, u32)>,
+    pairs: Vec<(u32, u32)>,
+    satisfied: Vec<u32>,
+    buffer: String,
+}
+
+impl<'a> Walk<'a> {
+    pub fn new(state: &'a mut State, scratch: &'a mut Scratch, keys: &'a Keys, batch: u64, stamp: u64) -> Self {
+        let bypass = state.trial.bypass(batch);
+        Self {
+            state,
+            scratch,
+            keys,
+            batch,
+            stamp,
+            bypass,
+            values: 0,
+            looked_up: 0,
+            decided: 0,
+            remembered: 0,
+            hits: Vec::new(),
+            pairs: Vec::new(),
+            satisfied: Vec::new(),
+            buffer: String::new(),
+        }
+    }
+
+    /// Walks the values of a column in some rows.
+    pub fn column(&mut self, column: Column<'_>, rows: &Bitmap) {
+        match column {
+            Column::List(lists) => {
+                let items = lists.values();
+                let Some(items) = Column::new(items) else { return };
+                let offsets = lists.value_offsets();
+                let range = |row: usize| match (offsets.get(row), offsets.get(row + 1)) {
+                    (Some(start), Some(end)) if lists.is_valid(row) => *start as usize..*end as usize,
+                    _ => 0..0,
+                };
+                self.scalars(items, rows.iter().flat_map(|row| range(row).map(move |item| (item, row as u32))));
+            }
+            Column::Rest(values) => {
+                for (row, value) in values.iter().filter(|(row, _)| rows.contains(*row as usize)) {
+                    if let Some(number) = self.number(value) {
+                        self.pairs.push((number, *row));
+                    }
+                }
+            }
+            scalars => self.scalars(scalars, rows.iter().map(|row| (row, row as u32))),
+        }
+    }
+
+    /// Walks scalars: (item, row). A value that is that of the item before costs one comparison.
+    fn scalars(&mut self, column: Column<'_>, items: impl Iterator<Item = (usize, u32)>) {
+        match column {
+            Column::Text(array) => {
+                let mut last: Option<(&str, Option<u32>)> = None;
+                for (item, row) in items.filter(|(item, _)| array.is_valid(*item)) {
+                    let value = array.value(item);
+                    let number = match last {
+                        Some((known, number)) if known == value => number,
+                        _ => self.number(value),
+                    };
+                    last = Some((value, number));
+                    if let Some(number) = number {
+                        self.pairs.push((number, row));
+                    }
+                }
+            }
+            Column::Int(array) => {
+                let mut last: Option<(i64, Option<u32>)> = None;
+                for (item, row) in items.filter(|(item, _)| array.is_valid(*item)) {
+                    let value = array.value(item);
+                    let number = match last {
+                        Some((known, number)) if known == value => number,
+                        _ => self.int(value),
+                    };
+                    last = Some((value, number));
+                    if let Some(number) = number {
+                        self.pairs.push((number, row));
+                    }
+                }
+            }
+            Column::Bool(array) => {
+                let mut known: [Option<Option<u32>>; 2] = [None; 2];
+                for (item, row) in items.filter(|(item, _)| array.is_valid(*item)) {
+                    let value = array.value(item);
+                    let Some(known) = known.get_mut(usize::from(value)) else { continue };
+                    let number = *known.get_or_insert_with(|| self.number(if value { "true" } else { "false" }));
+                    if let Some(number) = number {
+                        self.pairs.push((number, row));
+                    }
+                }
+            }
+            other => {
+                let mut buffer = std::mem::take(&mut self.buffer);
+                for (item, row) in items {
+                    let mut number = None;
+                    other.read(item, &mut buffer, &mut |value| number = self.number(value));
+                    if let Some(number) = number {
+                        self.pairs.push((number, row));
+                    }
+                }
+                self.buffer = buffer;
+            }
+        }
+    }
+
+    fn int(&mut self, value: i64) -> Option<u32> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        push_int(value, &mut buffer);
+        let number = self.number(&buffer);
+        self.buffer = buffer;
+        number
+    }
+
+    /// The number of the value among those of the walk that satisfy something.
+    fn number(&mut self, value: &str) -> Option<u32> {
+        let State { decider, memo, predicates, .. } = &mut *self.state;
+        let (scratch, satisfied) = (&mut *self.scratch, &mut self.satisfied);
+        self.looked_up += 1;
+        if !decider.may_satisfy(value) {
+            return None;
+        }
+        if self.bypass {
+            self.decided += 1;
+            decider.decide(value, scratch, satisfied);
+            if satisfied.is_empty() {
+                return None;
+            }
+            let number = self.values;
+            self.values += 1;
+            self.hits.extend(ids(satisfied, predicates).map(|id| (id, number)));
+            return Some(number);
+        }
+        let (decided, met) = memo.get_or_decide(self.keys.key_of(value), || {
+            decider.decide(value, scratch, satisfied);
+            (!satisfied.is_empty()).then(|| Arc::from(satisfied.as_slice()))
+        });
+        // A value that comes back from the old generation counts for the bound of the young one again.
+        self.remembered += usize::from(met != Met::Young);
+        self.decided += u32::from(met == Met::New);
+        let satisfied = decided.satisfied.as_ref()?;
+        if decided.walk != self.stamp {
+            decided.walk = self.stamp;
+            decided.number = self.values;
+            self.values += 1;
+            self.hits.extend(ids(satisfied, predicates).map(|id| (id, decided.number)));
+        }
+        Some(decided.number)
+    }
+
+    /// What was found.
+    pub fn finish(self) -> Encoded {
+        if !self.bypass {
+            self.state.trial.count(self.looked_up, self.looked_up - self.decided, self.batch);
+        }
+        Encoded::new(self.hits, &self.pairs, self.values as usize)
+    }
+}
+
+fn ids<'a>(numbers: &'a [u32], predicates: &'a [Vec<PredicateId>]) -> impl Iterator<Item = PredicateId> + 'a {
+    numbers.iter().filter_map(|number| predicates.get(*number as usize)).flatten().copied()
+}
