@@ -57,15 +57,26 @@ pub(crate) struct Definition {
     pub generate: bool,
 }
 
-/// The document with whole numbers for bounds that are not, as `rsigma-parser` wants it.
+/// The document with whole numbers for bounds that are not, and with a condition in words that `rsigma-parser` reads; what it
+/// cannot read is told by [`Definition::read`].
 pub(crate) fn readable(text: &str) -> Cow<'_, str> {
     if !text.contains("correlation") || !text.contains("condition") {
         return Cow::Borrowed(text);
     }
     let Some(mut document) = only_document(text) else { return Cow::Borrowed(text) };
-    let bounds = document.get_mut("correlation").and_then(|section| section.get_mut("condition")?.as_mapping_mut());
+    let condition = document.get_mut("correlation").and_then(|section| section.get_mut("condition"));
     let mut changed = false;
-    for (key, value) in bounds.into_iter().flatten() {
+    if let Some(Value::String(words)) = &condition
+        && rsigma_parser::parse_condition(words).is_err()
+    {
+        let lower = words.replace(" AND ", " and ").replace(" OR ", " or ").replace("NOT ", "not ");
+        let readable = if rsigma_parser::parse_condition(&lower).is_ok() { lower } else { "unreadable".to_owned() };
+        if let Some(condition) = condition {
+            *condition = Value::String(readable);
+        }
+        return yaml_serde::to_string(&document).map_or(Cow::Borrowed(text), Cow::Owned);
+    }
+    for (key, value) in condition.and_then(Value::as_mapping_mut).into_iter().flatten() {
         let is_bound = key.as_str().is_some_and(|key| Relation::ALL.iter().any(|(name, _)| *name == key));
         if is_bound && number(value).is_some() && value.as_u64().is_none() {
             *value = Value::from(0u64);
@@ -151,6 +162,14 @@ impl Definition {
         match &self.condition {
             Condition::Bounds(bounds) => bounds.only_from_below(),
             Condition::Expression(expression) => !expression.has_absence(),
+        }
+    }
+
+    /// The smallest count that can satisfy the condition.
+    pub fn needed(&self, events_max: usize) -> u64 {
+        match &self.condition {
+            Condition::Bounds(bounds) => bounds.smallest_count(events_max as u64).unwrap_or(1),
+            Condition::Expression(_) => 1,
         }
     }
 

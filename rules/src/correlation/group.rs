@@ -1,8 +1,12 @@
 //! The events of one group of one correlation, and when they fire.
 
+use rsigma_parser::CorrelationType;
+use rustc_hash::FxHashSet;
+
 use crate::correlation::amount::Amount;
-use crate::correlation::definition::{Condition, Definition};
+use crate::correlation::definition::Definition;
 use crate::correlation::entry::Entry;
+use crate::correlation::set::Correlation;
 use crate::correlation::window::Gauge;
 
 /// The most moments of firing that are remembered.
@@ -73,12 +77,9 @@ pub(crate) struct Terms<'a> {
 }
 
 impl<'a> Terms<'a> {
-    pub fn new(definition: &'a Definition, events_max: usize) -> Self {
-        let needed = match &definition.condition {
-            Condition::Bounds(bounds) => bounds.smallest_count(events_max as u64).unwrap_or(1),
-            Condition::Expression(_) => 1,
-        };
-        Self { definition, events_max: events_max.clamp(1, 1 << 20), needed }
+    pub fn new(correlation: &'a Correlation, events_max: usize) -> Self {
+        let events_max = events_max.clamp(1, 1 << 20);
+        Self { definition: &correlation.definition, events_max, needed: correlation.needed }
     }
 
     fn span(&self) -> i64 {
@@ -122,7 +123,7 @@ impl Group {
 
     /// Makes a group from elsewhere ready for its correlation.
     pub fn begin(&mut self, definition: &Definition) {
-        let counts_only = definition.kind == rsigma_parser::CorrelationType::EventCount;
+        let counts_only = definition.kind == CorrelationType::EventCount;
         self.gauge = (!counts_only).then(|| Box::new(Gauge::new(definition)));
         self.armed = i64::MAX;
     }
@@ -199,7 +200,8 @@ impl Group {
 
     /// Takes an event up. `None` when it is there already; else its place, and how many others were dropped for it.
     fn insert(&mut self, entry: Entry, terms: &Terms<'_>) -> Option<(usize, u64)> {
-        let at = self.entries().partition_point(|known| known.time <= entry.time);
+        let time = entry.time;
+        let at = self.entries().partition_point(|known| known.time <= time);
         let same_time = self.entries().get(..at).unwrap_or_default().iter().rev();
         if same_time.take_while(|known| known.time == entry.time).any(|known| known.repeats(&entry)) {
             return None;
@@ -215,8 +217,39 @@ impl Group {
         if self.entries().len() <= terms.events_max {
             return Some((at, 0));
         }
+        if self.compact(terms) {
+            let time = self.entries().last().map_or(i64::MIN, |entry| entry.time).min(time);
+            let at = self.entries().partition_point(|known| known.time <= time).saturating_sub(1);
+            return Some((at, 0));
+        }
         self.cut(1);
         Some((at.saturating_sub(1), 1))
+    }
+
+    /// Makes room in a group that has too many events where only the latest of each value, or of each rule, can still matter: so
+    /// that many events of one value do not push the others out. Says whether that was enough.
+    fn compact(&mut self, terms: &Terms<'_>) -> bool {
+        let by_value = terms.definition.kind == CorrelationType::ValueCount;
+        if !by_value && terms.definition.kind != CorrelationType::Temporal {
+            return false;
+        }
+        self.entries.drain(..self.start as usize);
+        self.start = 0;
+        let mut seen = FxHashSet::default();
+        let mut keep: Vec<bool> = self
+            .entries
+            .iter()
+            .rev()
+            .map(|entry| seen.insert((entry.value.hash(), entry.slot * u16::from(!by_value))))
+            .collect();
+        if seen.len() > terms.events_max / 4 * 3 {
+            return false;
+        }
+        self.entries.retain(|_| keep.pop().unwrap_or(true));
+        if let Some(gauge) = &mut self.gauge {
+            **gauge = Gauge::new(terms.definition);
+        }
+        true
     }
 
     /// Takes an event up and judges every window that it is in and that ends at it or at a later event. Also says how many

@@ -26,6 +26,7 @@
 //! Everything is decided row by row, so that the same rows give the same alerts however they are cut into batches, and
 //! whether or not the state was saved and restored between two of them.
 
+mod adopt;
 mod alert;
 mod amount;
 mod bucket;
@@ -34,6 +35,8 @@ mod condition;
 pub(crate) mod definition;
 mod entry;
 mod group;
+mod pass;
+mod read;
 mod run;
 mod saved;
 pub(crate) mod set;

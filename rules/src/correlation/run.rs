@@ -3,25 +3,22 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, RecordBatch, StringArray, TimestampMicrosecondArray};
-use arrow::datatypes::TimestampMicrosecondType;
+use arrow::array::RecordBatch;
 use rsigma_parser::CorrelationType;
 use rustc_hash::FxHashMap;
-use tidegate_events::{Alert, Dataset};
+use tidegate_events::Alert;
 
 use crate::compile::RuleSet;
 use crate::config::RulesConfig;
-use crate::correlation::alert::{alert, push_value, values};
-use crate::correlation::amount::Amount;
+use crate::correlation::alert::{alert, values};
 use crate::correlation::bucket::Bucket;
 use crate::correlation::clock::{Clock, Timer};
 use crate::correlation::entry::{Entry, EventId, Value};
 use crate::correlation::group::{Completing, Fire, Group, Terms};
-use crate::correlation::saved::{Identity, Kept};
-use crate::correlation::set::{Correlation, CorrelationSet, Feed, Views};
-use crate::group_key;
+use crate::correlation::read::{Batch, measured};
+use crate::correlation::saved::Kept;
+use crate::correlation::set::{Correlation, CorrelationSet, Views};
 use crate::metrics;
-use crate::shown::ShownRows;
 
 /// How many groups that are of no use are dropped at each row, so that a great number of them is no pause.
 const EXPIRED_PER_ROW: usize = 64;
@@ -41,18 +38,18 @@ pub(crate) struct Fired {
 
 /// What happened since it was last asked.
 #[derive(Debug, Default)]
-struct Counts {
-    late: u64,
-    ungrouped: u64,
-    dropped: u64,
-    evicted: u64,
-    closed: u64,
-    fired: u64,
+pub(super) struct Counts {
+    pub late: u64,
+    pub ungrouped: u64,
+    pub dropped: u64,
+    pub evicted: u64,
+    pub closed: u64,
+    pub fired: u64,
 }
 
 /// An event on its way into a correlation.
 #[derive(Debug)]
-struct Work {
+pub(super) struct Work {
     correlation: u32,
     slot: u16,
     time: i64,
@@ -67,82 +64,17 @@ struct Work {
 }
 
 /// A window that fired, before it is known what follows from it.
-struct Firing {
-    correlation: u32,
-    tenant: u32,
-    key: Box<[u8]>,
+pub(super) struct Firing {
+    pub correlation: u32,
+    pub tenant: u32,
+    pub key: Box<[u8]>,
     /// The moment at which it happened, for other correlations.
-    time: i64,
-    sources: u64,
-    id: EventId,
-    origin: Option<(usize, u32)>,
-    completing: Completing,
-    alert: Option<Alert>,
-}
-
-/// The columns of a batch that correlations read.
-struct Batch<'a> {
-    shown: ShownRows<'a>,
-    times: Option<&'a TimestampMicrosecondArray>,
-    received: Option<&'a TimestampMicrosecondArray>,
-    org_id: Option<&'a StringArray>,
-    source: Option<&'a StringArray>,
-    event_id: Option<&'a StringArray>,
-    actor: Option<&'a StringArray>,
-    asset: Option<&'a StringArray>,
-    resource: Option<&'a StringArray>,
-    buffer: String,
-}
-
-impl<'a> Batch<'a> {
-    fn new(rows: &'a RecordBatch, set: &'a CorrelationSet) -> Self {
-        let text = |name: &str| rows.column_by_name(name).and_then(|array| array.as_string_opt::<i32>());
-        let times = |name: &str| {
-            rows.column_by_name(name).and_then(|array| array.as_primitive_opt::<TimestampMicrosecondType>())
-        };
-        Self {
-            shown: ShownRows::new(rows, &set.views),
-            times: times(Dataset::TIME),
-            received: times("received_time"),
-            org_id: text(Dataset::ORG_ID),
-            source: text("source"),
-            event_id: text(Dataset::EVENT_ID),
-            actor: text("actor"),
-            asset: text("asset"),
-            resource: text("resource").or_else(|| text("resource_id")),
-            buffer: String::new(),
-        }
-    }
-
-    fn text(column: Option<&'a StringArray>, row: usize) -> &'a str {
-        column.filter(|column| column.is_valid(row)).map_or("", |column| column.value(row))
-    }
-
-    fn time(column: Option<&TimestampMicrosecondArray>, row: usize) -> Option<i64> {
-        column.filter(|column| column.is_valid(row)).map(|column| column.value(row))
-    }
-
-    fn completing(&self, row: usize) -> Completing {
-        let some = |column| Some(Self::text(column, row)).filter(|text| !text.is_empty()).map(Box::from);
-        Completing {
-            source: Self::text(self.source, row).into(),
-            actor: some(self.actor),
-            asset: some(self.asset),
-            resource: some(self.resource),
-        }
-    }
-
-    /// Calls `visit` with the first value of a field; says whether there is one.
-    fn first(&mut self, view: u32, row: usize, mut visit: impl FnMut(&str)) -> bool {
-        let mut any = false;
-        self.shown.visit(view, row, &mut self.buffer, &mut |value| {
-            if !any {
-                any = true;
-                visit(value);
-            }
-        });
-        any
-    }
+    pub time: i64,
+    pub sources: u64,
+    pub id: EventId,
+    pub origin: Option<(usize, u32)>,
+    pub completing: Completing,
+    pub alert: Option<Alert>,
 }
 
 /// All correlations with their state.
@@ -150,17 +82,17 @@ impl<'a> Batch<'a> {
 pub(crate) struct Correlations {
     groups_max: usize,
     bytes_max: usize,
-    events_max: usize,
-    event_ids_max: usize,
+    pub(super) events_max: usize,
+    pub(super) event_ids_max: usize,
     pub(super) clock: Clock,
     pub(super) rules: Option<Arc<RuleSet>>,
     pub(super) buckets: Vec<Bucket>,
-    bucket_ids: FxHashMap<(u32, u32), u32>,
-    bytes: usize,
+    pub(super) bucket_ids: FxHashMap<(u32, u32), u32>,
+    pub(super) bytes: usize,
     pub(super) next_number: u64,
     /// State that waits for its rules.
     pub(super) kept: Vec<Kept>,
-    counts: Counts,
+    pub(super) counts: Counts,
 }
 
 impl Correlations {
@@ -247,7 +179,7 @@ impl Correlations {
     }
 
     /// Feeds events, and what follows from them, in the order of correlations.
-    fn run(
+    pub(super) fn run(
         &mut self,
         set: &CorrelationSet,
         batch: &mut Batch<'_>,
@@ -267,7 +199,7 @@ impl Correlations {
     }
 
     /// Puts what follows from a firing to the work, in its order.
-    fn follow(
+    pub(super) fn follow(
         &mut self,
         set: &CorrelationSet,
         correlation: &Correlation,
@@ -317,7 +249,7 @@ impl Correlations {
         work: Work,
         batch: &Batch<'_>,
     ) -> Option<Firing> {
-        let terms = Terms::new(&correlation.definition, self.events_max);
+        let terms = Terms::new(correlation, self.events_max);
         let bucket_id = self.bucket(work.correlation, tenant);
         let slot = self.group(bucket_id, &work.key, correlation, tenant, &terms)?;
         let bucket = self.buckets.get_mut(bucket_id as usize)?;
@@ -371,7 +303,7 @@ impl Correlations {
         firing
     }
 
-    fn bucket(&mut self, correlation: u32, tenant: u32) -> u32 {
+    pub(super) fn bucket(&mut self, correlation: u32, tenant: u32) -> u32 {
         let next = self.buckets.len() as u32;
         *self.bucket_ids.entry((correlation, tenant)).or_insert_with(|| {
             self.buckets.push(Bucket::new(correlation, tenant));
@@ -417,7 +349,7 @@ impl Correlations {
         Some(bucket.insert(Box::new(group)))
     }
 
-    fn remove(&mut self, bucket_id: u32, slot: u32) {
+    pub(super) fn remove(&mut self, bucket_id: u32, slot: u32) {
         let Some(bucket) = self.buckets.get_mut(bucket_id as usize) else { return };
         if let Some(group) = bucket.remove(slot) {
             let bytes = group.bytes();
@@ -443,215 +375,13 @@ impl Correlations {
         }
     }
 
-    fn schedule(&mut self, tenant: u32, sources: u64, eager: bool, timer: Timer) {
+    pub(super) fn schedule(&mut self, tenant: u32, sources: u64, eager: bool, timer: Timer) {
         if let Some(queue) = self.clock.queue(tenant, sources) {
             let heap = if eager { &mut queue.expiring } else { &mut queue.closing };
             let first = heap.peek().is_none_or(|Reverse(known)| timer.at < known.at);
             heap.push(Reverse(timer));
             if first {
                 self.clock.arm(tenant);
-            }
-        }
-    }
-
-    /// Decides the windows of a tenant that are over and drops groups that are of no use any more, so many at most.
-    fn pass(
-        &mut self,
-        set: &CorrelationSet,
-        batch: &mut Batch<'_>,
-        tenant: u32,
-        expired_max: usize,
-        (row, out): (usize, &mut Vec<Fired>),
-    ) {
-        loop {
-            let mut fired = self.close(set, tenant);
-            if fired.is_empty() {
-                break;
-            }
-            fired.sort_by(|(left_end, left), (right_end, right)| {
-                (left_end, left.correlation, &left.key).cmp(&(right_end, right.correlation, &right.key))
-            });
-            let mut work = Vec::new();
-            for (_, mut firing) in fired {
-                out.extend(firing.alert.take().map(|alert| Fired { row, before: true, alert }));
-                let Some(correlation) = set.correlations.get(firing.correlation as usize) else { continue };
-                self.follow(set, correlation, batch, &firing, &mut work);
-                self.run(set, batch, tenant, &mut work, (row, true, out));
-            }
-        }
-        self.expire(set, tenant, expired_max);
-    }
-
-    /// Takes the windows that are over out of their groups; those that fired with the end of each.
-    fn close(&mut self, set: &CorrelationSet, tenant: u32) -> Vec<(i64, Firing)> {
-        let mut fired = Vec::new();
-        let mut at = 0;
-        while let Some(queue) = self.clock.tenants.get(tenant as usize).and_then(|tenant| tenant.queues.get(at)) {
-            let sources = queue.sources;
-            let first = queue.closing.peek().map(|Reverse(timer)| *timer);
-            at += 1;
-            let Some(mut timer) = first else { continue };
-            let mark = self.clock.mark(tenant, sources);
-            while timer.at <= mark {
-                if let Some(queue) = self.clock.queue(tenant, sources) {
-                    queue.closing.pop();
-                }
-                self.decide(set, tenant, (sources, mark), timer, &mut fired);
-                let next = self.clock.queue(tenant, sources).and_then(|queue| queue.closing.peek().copied());
-                let Some(Reverse(next)) = next else { break };
-                timer = next;
-            }
-        }
-        fired
-    }
-
-    fn decide(
-        &mut self,
-        set: &CorrelationSet,
-        tenant: u32,
-        (sources, mark): (u64, i64),
-        timer: Timer,
-        fired: &mut Vec<(i64, Firing)>,
-    ) {
-        let Some(bucket) = self.buckets.get_mut(timer.bucket as usize) else { return };
-        let Some(correlation) = set.correlations.get(bucket.correlation as usize) else { return };
-        let terms = Terms::new(&correlation.definition, self.events_max);
-        let number = bucket.correlation;
-        let Some(group) = bucket.get_mut(timer.slot) else { return };
-        if group.number != timer.number || group.sources != sources || group.armed != timer.at {
-            return;
-        }
-        let before = group.bytes();
-        while group.deadline(&terms, false) <= mark {
-            let Some((window, fire)) = group.close(&terms) else { break };
-            self.counts.closed += 1;
-            let Some(fire) = fire else { continue };
-            self.counts.fired += 1;
-            let end = window.start.saturating_add(correlation.definition.span.0);
-            let completing = *window.last.1;
-            let org_id =
-                self.clock.tenants.get(tenant as usize).map(|tenant| tenant.org_id.clone()).unwrap_or_default();
-            let firing = Firing {
-                correlation: number,
-                tenant,
-                key: group.key.clone(),
-                time: end,
-                sources,
-                id: group.window(&fire).last().map_or_else(|| EventId::new(""), |entry| entry.id.clone()),
-                origin: None,
-                alert: raised(set, number, &org_id, group, (&fire, &completing), self.event_ids_max),
-                completing,
-            };
-            fired.push((end, firing));
-        }
-        group.settle(&terms);
-        if group.windows.is_empty() {
-            self.bytes = (self.bytes + group.bytes()).saturating_sub(before);
-            bucket.bytes = (bucket.bytes + bucket.get(timer.slot).map_or(0, Group::bytes)).saturating_sub(before);
-            self.remove(timer.bucket, timer.slot);
-            return;
-        }
-        group.armed = group.deadline(&terms, false);
-        let (at, after) = (group.armed, group.bytes());
-        bucket.bytes = (bucket.bytes + after).saturating_sub(before);
-        self.bytes = (self.bytes + after).saturating_sub(before);
-        self.schedule(tenant, sources, false, Timer { at, ..timer });
-    }
-
-    /// Drops groups that no event can concern any more. Which are dropped first does not matter to what fires: one that is
-    /// still there begins anew when it is found.
-    fn expire(&mut self, set: &CorrelationSet, tenant: u32, mut expired_max: usize) {
-        let mut at = 0;
-        while let Some(queue) = self.clock.tenants.get(tenant as usize).and_then(|tenant| tenant.queues.get(at)) {
-            let sources = queue.sources;
-            let first = queue.expiring.peek().map(|Reverse(timer)| *timer);
-            at += 1;
-            let Some(mut timer) = first else { continue };
-            let mark = self.clock.mark(tenant, sources);
-            while timer.at <= mark && expired_max > 0 {
-                if let Some(queue) = self.clock.queue(tenant, sources) {
-                    queue.expiring.pop();
-                }
-                expired_max -= usize::from(self.outlived(set, tenant, sources, timer));
-                let next = self.clock.queue(tenant, sources).and_then(|queue| queue.expiring.peek().copied());
-                let Some(Reverse(next)) = next else { break };
-                timer = next;
-            }
-        }
-        self.clock.tidy(tenant);
-    }
-
-    /// Drops the group of a timer, or waits on when there were events since. Says whether it was dropped.
-    fn outlived(&mut self, set: &CorrelationSet, tenant: u32, sources: u64, timer: Timer) -> bool {
-        let Some(bucket) = self.buckets.get_mut(timer.bucket as usize) else { return false };
-        let Some(correlation) = set.correlations.get(bucket.correlation as usize) else { return false };
-        let terms = Terms::new(&correlation.definition, self.events_max);
-        let Some(group) = bucket.get_mut(timer.slot) else { return false };
-        if group.number != timer.number || group.sources != sources || group.armed != timer.at {
-            return false;
-        }
-        let deadline = group.deadline(&terms, true);
-        if deadline > timer.at {
-            group.armed = deadline;
-            self.schedule(tenant, sources, true, Timer { at: deadline, ..timer });
-            return false;
-        }
-        self.remove(timer.bucket, timer.slot);
-        true
-    }
-
-    /// Takes up other rules: the state of a correlation that is the same as before goes on, that of others is dropped.
-    fn adopt(&mut self, rules: &Arc<RuleSet>) {
-        if self.rules.as_ref().is_some_and(|known| Arc::ptr_eq(known, rules)) {
-            return;
-        }
-        let known = self.rules.replace(rules.clone());
-        let same =
-            known.as_ref().is_some_and(|known| identities(&known.correlations) == identities(&rules.correlations));
-        if same {
-            return;
-        }
-        if let Some(known) = known {
-            self.detach(&known.correlations);
-        }
-        self.attach(&rules.correlations);
-    }
-
-    /// Puts all state aside.
-    fn detach(&mut self, set: &CorrelationSet) {
-        for mut bucket in std::mem::take(&mut self.buckets) {
-            let correlation = set.correlations.get(bucket.correlation as usize);
-            let tenant = self.clock.tenants.get(bucket.tenant as usize);
-            if let (Some(correlation), Some(tenant)) = (correlation, tenant) {
-                let groups = bucket.drain();
-                self.kept.push(Kept { org_id: tenant.org_id.clone(), identity: Identity::of(correlation), groups });
-            }
-        }
-    }
-
-    /// Takes up the state that was put aside, as far as there are correlations for it.
-    fn attach(&mut self, set: &CorrelationSet) {
-        self.buckets.clear();
-        self.bucket_ids.clear();
-        self.clock.clear();
-        self.bytes = 0;
-        let numbers: FxHashMap<Identity, u32> = identities(set).into_iter().zip(0..).collect();
-        for kept in std::mem::take(&mut self.kept) {
-            let Some(number) = numbers.get(&kept.identity).copied() else { continue };
-            let Some(correlation) = set.correlations.get(number as usize) else { continue };
-            let Some(tenant) = self.clock.tenant(&kept.org_id) else { continue };
-            let terms = Terms::new(&correlation.definition, self.events_max);
-            let bucket_id = self.bucket(number, tenant);
-            for mut group in kept.groups {
-                group.begin(&correlation.definition);
-                group.armed = group.deadline(&terms, correlation.eager);
-                let (at, own, sources) = (group.armed, group.number, group.sources);
-                let Some(bucket) = self.buckets.get_mut(bucket_id as usize) else { continue };
-                bucket.bytes += group.bytes();
-                self.bytes += group.bytes();
-                let slot = bucket.insert(group);
-                let timer = Timer { at, number: own, bucket: bucket_id, slot };
-                self.schedule(tenant, sources, correlation.eager, timer);
             }
         }
     }
@@ -675,7 +405,7 @@ impl Correlations {
 }
 
 /// The alert of a firing; none for a correlation that only others refer to.
-fn raised(
+pub(super) fn raised(
     set: &CorrelationSet,
     number: u32,
     org_id: &str,
@@ -699,55 +429,4 @@ fn once_each(set: &CorrelationSet, work: &mut Vec<Work>) {
         let temporal = matches!(kind, Some(CorrelationType::Temporal | CorrelationType::TemporalOrdered));
         next.correlation == kept.correlation && (!temporal || next.slot == kept.slot)
     });
-}
-
-/// Reads the group of an event into `key` and what is measured of it; `None` when something is missing. The values of a firing
-/// come from its own group where it has them.
-fn measured(
-    batch: &mut Batch<'_>,
-    row: usize,
-    key: &mut Vec<u8>,
-    (correlation, views): (&Correlation, &Views),
-    firing: Option<(&Feed, &[&str])>,
-) -> Option<Value> {
-    let definition = &correlation.definition;
-    let mut read = |group: bool, at: usize, visit: &mut dyn FnMut(&str)| -> Option<()> {
-        let place = firing.and_then(|(feed, own)| {
-            let places = if group { &feed.group } else { &feed.measured };
-            own.get((*places.get(at)?)?).copied()
-        });
-        if let Some(value) = place {
-            visit(value);
-            return Some(());
-        }
-        let views = if group { &views.group } else { &views.measured };
-        batch.first(*views.get(at)?, row, visit).then_some(())
-    };
-    for at in 0..definition.group_by.len() {
-        read(true, at, &mut |value| push_value(key, value))?;
-    }
-    match definition.kind {
-        CorrelationType::EventCount | CorrelationType::Temporal | CorrelationType::TemporalOrdered => Some(Value::None),
-        CorrelationType::ValueCount => {
-            let mut tuple = String::new();
-            for at in 0..definition.fields.len() {
-                read(false, at, &mut |value| {
-                    tuple.push_str(&value.len().to_string());
-                    tuple.push(':');
-                    tuple.push_str(value);
-                })?;
-            }
-            Some(Value::counted(group_key::hash(&tuple)))
-        }
-        _ => {
-            let mut amount = None;
-            read(false, 0, &mut |value| amount = Amount::parse(value))?;
-            Some(Value::amount(amount?))
-        }
-    }
-}
-
-/// What tells whether state can be kept, in order.
-fn identities(set: &CorrelationSet) -> Vec<Identity> {
-    set.correlations.iter().map(Identity::of).collect()
 }

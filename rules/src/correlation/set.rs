@@ -42,6 +42,8 @@ pub struct Correlation {
     pub(crate) definition: Definition,
     /// Whether a window may be judged before it is over.
     pub(crate) eager: bool,
+    /// The smallest count that can satisfy the condition.
+    pub(crate) needed: u64,
     /// The same for the same definition over the same rules: its state can be kept.
     pub(crate) fingerprint: u64,
     /// The correlations that refer to it.
@@ -183,7 +185,8 @@ pub(crate) fn compile(
     for (at, own) in pending.iter().enumerate() {
         let read = Definition::read(&own.rule, own.part.text(), events_max);
         let found = read.and_then(|definition| {
-            let slots = definition.rules.iter().map(|name| resolve(name, own, &names)).collect::<Result<_, Fault>>()?;
+            let slots =
+                definition.rules.iter().map(|name| resolve(name, (at, own), &names)).collect::<Result<_, Fault>>()?;
             Ok(Resolved { definition, slots })
         });
         resolved.push(found.map_err(|fault| report(at, fault)).ok());
@@ -195,6 +198,7 @@ pub(crate) fn compile(
         }
     }
     let mut builder = Builder {
+        events_max,
         rules,
         columns,
         pending: &pending,
@@ -236,7 +240,7 @@ fn names<'a>(pending: &'a [Pending<'_>], rules: &'a [Candidate<'_>]) -> Names<'a
     names
 }
 
-fn resolve(name: &str, own: &Pending<'_>, names: &Names<'_>) -> Result<Vec<Reference>, Fault> {
+fn resolve(name: &str, (at, own): (usize, &Pending<'_>), names: &Names<'_>) -> Result<Vec<Reference>, Fault> {
     let mut scopes = vec![own.org_id.as_deref()];
     if own.org_id.is_some() {
         scopes.push(None);
@@ -249,7 +253,9 @@ fn resolve(name: &str, own: &Pending<'_>, names: &Names<'_>) -> Result<Vec<Refer
         same_file.iter().map(|(reference, _)| *reference).collect()
     };
     if !found.is_empty() {
-        return Ok(found);
+        // A rule of the same name is meant rather than the correlation itself.
+        let others: Vec<Reference> = found.iter().copied().filter(|other| *other != Reference::Pending(at)).collect();
+        return Ok(if others.is_empty() { found } else { others });
     }
     let known = names.keys().filter(|(scope, _)| scopes.contains(scope)).map(|(_, known)| *known);
     let hint = match nearest(name, known) {
@@ -325,6 +331,7 @@ fn unordered(at: usize, resolved: &[Option<Resolved>], pending: &[Pending<'_>]) 
 struct Builder<'a> {
     rules: &'a [Candidate<'a>],
     columns: Columns<'a>,
+    events_max: usize,
     pending: &'a [Pending<'a>],
     set: CorrelationSet,
     view_ids: FxHashMap<View, u32>,
@@ -385,6 +392,7 @@ impl Builder<'_> {
             falsepositives: rule.falsepositives.clone(),
             file: pending.file.0.clone(),
             org_id: pending.org_id.clone(),
+            needed: definition.needed(self.events_max),
             definition,
             eager,
             fingerprint,

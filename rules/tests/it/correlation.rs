@@ -22,7 +22,7 @@ pub fn correlation(section: &str) -> String {
 }
 
 /// Events from (second, kind, user).
-fn events(list: &[(f64, &str, &str)]) -> Vec<Event> {
+pub fn events(list: &[(f64, &str, &str)]) -> Vec<Event> {
     let event = |(place, (time, kind, user)): (usize, &(f64, &str, &str))| {
         at(&format!("e{place}"), *time, &[("k", kind), ("u", user)])
     };

@@ -65,7 +65,7 @@ pub fn operator(config: RulesConfig, files: &[(&str, &str)]) -> SigmaOperator {
     let mut operator = SigmaOperator::new(config).expect("tables");
     load(&mut operator, files);
     let problems: Vec<String> = operator.problems().iter().map(ToString::to_string).collect();
-    assert_eq!(problems, [""; 0]);
+    assert_eq!(problems, [""; 0], "{files:?}");
     operator
 }
 

@@ -1,0 +1,75 @@
+//! State and rules: what goes on, and what is dropped, when rules change or a state was restored.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use crate::compile::RuleSet;
+use crate::correlation::clock::Timer;
+use crate::correlation::group::Terms;
+use crate::correlation::run::Correlations;
+use crate::correlation::saved::{Identity, Kept};
+use crate::correlation::set::CorrelationSet;
+
+impl Correlations {
+    /// Takes up other rules: the state of a correlation that is the same as before goes on, that of others is dropped.
+    pub(super) fn adopt(&mut self, rules: &Arc<RuleSet>) {
+        if self.rules.as_ref().is_some_and(|known| Arc::ptr_eq(known, rules)) {
+            return;
+        }
+        let known = self.rules.replace(rules.clone());
+        let same =
+            known.as_ref().is_some_and(|known| identities(&known.correlations) == identities(&rules.correlations));
+        if same {
+            return;
+        }
+        if let Some(known) = known {
+            self.detach(&known.correlations);
+        }
+        self.attach(&rules.correlations);
+    }
+
+    /// Puts all state aside.
+    fn detach(&mut self, set: &CorrelationSet) {
+        for mut bucket in std::mem::take(&mut self.buckets) {
+            let correlation = set.correlations.get(bucket.correlation as usize);
+            let tenant = self.clock.tenants.get(bucket.tenant as usize);
+            if let (Some(correlation), Some(tenant)) = (correlation, tenant) {
+                let groups = bucket.drain();
+                self.kept.push(Kept { org_id: tenant.org_id.clone(), identity: Identity::of(correlation), groups });
+            }
+        }
+    }
+
+    /// Takes up the state that was put aside, as far as there are correlations for it.
+    fn attach(&mut self, set: &CorrelationSet) {
+        self.buckets.clear();
+        self.bucket_ids.clear();
+        self.clock.clear();
+        self.bytes = 0;
+        let numbers: FxHashMap<Identity, u32> = identities(set).into_iter().zip(0..).collect();
+        for kept in std::mem::take(&mut self.kept) {
+            let Some(number) = numbers.get(&kept.identity).copied() else { continue };
+            let Some(correlation) = set.correlations.get(number as usize) else { continue };
+            let Some(tenant) = self.clock.tenant(&kept.org_id) else { continue };
+            let terms = Terms::new(correlation, self.events_max);
+            let bucket_id = self.bucket(number, tenant);
+            for mut group in kept.groups {
+                group.begin(&correlation.definition);
+                group.armed = group.deadline(&terms, correlation.eager);
+                let (at, own, sources) = (group.armed, group.number, group.sources);
+                let Some(bucket) = self.buckets.get_mut(bucket_id as usize) else { continue };
+                bucket.bytes += group.bytes();
+                self.bytes += group.bytes();
+                let slot = bucket.insert(group);
+                let timer = Timer { at, number: own, bucket: bucket_id, slot };
+                self.schedule(tenant, sources, correlation.eager, timer);
+            }
+        }
+    }
+}
+
+/// What tells whether state can be kept, in order.
+fn identities(set: &CorrelationSet) -> Vec<Identity> {
+    set.correlations.iter().map(Identity::of).collect()
+}
