@@ -85,6 +85,12 @@ impl Server {
         Self::launch(Self { child: None, dir, flags, environment, small_disk: None, url: String::new() }, settings)
     }
 
+    /// How many files and connections the process has open.
+    pub fn open_files(&self) -> usize {
+        let pid = self.child.as_ref().expect("a running server").id();
+        std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the process lives").count()
+    }
+
     /// Resident memory of the process in bytes.
     pub fn memory(&self) -> u64 {
         let pid = self.child.as_ref().expect("a running server").id();

@@ -121,6 +121,7 @@ where
     F: Future<Output = Response<ReplyBody>> + Send + 'static,
 {
     keep_alive(&listener, Duration::from_secs(config.keepalive_s));
+    give_up_on_unread(&listener, Duration::from_millis(config.write_ms_max));
     let places = Arc::new(Semaphore::new(config.connections_max.clamp(1, Semaphore::MAX_PERMITS)));
     let (drain, draining) = watch::channel(Drain::No);
     let shared = Arc::new(Shared {
@@ -210,6 +211,15 @@ fn keep_alive(listener: &TcpListener, idle: Duration) {
         .and_then(|()| sockopt::set_tcp_keepcnt(listener, 3));
     if let Err(error) = set {
         tracing::warn!(%error, "could not turn TCP keepalive on; silent peers are found by timers only");
+    }
+}
+
+/// Accepted sockets inherit this, too: what was written and is not read within `patience` ends the connection, although the
+/// operating system has taken it and no write of ours waits. Otherwise its buffers belong to whoever asks and does not read.
+fn give_up_on_unread(listener: &TcpListener, patience: Duration) {
+    let patience = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(listener, patience) {
+        tracing::warn!(%error, "could not bound how long what was written may stay unread");
     }
 }
 

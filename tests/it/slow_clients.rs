@@ -1,0 +1,143 @@
+//! Five thousand clients that send nothing, drip heads or bodies, do not read, or follow the feed and say nothing: those who
+//! behave go on being served, and all the others are gone within half a minute.
+//!
+//! `TIDEGATE_SLOW_CLIENTS=5000` is the usual size; the figures are printed with `-- --nocapture slow_clients`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::server::{Caller, Server, event, on_demand};
+
+/// How long a client that does not behave may keep its connection.
+const REAPED: Duration = Duration::from_secs(30);
+
+/// What a client sends at once; what it then sends, a byte at a time.
+const KINDS: [(&str, &str); 6] = [
+    ("", ""),
+    ("POST /v2/events/bulk HTTP/1.1\r\nhost: 127.0.0.1\r\nx-slow: ", "a"),
+    ("POST /v2/events/bulk HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/x-ndjson\r\ncontent-length: 9000\r\n\r\n{", " "),
+    // Asks for much and reads nothing.
+    ("READ", ""),
+    // What a client of TLS says first.
+    ("\u{16}\u{3}\u{1}\u{2}", ""),
+    (
+        "GET /v2/alerts/stream HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        "",
+    ),
+];
+
+/// The place of those who follow the feed.
+const FOLLOWS: usize = 5;
+
+async fn misbehave(address: SocketAddr, first: &str, drip: &str) -> Option<TcpStream> {
+    let socket = TcpSocket::new_v4().ok()?;
+    // Little room for what the server says, so that not reading holds it up soon.
+    socket.set_recv_buffer_size(4096).ok()?;
+    let mut stream = socket.connect(address).await.ok()?;
+    let bytes = match first {
+        "READ" => "GET /openapi.json HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".repeat(20),
+        other => other.to_owned(),
+    };
+    stream.write_all(bytes.as_bytes()).await.ok()?;
+    while !drip.is_empty() {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        if stream.write_all(drip.as_bytes()).await.is_err() {
+            break;
+        }
+    }
+    Some(stream)
+}
+
+/// The waits of a client that behaves, until it is told to stop.
+fn behave(url: &str, stop: &AtomicBool, round: &str) -> Vec<Duration> {
+    let (mut client, mut waits) = (Caller::new(url, None), Vec::new());
+    for at in 0.. {
+        let events: Vec<_> = (0..10).map(|part| event(&format!("{round}-{at}-{part}"), "x")).collect();
+        let started = Instant::now();
+        let reply = client.bulk("/v2/events/bulk?source=honest", &events);
+        assert_eq!(reply.status.as_u16(), 200, "{:?}", reply.body);
+        waits.push(started.elapsed());
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    waits.sort();
+    waits
+}
+
+fn p99(waits: &[Duration]) -> Duration {
+    waits[(waits.len() * 99 / 100).min(waits.len() - 1)]
+}
+
+#[test]
+fn five_thousand_clients_that_do_not_behave_harm_nobody_and_are_gone_in_time() {
+    let clients = on_demand("TIDEGATE_SLOW_CLIENTS", 5_000) as usize;
+    let server = Server::start(&[("STARTER_PACK", "false")]);
+    let stop = AtomicBool::new(false);
+    let quiet = std::thread::scope(|scope| {
+        let honest = scope.spawn(|| behave(&server.url, &stop, "quiet"));
+        std::thread::sleep(Duration::from_secs(3));
+        stop.store(true, Ordering::Relaxed);
+        honest.join().expect("the honest client")
+    });
+    let open_before = server.open_files();
+
+    let address: SocketAddr = server.url.trim_start_matches("http://").parse().expect("an address");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let stop = Arc::new(AtomicBool::new(false));
+    let honest = std::thread::spawn({
+        let (stop, url) = (stop.clone(), server.url.clone());
+        move || behave(&url, &stop, "attack")
+    });
+    let (mut most, mut most_memory, started) = (0, 0, Instant::now());
+    let gone = runtime.block_on(async {
+        // Kept until the end: nobody closes but the server.
+        let crowd: Vec<_> = (0..clients)
+            .map(|at| {
+                let (first, drip) = match (at % KINDS.len(), at / KINDS.len()) {
+                    // No more followers than a tenant may have: the others would be refused and just be idle.
+                    (FOLLOWS, 190..) => KINDS[0],
+                    (kind, _) => KINDS[kind],
+                };
+                // Not all in the same instant: that only fills the backlog of the operating system.
+                let due = Duration::from_micros(at as u64 * 400);
+                tokio::spawn(async move {
+                    tokio::time::sleep(due).await;
+                    misbehave(address, first, drip).await
+                })
+            })
+            .collect();
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let open = server.open_files();
+            most = most.max(open);
+            most_memory = most_memory.max(server.memory());
+            let over = started.elapsed() > Duration::from_secs(5) && open <= open_before + 8;
+            if over || started.elapsed() > 2 * REAPED {
+                let streams = futures::future::join_all(crowd).await;
+                drop(streams);
+                return started.elapsed();
+            }
+        }
+    });
+    stop.store(true, Ordering::Relaxed);
+    let attack = honest.join().expect("the honest client");
+    println!(
+        "{clients} slow clients: at most {most} files open ({open_before} before), all gone after {gone:.1?}; p99 of {} \
+         honest requests {:.1?}, without them {:.1?}; memory at most {} MiB",
+        attack.len(), p99(&attack), p99(&quiet), most_memory >> 20,
+    );
+    assert!(most > open_before + clients * 6 / 10, "only {most} files were open: that was no crowd");
+    assert!(gone < REAPED + Duration::from_secs(3), "{} files are open after {gone:?}", server.open_files());
+    // A busy machine answers late at times; a server that is held up answers never.
+    assert!(p99(&attack) < 4 * p99(&quiet) + Duration::from_millis(500), "{:?}, not {:?}", p99(&attack), p99(&quiet));
+    assert!(most_memory < 1 << 30, "{most_memory} bytes");
+    server.client().wait_for("SELECT count(*) FROM security_events", ((attack.len() + quiet.len()) * 10) as i64);
+}
