@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use rustc_hash::FxHashMap;
 use tidegate_events::Alert;
 
 use crate::compile::RuleSet;
@@ -22,13 +23,19 @@ pub(crate) struct Alerting {
     /// The rules that `numbers` are of.
     rules: Option<Arc<RuleSet>>,
     numbers: Vec<u32>,
+    /// Those of correlations, by id.
+    correlations: FxHashMap<String, u32>,
 }
 
 impl Alerting {
     /// Without windows and silences.
     pub fn new(config: &RulesConfig) -> Self {
         let suppression = Suppression::new(bounds(config));
-        Self { suppression, silences: Silences::default(), rules: None, numbers: Vec::new() }
+        Self::of(suppression, Silences::default())
+    }
+
+    fn of(suppression: Suppression, silences: Silences) -> Self {
+        Self { suppression, silences, rules: None, numbers: Vec::new(), correlations: FxHashMap::default() }
     }
 
     /// The alerts of a batch: of its matches, of the windows that its rows close, and those of correlations. All batches of
@@ -60,13 +67,13 @@ impl Alerting {
             let latest = received.map_or(i64::MAX, |received| received.saturating_add(ahead_us));
             let received = received.unwrap_or(i64::MIN);
             self.suppression.observe(number, time.filter(|time| *time <= latest), received, &mut out);
-            let received_at = received;
-            let raise_fired = |next: Fired, out: &mut Outlet, quiet: &mut u64| {
-                let alert = next.alert;
-                if silenced(silences, &alert.rule_id, received_at, || group_key::hash(&alert.group_key)) {
+            // Whose group was raised is quiet for a span of its own: there is nothing to suppress.
+            let raise_fired = |Fired { alert, .. }: Fired, out: &mut Outlet, quiet: &mut u64| {
+                if silenced(silences, &alert.rule_id, received, || group_key::hash(&alert.group_key)) {
                     *quiet += 1;
                 } else {
-                    out.add(alert);
+                    let rule = self.correlations.get(&alert.rule_id).copied().unwrap_or(u32::MAX);
+                    out.push(Lane { rule, tenant: number }, alert);
                 }
             };
             while let Some(next) = fired.next_if(|next| next.row == row && next.before) {
@@ -98,7 +105,11 @@ impl Alerting {
 
     fn number(&mut self, rules: &Arc<RuleSet>) {
         if self.rules.as_ref().is_none_or(|known| !Arc::ptr_eq(known, rules)) {
-            self.numbers = self.suppression.rules(rules.rules().iter().map(|rule| rule.id.as_str()));
+            let detections = rules.rules().iter().map(|rule| rule.id.as_str());
+            let correlations = rules.correlations.correlations.iter().map(|correlation| correlation.id.as_str());
+            self.numbers = self.suppression.rules(detections.chain(correlations.clone()));
+            let numbers = self.numbers.split_off(rules.rules().len());
+            self.correlations = correlations.map(str::to_owned).zip(numbers).collect();
             self.rules = Some(rules.clone());
         }
     }
@@ -135,7 +146,7 @@ impl Alerting {
     pub fn restore(config: &RulesConfig, windows: &[u8], silences: &[u8]) -> Result<Self, String> {
         let suppression = Suppression::restore(bounds(config), windows)?;
         let silences = Silences::restore(silences)?;
-        Ok(Self { suppression, silences, rules: None, numbers: Vec::new() })
+        Ok(Self::of(suppression, silences))
     }
 }
 

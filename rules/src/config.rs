@@ -34,6 +34,9 @@ pub struct RulesConfig {
     pub ahead_ms_max: u64,
     /// The most silences that one tenant may have at once.
     pub silences_max: usize,
+    /// The most alerts of one tenant whose feedback is kept at hand; beyond it the oldest that silences nothing is let go
+    /// (it stays in the tables).
+    pub feedback_max: usize,
     /// The longest silence in seconds.
     pub silence_s_max: u64,
     /// The most groups of one correlation and tenant that are remembered at once; beyond it the one used longest ago is
@@ -70,6 +73,7 @@ impl Default for RulesConfig {
             lateness_ms_max: 60_000,
             ahead_ms_max: 600_000,
             silences_max: 1_000,
+            feedback_max: 5_000,
             silence_s_max: 366 * 86_400,
             correlation_groups_max: 1_000_000,
             correlation_group_events_max: 10_000,

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
+pub use crate::compile::span_us;
 use crate::group_key;
 
 /// The value of `kind` in rows of `changes` that are feedback on alerts.

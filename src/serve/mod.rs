@@ -5,6 +5,7 @@
 //! `tidegate_pipeline::delivery` → `tidegate_sinks::parquet`. `tidegate_query` reads the store and the logs.
 
 pub mod demo;
+pub mod feedback_door;
 pub mod housekeeping;
 pub mod keys_door;
 pub mod metrics;
@@ -41,6 +42,7 @@ use tidegate_pipeline::registry::Registry;
 use tidegate_pipeline::run::{RunHandle, RunLoop, RunParts};
 use tidegate_pipeline::{Health, Offset, StreamLog};
 use tidegate_query::{Query, QueryParts};
+use tidegate_rules::feedback::KIND as FEEDBACK_KIND;
 use tidegate_rules::{OFF_KIND, SigmaOperator};
 use tidegate_sinks::feed::{Feed, Stretch};
 use tidegate_sinks::parquet::{LogSource, ParquetStore};
@@ -51,6 +53,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use housekeeping::Housekeeping;
+use feedback_door::FeedbackDoor;
 use keys_door::{KeysDoor, LOCAL};
 use router::Router;
 use rules_sync::{RULE_KIND, RulesSync};
@@ -178,7 +181,8 @@ impl Server {
         let writer = Arc::new(OutputLog::new(output_log.clone()));
         let sigma = SigmaOperator::new(config.sigma.clone())?;
         let status = sigma.status();
-        let seed = [RULE_KIND, OFF_KIND].into_iter().filter_map(|kind| registry.as_batch(kind).transpose());
+        let kinds = [RULE_KIND, OFF_KIND, FEEDBACK_KIND];
+        let seed = kinds.into_iter().filter_map(|kind| registry.as_batch(kind).transpose());
         let seed = seed.collect::<Result<Vec<_>, _>>()?;
         let run = RunLoop::start(RunParts {
             log: ingest_log.clone(),
@@ -233,6 +237,7 @@ impl Server {
             local_token: file.token().to_owned(),
             ingest: Ingest::new(batcher.clone(), &config.ingest),
             feed,
+            feedback: FeedbackDoor::new(registry.clone(), query.clone(), config.sigma.clone()),
             query,
             keys_door: KeysDoor { keys: keys.clone() },
             threat_detection,

@@ -20,6 +20,7 @@ use tidegate_pipeline::{Health, Problem};
 use tidegate_query::Query;
 use tidegate_sinks::feed::{self, Feed};
 
+use super::feedback_door::FeedbackDoor;
 use super::keys_door::{KeysDoor, LOCAL};
 use super::metrics::{REQUEST_SECONDS, REQUESTS};
 use super::reply::{self, Body};
@@ -29,6 +30,8 @@ use super::{STUCK_MAX, openapi};
 
 /// Bytes of a statement with its JSON around it; the gate has a tighter bound on the statement itself.
 const SQL_BODY_BYTES_MAX: usize = 1 << 20;
+/// Bytes of feedback on an alert.
+const FEEDBACK_BODY_BYTES_MAX: usize = 16 << 10;
 /// Bytes of a request to make a key.
 const KEYS_BODY_BYTES_MAX: usize = 4096;
 
@@ -46,6 +49,8 @@ pub struct Router {
     pub query: Arc<Query>,
     /// Alerts out.
     pub feed: Feed,
+    /// Feedback on alerts.
+    pub feedback: FeedbackDoor,
     /// Keys.
     pub keys_door: KeysDoor,
     /// Rules, and rules tried on events.
@@ -107,6 +112,10 @@ impl Router {
             },
             Door::Read => self.read(route, &request, &principal, request_id).await,
             Door::Feed => self.feed.handle(request, &principal, request_id).await,
+            Door::Feedback => match whole_body(request, FEEDBACK_BODY_BYTES_MAX).await {
+                Ok(request) => self.feedback.handle(request, &principal, request_id).await,
+                Err(problem) => reply::problem(&problem, request_id),
+            },
             Door::Keys => match whole_body(request, KEYS_BODY_BYTES_MAX).await {
                 Ok(request) => self.keys_door.handle(request, &principal, request_id).await,
                 Err(problem) => reply::problem(&problem, request_id),

@@ -4,6 +4,11 @@ use tidegate_pipeline::keys::Role;
 
 use super::threat_detection::{RULE, RULE_DISABLE, RULE_ENABLE, RULES, VALIDATE};
 
+/// Feedback on an alert.
+pub const FEEDBACK: &str = "/v2/alerts/{id}/feedback";
+/// What feedback on an alert silences.
+pub const SILENCE: &str = "/v2/alerts/{id}/silence";
+
 /// What answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Door {
@@ -25,6 +30,8 @@ pub enum Door {
     Read,
     /// The alert feed.
     Feed,
+    /// Feedback on alerts, and silences.
+    Feedback,
     /// API keys.
     Keys,
     /// Rules, and rules tried on events.
@@ -73,6 +80,9 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v2/alerts", Some(Role::Read), Door::Read, "Page through stored alerts, newest first"),
     route("GET", "/v2/alerts/stream", Some(Role::Read), Door::Feed, "Follow alerts: WebSocket, or server-sent events"),
     route("GET", "/v2/alerts/{id}", Some(Role::Read), Door::Read, "One alert, whole"),
+    route("GET", FEEDBACK, Some(Role::Read), Door::Feedback, "What was said last about an alert"),
+    route("POST", FEEDBACK, Some(Role::Admin), Door::Feedback, "Say what an alert turned out to be; silence its like"),
+    route("DELETE", SILENCE, Some(Role::Admin), Door::Feedback, "End the silence that feedback on an alert began"),
     route("GET", RULES, Some(Role::Read), Door::ThreatDetection, "Page through the rules, with the state of each"),
     route("POST", RULES, Some(Role::Admin), Door::ThreatDetection, "Make a rule"),
     route("POST", VALIDATE, Some(Role::Read), Door::ThreatDetection, "Say whether a rule would load, and keep nothing"),
@@ -120,10 +130,10 @@ pub fn find(method: &str, path: &str) -> Found {
 fn allowed(path: &str) -> &'static str {
     match path {
         "/v2/events" => "POST, GET",
-        "/v2/keys" | RULES => "GET, POST",
+        "/v2/keys" | RULES | FEEDBACK => "GET, POST",
         RULE => "GET, PUT, DELETE",
         VALIDATE | RULE_ENABLE | RULE_DISABLE => "POST",
-        "/v2/keys/{id}" => "DELETE",
+        "/v2/keys/{id}" | SILENCE => "DELETE",
         "/v2/events/bulk" | "/v2/costs/bulk" | "/v2/sql" => "POST",
         _ => "GET",
     }

@@ -90,6 +90,8 @@ impl Fixed {
     fn start(address: &str, data: &Path) -> Self {
         let data = data.to_string_lossy();
         let mut command = tidegate(&["serve", "--listen", address, "--data-dir", &data]);
+        // The second of two like events is told of at once.
+        command.env("TIDEGATE_SIGMA__SUPPRESS_S", "0");
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
         let begun = Instant::now();
         while TcpStream::connect(address).is_err() {

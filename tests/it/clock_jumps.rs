@@ -20,7 +20,7 @@ fn a_clock_that_jumps_by_a_day_loses_and_reorders_nothing() {
     let faults = Faults::new();
     let rules = tempfile::tempdir().expect("a folder");
     std::fs::write(rules.path().join("marked.yml"), RULE).expect("a rule");
-    let settings = [("RULES", rules.path().to_str().expect("a path"))];
+    let settings = [("RULES", rules.path().to_str().expect("a path")), ("SIGMA__SUPPRESS_S", "0")];
     let mut server = Server::start_under(&faults, &[], &settings);
     let mut sent = Vec::new();
     for (round, offset) in [0, DAY_S, -DAY_S, 0, -DAY_S, DAY_S].into_iter().enumerate() {

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use crate::server::{PATIENCE, Server, event};
 
 const RULE: &str = "title: Every marked event\nid: 11111111-2222-4333-8444-000000000001\nlogsource: {product: custom}\n\
-                    detection: {sel: {action: marked}, condition: sel}\nlevel: high\n";
+                    tidegate: {suppress: 0}\ndetection: {sel: {action: marked}, condition: sel}\nlevel: high\n";
 
 /// The next `wanted` frames after `after`: (seq, event id).
 fn follow(server: &Server, after: Option<u64>, wanted: usize) -> Vec<(u64, String)> {

@@ -14,6 +14,7 @@ mod disk_faults;
 mod docs;
 mod faults;
 mod feed;
+mod feedback;
 mod hot_cold;
 mod ledger;
 mod operation;

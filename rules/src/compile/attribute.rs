@@ -65,7 +65,7 @@ fn span(value: &Value) -> Result<i64, String> {
 }
 
 /// Microseconds of a number and `s`, `m`, `h` or `d`.
-pub(crate) fn span_us(text: &str) -> Option<i64> {
+pub fn span_us(text: &str) -> Option<i64> {
     let split = text.len().checked_sub(1).filter(|at| text.is_char_boundary(*at))?;
     let (number, unit) = text.split_at(split);
     let seconds = match unit {

@@ -22,6 +22,7 @@ use crate::document::{Parsed, parse_file};
 use crate::error::RulesError;
 use crate::logsource::{Cover, LogSources, Resolved, Wanted};
 use crate::problem::{Fault, RuleFile, RuleProblem};
+pub use attribute::span_us;
 use detection::DetectionCompiler;
 use filter::{Filter, Filters, Pending};
 use interner::{Interner, Predicate, View};

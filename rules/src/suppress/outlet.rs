@@ -49,11 +49,6 @@ impl Outlet {
         self.alerts.push(alert);
     }
 
-    /// Takes an alert that no bound is for.
-    pub fn add(&mut self, alert: Alert) {
-        self.alerts.push(alert);
-    }
-
     /// What was collected, in order.
     pub fn alerts(self) -> Vec<Alert> {
         self.alerts
