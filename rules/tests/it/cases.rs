@@ -1,16 +1,17 @@
 //! Cases as folders: `tests/cases/<name>/{rule.yml | rule, events.ndjson, expected.json}`. `rule` holds the path of a shipped
-//! rule; `expected.json` says the source and dataset of the events and which of them (from 0) must match.
+//! rule; `expected.json` says the source and dataset of the events and which of them (from 0) must match, or which alerts there must be.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::Value;
-use tidegate_events::Dataset;
+use serde_json::{Value, json};
+use tidegate_events::{Alert, Dataset};
 use tidegate_rules::{Evaluator, RuleFile, RuleSet, RulesConfig, pack};
 
 use crate::flatten::Events;
+use crate::stream::{operator, process};
 
 fn folder(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -25,7 +26,7 @@ fn check(case: &Path) {
         Err(_) => read("rule.yml"),
     };
     let config = RulesConfig::default();
-    let (rules, problems) = RuleSet::compile(&[RuleFile::new("rule.yml", text)], &config).expect("tables");
+    let (rules, problems) = RuleSet::compile(&[RuleFile::new("rule.yml", &text)], &config).expect("tables");
     assert!(problems.is_empty(), "{name}: {problems:?}");
     let expected: Value = serde_json::from_str(&read("expected.json")).expect("JSON");
     let source = expected["source"].as_str().expect("a source");
@@ -33,6 +34,9 @@ fn check(case: &Path) {
     let mut events = Events::new(dataset);
     for line in read("events.ndjson").lines() {
         events.rows.push(("acme".into(), source.into(), serde_json::from_str(line).expect("JSON")));
+    }
+    if let Some(alerts) = expected["alerts"].as_array() {
+        return check_alerts(&name, &events, &text, alerts);
     }
     let wanted: BTreeSet<usize> =
         expected["hits"].as_array().expect("hits").iter().map(|row| row.as_u64().expect("a row") as usize).collect();
@@ -44,6 +48,24 @@ fn check(case: &Path) {
     if dataset == Dataset::SecurityEvents {
         events.rows.iter_mut().for_each(|(_, source, _)| *source = "elsewhere".into());
         assert_eq!(evaluator.matches(&events.batch(0)), [], "{name}: matches events of another source");
+    }
+}
+
+/// The alerts of a case whose expectation is about alerts; event `i` is of second `i`. Only what must hold of an alert is named.
+fn check_alerts(name: &str, events: &Events, text: &str, wanted: &[Value]) {
+    let config = RulesConfig { suppress_s: 0, ..RulesConfig::default() };
+    let found = process(&mut operator(config, &[("default", text)]), &events.batch(0));
+    let shown = |alert: &Alert| {
+        let place = |id: &String| id.trim_start_matches('e').parse::<u64>().expect("a place");
+        let events: Vec<u64> = alert.event_ids.iter().map(place).collect();
+        json!({"rule": alert.title, "level": alert.level.as_str(), "group": alert.group_key, "events": events, "count": alert.event_count})
+    };
+    assert_eq!(found.len(), wanted.len(), "{name}: {found:#?}");
+    for (alert, wanted) in found.iter().zip(wanted) {
+        let shown = shown(alert);
+        for (key, value) in wanted.as_object().expect("an object") {
+            assert_eq!(&shown[key], value, "{name}: {key} of {shown}");
+        }
     }
 }
 
