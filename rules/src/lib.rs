@@ -60,6 +60,7 @@ pub use compile::{Rule, RuleSet};
 pub use config::RulesConfig;
 pub use correlation::Correlation;
 pub use error::RulesError;
+pub use eval::profile;
 pub use eval::trial::{Asked, Findings, Near, Reason, Trial};
 pub use eval::{Counts, Evaluator, Parked};
 pub use folder::{RuleAction, RuleChange, RuleFolder, SkippedFile};

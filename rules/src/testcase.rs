@@ -305,7 +305,7 @@ fn seen(alert: &Alert, event_of: &BTreeMap<String, usize>) -> ExpectedAlert {
 }
 
 /// The rules as the rows of `changes` that put them in force.
-pub(crate) fn changes(rules: &[RuleFile]) -> Result<LogBatch, RulesError> {
+pub fn changes(rules: &[RuleFile]) -> Result<LogBatch, RulesError> {
     let change = |(at, file): (usize, &RuleFile)| Change {
         time_us: 0,
         change_id: format!("rule-{at}"),

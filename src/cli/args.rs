@@ -1,10 +1,13 @@
 //! The command line. A flag whose id is the dotted path of a configuration key sets that key: its value, its environment
 //! twin and its default are read and documented by [`crate::config`], so that no flag can be without them.
 
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint, parser::ValueSource};
+use clap::{
+    ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint, parser::ValueSource,
+};
 use clap_complete::Shell;
 use serde_json::Value;
 
+use super::rules::args::RulesCommand;
 use crate::config::Sources;
 use crate::config::env;
 use crate::config::keys::{Key, Keys};
@@ -70,6 +73,13 @@ Example: tidegate sql \"SELECT source, count(*) AS n FROM security_events GROUP 
         /// What to do with keys.
         #[command(subcommand)]
         command: KeyCommand,
+    },
+    /// Write rules: check, test, explain, measure them, and run them over what happened
+    #[command(after_help = "Example: tidegate rules check ./rules")]
+    Rules {
+        /// What to do with rules.
+        #[command(subcommand)]
+        command: RulesCommand,
     },
     /// Check this machine: disk, limits, clock, ports, folders
     #[command(after_help = "Example: tidegate doctor --data-dir /var/lib/tidegate")]
@@ -381,12 +391,24 @@ pub fn parse(args: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Invoc
     Ok(Invocation { command: cli.command, sources: Sources { file, env: env::variables().collect(), flags } })
 }
 
+/// A TOML string that is this text.
+fn toml_string(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
 fn collect_flags(command: &clap::Command, matches: &ArgMatches, flags: &mut Vec<(String, String, String)>) {
     for arg in command.get_arguments().filter(|arg| arg.get_id() != "config") {
         let (id, Some(long)) = (arg.get_id().as_str(), arg.get_long()) else { continue };
         if matches.try_contains_id(id).is_ok() && matches.value_source(id) == Some(ValueSource::CommandLine) {
-            let text = matches.get_raw(id).and_then(Iterator::last).map(|text| text.to_string_lossy().into_owned());
-            flags.push((id.to_owned(), long.to_owned(), text.unwrap_or_else(|| "true".to_owned())));
+            let texts: Vec<String> =
+                matches.get_raw(id).into_iter().flatten().map(|text| text.to_string_lossy().into_owned()).collect();
+            let text = if matches!(arg.get_action(), ArgAction::Append) {
+                // As the list that stands in the configuration file.
+                format!("[{}]", texts.iter().map(|text| toml_string(text)).collect::<Vec<_>>().join(","))
+            } else {
+                texts.last().cloned().unwrap_or_else(|| "true".to_owned())
+            };
+            flags.push((id.to_owned(), long.to_owned(), text));
         }
     }
     if let Some((name, matches)) = matches.subcommand()

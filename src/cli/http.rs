@@ -208,6 +208,52 @@ impl Client {
         }
     }
 
+    /// Sends a request and gives each line of the reply to `each` as it comes. The time bound is on every piece of the reply,
+    /// not on the whole of it.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch), on a status that is not 2xx, and what `each` says.
+    pub async fn lines(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(HeaderName, &str)],
+        body: Bytes,
+        each: &mut (dyn FnMut(&str) -> anyhow::Result<()> + Send),
+    ) -> anyhow::Result<()> {
+        let wait = self.timeout;
+        let silent = || anyhow!("the server was silent for {} s (client.timeout_ms)", wait.as_secs_f32());
+        let response = timeout(wait, self.send(method, path, headers, body)).await.map_err(|_| silent())??;
+        if !response.status().is_success() {
+            timeout(wait, self.collect(response)).await.map_err(|_| silent())??.ok()?;
+            return Ok(());
+        }
+        // A reply that is not read to its end leaves a connection that is of no more use.
+        let connection = self.connection.take();
+        let mut body = response.into_body();
+        let mut rest = BytesMut::new();
+        while let Some(frame) = timeout(wait, body.frame()).await.map_err(|_| silent())? {
+            let Ok(piece) = frame.context("the reply broke off")?.into_data() else { continue };
+            rest.extend_from_slice(&piece);
+            while let Some(newline) = memchr::memchr(b'\n', &rest) {
+                let line = rest.split_to(newline + 1);
+                let line = std::str::from_utf8(&line).context("the reply is not UTF-8")?.trim();
+                if !line.is_empty() {
+                    each(line)?;
+                }
+            }
+            if rest.len() > self.reply_bytes_max {
+                bail!("a line of the reply is larger than {} bytes (client.reply_bytes_max)", self.reply_bytes_max);
+            }
+        }
+        let line = std::str::from_utf8(&rest).context("the reply is not UTF-8")?.trim();
+        if !line.is_empty() {
+            each(line)?;
+        }
+        self.connection = connection;
+        Ok(())
+    }
+
     /// `GET` with a JSON answer.
     ///
     /// # Errors

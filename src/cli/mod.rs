@@ -8,6 +8,7 @@ pub mod feed;
 pub mod http;
 pub mod key;
 pub mod log;
+pub mod rules;
 pub mod send;
 pub mod sql;
 pub mod style;
@@ -109,6 +110,7 @@ fn run(invocation: Invocation, parts: Parts, out: &mut (dyn Write + Send)) -> an
         Command::Tail(_) => block_on(tail::run(&config, Style::of_stdout(), out)).map(|()| Ending::Good),
         Command::Log { command } => log::run(&config, &command, out),
         Command::Key { command } => block_on(key::run(&config, &command, out)),
+        Command::Rules { command } => rules::run(&config, &command, Style::of_stdout(), out),
         Command::Doctor(_) => Ok(doctor::run(&config, out)?),
         Command::Check(_) | Command::Completions { .. } | Command::Docs { .. } => Ok(Ending::Good),
     }

@@ -9,6 +9,7 @@ pub mod keys;
 pub mod problem;
 pub mod raw;
 mod reference;
+pub mod rule_tools;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use problem::{ConfigErrors, ConfigProblem, Origin};
 pub use reference::reference;
+pub use rule_tools::RuleToolsConfig;
 
 use keys::Keys;
 use raw::Raw;
@@ -83,6 +85,8 @@ pub struct Config {
     pub log_files: LogFilesConfig,
     /// The command `doctor`.
     pub doctor: DoctorConfig,
+    /// The commands `rules …`, for the people who write rules.
+    pub rule_tools: RuleToolsConfig,
 }
 
 impl Default for Config {
@@ -116,6 +120,7 @@ impl Default for Config {
             key: KeyConfig::default(),
             log_files: LogFilesConfig::default(),
             doctor: DoctorConfig::default(),
+            rule_tools: RuleToolsConfig::default(),
         }
     }
 }
@@ -436,6 +441,8 @@ fn conflicts(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<ConfigP
     let dataset = config.send.dataset.as_deref().filter(|name| !matches!(*name, "security_events" | "cost_events"));
     check("send.dataset", dataset.map(|name| format!("no such table: {name:?}")), "security_events or cost_events");
     let directives = config.log.level.parse::<tracing_subscriber::filter::Targets>().err();
+    let dataset = config.rule_tools.dataset.as_deref().filter(|name| !matches!(*name, "security_events" | "cost_events"));
+    check("rule_tools.dataset", dataset.map(|name| format!("no such table: {name:?}")), "security_events or cost_events");
     check("log.level", directives.map(|error| error.to_string()), "info, debug, or info,tidegate_ingest=debug");
     problems
 }

@@ -59,7 +59,7 @@ fn every_key_can_be_written_in_the_file_and_in_the_environment() {
                 (Kind::Bool, _) => ("true".to_owned(), "1".to_owned()),
                 (_, "tail.level") => ("\"high\"".to_owned(), "high".to_owned()),
                 (_, "key.role") => ("\"read\"".to_owned(), "read".to_owned()),
-                (_, "send.dataset") => ("\"cost_events\"".to_owned(), "cost_events".to_owned()),
+                (_, "send.dataset" | "rule_tools.dataset") => ("\"cost_events\"".to_owned(), "cost_events".to_owned()),
                 _ => ("\"some\"".to_owned(), "some".to_owned()),
             },
             (_, serde_json::Value::String(text)) => (format!("{text:?}"), text.clone()),

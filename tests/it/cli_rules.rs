@@ -1,0 +1,228 @@
+//! The tools of the people who write rules, as they use them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::server::tidegate;
+
+/// Runs the command; its exit code, and what it printed.
+fn run(args: &[&str]) -> (i32, String, String) {
+    let output = tidegate(args).stdin(Stdio::null()).output().expect("the program runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().expect("it exits"), text(&output.stdout), text(&output.stderr))
+}
+
+/// A folder with files.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+        fs::write(path, text).expect("a file");
+    }
+    folder
+}
+
+fn path(folder: &tempfile::TempDir, name: &str) -> String {
+    folder.path().join(name).to_string_lossy().into_owned()
+}
+
+const RULE: &str = "\
+title: Trail Stopped
+id: 0a6f0c5e-3f0e-4f6c-9f55-0d6a4ce1a001
+level: high
+tags: [attack.defense-impairment, attack.t1685.002]
+logsource: {product: aws, service: cloudtrail}
+detection:
+  selection:
+    eventName: StopLogging
+  filter:
+    userIdentity.userName: admin
+  condition: selection and not filter
+";
+
+/// A record of `name` by `user`, with the id `id`.
+fn event(id: &str, name: &str, user: &str) -> String {
+    format!(
+        r#"{{"eventVersion":"1.08","eventID":"{id}","eventTime":"2026-03-01T10:00:00Z","eventSource":"cloudtrail.amazonaws.com","eventName":"{name}","awsRegion":"eu-west-1","userIdentity":{{"type":"IAMUser","userName":"{user}"}}}}"#
+    )
+}
+
+fn events(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn the_cases_of_the_starter_pack_pass() {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("rules/tests/cases");
+    let (code, out, err) = run(&["rules", "test", &cases.to_string_lossy()]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.lines().count() > 30 && out.contains(" 0 failed"), "{out}");
+}
+
+#[test]
+fn check_shows_each_fault_in_its_line_and_counts() {
+    let bad = RULE.replace("eventName:", "eventName|contians:");
+    let odd = RULE.replace("condition: selection and not filter", "condition: selection").replace("a001", "a002");
+    let rules = folder(&[("bad.yml", &bad), ("sub/odd.yml", &odd), ("good.yml", &RULE.replace("a001", "a003"))]);
+    let dir = rules.path().to_string_lossy().into_owned();
+    let (code, out, _) = run(&["rules", "check", &dir]);
+    assert_eq!(code, 1, "{out}");
+    let shown = format!(
+        "error: Unknown modifier 'contians'\n --> {dir}/bad.yml:8:14\n  |\n8 |     eventName|contians: StopLogging\n  |              ^^^^^^^^^\n"
+    );
+    assert!(out.contains(&shown), "{out}\nwanted\n{shown}");
+    assert!(out.contains("warning[unused_selection]: ") && out.contains("odd.yml:9:3"), "{out}");
+    assert!(out.contains("3 files: 2 rules load; 1 error, 1 warning (unused_selection 1)"), "{out}");
+    assert!(!out.contains('\u{1b}'), "colours without a terminal");
+    let (code, out, _) = run(&["rules", "check", &path(&rules, "sub"), &path(&rules, "good.yml")]);
+    assert_eq!(code, 0, "warnings do not fail: {out}");
+    let (code, ..) = run(&["rules", "check", &path(&rules, "sub"), "--deny-warnings"]);
+    assert_eq!(code, 1);
+    let (code, out, _) = run(&["rules", "check", &dir, "--json"]);
+    let found: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((code, &found["errors"][0]["line"], &found["summary"]["warnings"]), (1, &8.into(), &1.into()), "{out}");
+    let (code, _, err) = run(&["rules", "check", "/nowhere"]);
+    assert!(code == 1 && err.contains("/nowhere"), "{err}");
+}
+
+#[test]
+fn a_case_that_fails_says_which_events_and_can_be_written_anew() {
+    let lines = [event("a", "StopLogging", "eve"), event("b", "StopLogging", "admin"), event("c", "GetUser", "eve")];
+    let case = folder(&[
+        ("one/rule.yml", RULE),
+        ("one/events.ndjson", &events(&lines)),
+        ("one/expected.json", r#"{"source": "cloudtrail", "hits": [1]}"#),
+    ]);
+    let dir = case.path().to_string_lossy().into_owned();
+    let (code, out, _) = run(&["rules", "test", &dir]);
+    assert_eq!(code, 1, "{out}");
+    for part in
+        ["- event 1 must match", "+ event 0 must not match, and does: Trail Stopped", "1 failed", "\"eventID\":\"b\""]
+    {
+        assert!(out.contains(part), "{out}\nhas no {part}");
+    }
+    let (_, out, _) = run(&["rules", "test", &dir, "--json"]);
+    let told: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((&told["passed"], told["differences"].as_array().map(Vec::len)), (&false.into(), Some(2)), "{out}");
+    let (code, out, _) = run(&["rules", "test", &dir, "--update"]);
+    assert!(code == 0 && out.contains("written"), "{out}");
+    let written = fs::read_to_string(case.path().join("one/expected.json")).expect("a file");
+    assert_eq!(written, "{\"source\": \"cloudtrail\", \"hits\": [0]}\n");
+    assert_eq!(run(&["rules", "test", &dir]).0, 0);
+    let (code, _, err) = run(&["rules", "test", &dir, "--filter", "nothing"]);
+    assert!(code == 1 && err.contains("no case"), "{err}");
+}
+
+#[test]
+fn what_is_wrong_with_a_case_itself_is_told() {
+    let line = event("a", "StopLogging", "eve");
+    let twice = events(&[line.clone(), line.clone()]);
+    let broken = format!("{line}\n{{\"a\": \n");
+    for (name, text, part) in [
+        ("expected.json", "{\"hits\": [0], \"sauce\": 1}", "unknown field `sauce`"),
+        ("expected.json", "{\"source\": \"cloudtrail\"}", "neither \"hits\" nor \"alerts\""),
+        ("expected.json", "{\"dataset\": \"alerts\", \"hits\": []}", "cannot be sent to \"alerts\""),
+        ("events.ndjson", &twice, "event 1 has the id of an earlier one"),
+        ("events.ndjson", &broken, "would be refused"),
+        ("rule.yml", "title: [", "rule: rule.yml:2:"),
+        ("rule", "pack/none.yml", "names pack/none.yml"),
+    ] {
+        let mut files =
+            vec![("rule.yml", RULE), ("events.ndjson", line.as_str()), ("expected.json", "{\"hits\": [0]}")];
+        files.retain(|(own, _)| *own != name);
+        files.push((name, text));
+        let case = folder(&files);
+        let (code, out, err) = run(&["rules", "test", &case.path().to_string_lossy()]);
+        assert!(code == 1 && out.contains(part), "{name}: {out}{err}\nhas no {part}");
+    }
+    let case = folder(&[("events.ndjson", &line), ("rule.yml", RULE)]);
+    let (code, out, _) = run(&["rules", "test", &case.path().to_string_lossy()]);
+    assert!(code == 1 && out.contains("--update"), "{out}");
+}
+
+#[test]
+fn alerts_of_a_case_are_compared_one_by_one() {
+    let lines = [event("a", "StopLogging", "eve"), event("b", "StopLogging", "bob")];
+    let case = |expected: &str| {
+        folder(&[("rule.yml", RULE), ("events.json", &format!("[{}]", lines.join(","))), ("expected.json", expected)])
+    };
+    let id = "0a6f0c5e-3f0e-4f6c-9f55-0d6a4ce1a001";
+    let good = format!(
+        r#"{{"alerts": [{{"rule": "{id}", "events": [1]}}, {{"rule": "Trail Stopped", "level": "high", "count": 1}}]}}"#
+    );
+    let (code, out, _) = run(&["rules", "test", &case(&good).path().to_string_lossy()]);
+    assert_eq!(code, 0, "{out}");
+    let bad = format!(r#"{{"alerts": [{{"rule": "{id}", "events": [0, 1], "count": 2}}]}}"#);
+    let (code, out, _) = run(&["rules", "test", &case(&bad).path().to_string_lossy()]);
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("- {\"rule\"") && out.matches("+ {\"rule\"").count() == 2, "{out}");
+}
+
+#[test]
+fn explain_tells_the_program_and_why_events_do_not_match() {
+    let lines = [event("a", "StopLogging", "eve"), event("b", "StopLogging", "admin"), event("c", "GetUser", "eve")];
+    let files = folder(&[("rule.yml", RULE), ("events.ndjson", &events(&lines))]);
+    let rule = path(&files, "rule.yml");
+    let (code, out, _) = run(&["rules", "explain", &rule]);
+    assert_eq!(code, 0, "{out}");
+    for part in ["Trail Stopped", "source is cloudtrail", "eventName is stoplogging", "matches when", "p0 is true"] {
+        assert!(out.contains(part), "{out}\nhas no {part}");
+    }
+    let (_, out, _) = run(&["rules", "explain", &rule, "--events", &path(&files, "events.ndjson")]);
+    for part in ["of 3 events it sees 3, and 1 match", "not p1  userIdentity.userName is admin: it is admin"] {
+        assert!(out.contains(part), "{out}\nhas no {part}");
+    }
+    let (_, out, _) = run(&["rules", "explain", &rule, "--json", "--events", &path(&files, "events.ndjson")]);
+    let told: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((&told[0]["events"]["matched"], &told[0]["rule"]["title"]), (&1.into(), &"Trail Stopped".into()));
+    let (code, out, _) = run(&["rules", "explain", "Security Log Cleared"]);
+    assert!(code == 0 && out.contains("matches when"), "{out}");
+    let (code, _, err) = run(&["rules", "explain", "No Such Rule"]);
+    assert!(code == 1 && err.contains("no rule of that id or title"), "{err}");
+}
+
+#[test]
+fn coverage_counts_and_writes_a_layer() {
+    let rules = folder(&[("rule.yml", RULE)]);
+    let layer = path(&rules, "layer.json");
+    let (code, out, _) = run(&["rules", "coverage", &path(&rules, "rule.yml"), "--navigator", &layer]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("T1685.002") && out.contains("1 rules, 1 techniques"), "{out}");
+    let layer: Value = serde_json::from_str(&fs::read_to_string(layer).expect("a layer")).expect("JSON");
+    assert_eq!(layer["techniques"][0]["techniqueID"], "T1685.002");
+    let (_, out, _) = run(&["rules", "coverage", "--json"]);
+    assert!(serde_json::from_str::<Value>(&out).expect("JSON")["rules"].as_u64() > Some(30), "the starter pack");
+}
+
+#[test]
+fn bench_measures_rules_over_events() {
+    let (code, out, err) = run(&["rules", "bench", "--seconds", "1", "--events-max", "1500"]);
+    assert_eq!(code, 0, "{out}{err}");
+    for part in ["events per CPU second", "are candidates in a batch", "fields whose new values cost most"] {
+        assert!(out.contains(part), "{out}\nhas no {part}");
+    }
+    let rules = folder(&[("rule.yml", RULE), ("events.ndjson", &event("a", "StopLogging", "eve"))]);
+    let (args, file) = (["rules", "bench", "--seconds", "1", "--json", "--rules"], path(&rules, "events.ndjson"));
+    let dir = rules.path().to_string_lossy().into_owned();
+    let (_, out, _) = run(&[&args[..], &[&dir, "--events", &file]].concat());
+    let told: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((&told["rules"], &told["events"], &told["alerts"]), (&1.into(), &1.into(), &1.into()), "{out}");
+}
+
+#[test]
+fn hunt_needs_a_time_and_a_server() {
+    let rules = folder(&[("rule.yml", RULE)]);
+    let rule = path(&rules, "rule.yml");
+    let (code, _, err) = run(&["rules", "hunt", &rule]);
+    assert!(code == 2 && err.contains("--from is missing"), "{err}");
+    let (code, _, err) = run(&["rules", "hunt", &rule, "--from", "yesterday"]);
+    assert!(code == 2 && err.contains("not a time"), "{err}");
+    let (code, _, err) = run(&["rules", "hunt", &rule, "--from", "2026-11-02", "--to", "2026-11-01"]);
+    assert!(code == 2 && err.contains("is not before"), "{err}");
+    let (code, _, err) = run(&["rules", "hunt", &rule, "--from", "2026-11-01", "--url", "http://127.0.0.1:1"]);
+    assert!(code == 1 && err.contains("is the server up?"), "{err}");
+}
