@@ -76,12 +76,12 @@ impl Events {
     }
 }
 
-enum Cell {
+pub enum Cell {
     One(Value),
     Many(Vec<Option<Value>>),
 }
 
-fn flatten(path: &str, value: &Value, in_list: bool, at: usize, out: &mut BTreeMap<String, Cell>) {
+pub fn flatten(path: &str, value: &Value, in_list: bool, at: usize, out: &mut BTreeMap<String, Cell>) {
     match value {
         Value::Object(members) => {
             for (name, member) in members {

@@ -2,12 +2,13 @@
 
 mod archive;
 mod cases;
-mod coverage;
 mod conformance;
 mod correlation;
 mod correlation_faults;
 mod correlation_features;
 mod correlation_model;
+mod coverage;
+mod differential;
 mod evaluate;
 mod explain;
 mod filters;

@@ -1,0 +1,277 @@
+//! Our matches against those of `rsigma-eval`, rule by rule and event by event: on events of the wild, and on events made from
+//! each rule's own values. They are the same, or one of the reasons in [`allowed`] applies.
+//!
+//! The shipped rules are always compared. The rules of SigmaHQ and the sample events are in the folder of shared data
+//! (see [`crate::archive`]); by default a part of the events is compared, all of them with `TIDEGATE_DIFFERENTIAL=full`
+//! (in a release build: `cargo test --release -p tidegate-rules --test it -- differential --nocapture`).
+
+mod allowed;
+mod generate;
+mod peer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::io::{BufRead, BufReader};
+use std::sync::Arc;
+
+use rsigma_parser::{Detection, LogSource, Modifier, SigmaRule, SigmaString, SigmaValue, parse_sigma_yaml};
+use serde_json::{Map, Value};
+use tidegate_events::Dataset;
+use tidegate_rules::{Evaluator, RuleFile, RuleSet, pack};
+
+use crate::archive::{shared_data, sigma_rules, with_placeholders};
+use crate::flatten::Events;
+use peer::{Peer, Tables, flat};
+
+/// Events of one batch.
+const BATCH: usize = 512;
+
+/// Both sides with the same rules.
+struct World {
+    evaluator: Evaluator,
+    /// For each of our rules its id; for a probe, the log source that it tells the rows of.
+    ids: Vec<Result<String, String>>,
+    peers: BTreeMap<String, Peer>,
+    rules: BTreeMap<String, SigmaRule>,
+    figures: Figures,
+}
+
+#[derive(Debug, Default)]
+struct Figures {
+    events: usize,
+    /// (rule, event), the event being of the rule's log source.
+    pairs: usize,
+    /// Of them, those that match by our answer.
+    hits: usize,
+    /// Events that were made for a rule, and those of them that it matches.
+    made: usize,
+    made_hits: usize,
+    allowed: BTreeMap<&'static str, usize>,
+    wrong: Vec<String>,
+}
+
+fn key(source: &LogSource) -> String {
+    let part = |part: &Option<String>| part.as_deref().unwrap_or_default().trim().to_lowercase();
+    format!("{}/{}/{}", part(&source.product), part(&source.category), part(&source.service))
+}
+
+impl World {
+    fn new(files: &[RuleFile]) -> Self {
+        let tables = Tables::read();
+        let mut config = with_placeholders(files);
+        config.rule_event_ns_max = u64::MAX;
+        let mut files = files.to_vec();
+        let mut peers = BTreeMap::new();
+        let mut rules = BTreeMap::new();
+        let mut probes = String::new();
+        for file in &files {
+            for mut rule in parse_sigma_yaml(&file.text).expect("YAML").rules {
+                rule.detection.named.values_mut().for_each(expand);
+                let key = key(&rule.logsource);
+                let peer = peers.entry(key.clone()).or_insert_with(|| {
+                    let [product, category, service] =
+                        [&rule.logsource.product, &rule.logsource.category, &rule.logsource.service]
+                            .map(|part| serde_json::to_string(part.as_deref().unwrap_or_default()).expect("JSON"));
+                    let source = format!("{{product: {product}, category: {category}, service: {service}}}");
+                    let detection = "{s: {no such field: null}, condition: s}";
+                    let text =
+                        format!("---\ntitle: P\nid: 'probe:{key}'\nlogsource: {source}\ndetection: {detection}\n");
+                    probes.push_str(&text);
+                    Peer::new(tables.source(&rule.logsource))
+                });
+                peer.add(&rule);
+                rules.insert(rule.id.clone().expect("an id"), rule);
+            }
+        }
+        files.push(RuleFile::new("probes.yml", probes.replace(": \"\"", ": null")));
+        let (set, problems) = RuleSet::compile(&files, &config).expect("tables");
+        assert_eq!(problems, []);
+        let id = |id: &str| id.strip_prefix("probe:").map_or(Ok(id.to_owned()), |key| Err(key.to_owned()));
+        let ids = set.rules().iter().map(|rule| id(&rule.id)).collect();
+        let evaluator = Evaluator::new(Arc::new(set), &config);
+        Self { evaluator, ids, peers, rules, figures: Figures::default() }
+    }
+
+    /// Compares both sides on (source, event, the id of the rule that it was made for).
+    fn compare(&mut self, dataset: Dataset, rows: &[(String, Value, String)]) {
+        for rows in rows.chunks(BATCH) {
+            let mut events = Events::new(dataset);
+            events.rows =
+                rows.iter().map(|(source, event, _)| ("acme".into(), source.clone(), event.clone())).collect();
+            let mut ours: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); rows.len()];
+            let mut sources: Vec<Vec<&str>> = vec![Vec::new(); rows.len()];
+            for (row, rule) in self.evaluator.matches(&events.batch(0)) {
+                match &self.ids[rule] {
+                    Ok(id) => drop(ours[row].insert(id)),
+                    Err(key) => sources[row].push(key),
+                }
+            }
+            for (((_, event, made_for), ours), sources) in rows.iter().zip(&ours).zip(&sources) {
+                self.figures.events += 1;
+                self.figures.made += usize::from(!made_for.is_empty());
+                self.figures.made_hits += usize::from(ours.contains(made_for.as_str()));
+                let flat = flat(event);
+                for source in sources {
+                    let peer = &self.peers[*source];
+                    self.figures.pairs += peer.rules.len();
+                    let theirs = peer.matches(&flat);
+                    let ours: BTreeSet<&str> = ours.iter().copied().filter(|id| peer.rules.contains(*id)).collect();
+                    self.figures.hits += ours.len();
+                    let theirs: BTreeSet<&str> = theirs.iter().map(String::as_str).collect();
+                    for id in ours.symmetric_difference(&theirs) {
+                        let by_us = ours.contains(id);
+                        match allowed::reason(&self.rules[*id], &flat) {
+                            Some(reason) => *self.figures.allowed.entry(reason).or_default() += 1,
+                            None => {
+                                let who = if by_us { "only we match" } else { "only RSigma matches" };
+                                let event = peer.source.named(&flat).to_string();
+                                let event: String = event.chars().take(1_500).collect();
+                                self.figures.wrong.push(format!("{who}: {id} {} {event}", self.rules[*id].title));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Compares on events that are made from each rule: some of them, or all.
+    fn compare_made(&mut self, all: bool) {
+        let (variants, damages) = if all { (4, usize::MAX) } else { (2, 3) };
+        let rules: Vec<SigmaRule> = self.rules.values().cloned().collect();
+        let mut by_source: BTreeMap<String, Vec<(String, Value, String)>> = BTreeMap::new();
+        for (nth, rule) in rules.iter().enumerate() {
+            let key = key(&rule.logsource);
+            let source = &self.peers[&key].source;
+            let rows = by_source.entry(key.clone()).or_default();
+            let none = BTreeMap::new();
+            for variant in 0..variants {
+                let route = source.any.get(variant % source.any.len().max(1)).unwrap_or(&none);
+                for negated in [false, true] {
+                    let mut event = generate::event(rule, variant, negated);
+                    for (field, wanted) in route {
+                        event.entry(field).or_insert_with(|| first_value(wanted));
+                    }
+                    let id = if negated { String::new() } else { rule.id.clone().expect("an id") };
+                    let damaged = generate::damaged(&event, route);
+                    let step = (damaged.len() / damages.max(1)).max(1);
+                    let chosen = damaged.into_iter().skip((nth + variant) % step).step_by(step).take(damages);
+                    let row = |event: Map<String, Value>, id: String| (source.source.clone(), Value::Object(event), id);
+                    rows.push(row(event, id));
+                    rows.extend(chosen.map(|event| row(event, String::new())));
+                }
+            }
+        }
+        for (key, rows) in by_source {
+            let dataset = if key.contains("/cost/") { Dataset::CostEvents } else { Dataset::SecurityEvents };
+            if dataset == Dataset::SecurityEvents {
+                self.compare(dataset, &rows);
+            }
+        }
+    }
+
+    /// Prints the figures; fails on a difference that nothing allows.
+    fn end(self, name: &str) -> Figures {
+        let figures = self.figures;
+        let mut text = format!(
+            "{name}: {} rules, {} events, {} pairs, {} matches; {} of {} made events match",
+            self.rules.len(),
+            figures.events,
+            figures.pairs,
+            figures.hits,
+            figures.made_hits,
+            figures.made
+        );
+        for (reason, count) in &figures.allowed {
+            write!(text, "\n  {count} × {reason}").expect("a string");
+        }
+        println!("{text}");
+        let wrong = figures.wrong.len();
+        assert!(wrong == 0, "{name}: {wrong} differences:\n{}", figures.wrong[..wrong.min(25)].join("\n"));
+        let allowed: usize = figures.allowed.values().sum();
+        assert!(
+            allowed * 50 <= figures.hits,
+            "{name}: what is allowed is the exception: {allowed} of {}",
+            figures.hits
+        );
+        figures
+    }
+}
+
+/// Puts values in place of the placeholders, which the peer leaves to a pipeline.
+fn expand(detection: &mut Detection) {
+    match detection {
+        Detection::AllOf(items) => {
+            for item in items.iter_mut().filter(|item| item.field.has_modifier(Modifier::Expand)) {
+                item.field.modifiers.retain(|modifier| *modifier != Modifier::Expand);
+                for value in &mut item.values {
+                    if let SigmaValue::String(text) = value {
+                        let parts = text.original.split('%').enumerate();
+                        let part = |(at, part): (usize, &str)| {
+                            if at % 2 == 1 { format!("value-of-{part}") } else { part.to_owned() }
+                        };
+                        *value = SigmaValue::String(SigmaString::new(&parts.map(part).collect::<String>()));
+                    }
+                }
+            }
+        }
+        Detection::AnyOf(parts) | Detection::And(parts) => parts.iter_mut().for_each(expand),
+        Detection::Keywords(_) | Detection::ArrayMatch { .. } | Detection::Conditional { .. } => {}
+    }
+}
+
+/// A value that the log source table asks for.
+fn first_value(wanted: &Value) -> Value {
+    match wanted {
+        Value::Array(several) => first_value(&several[0]),
+        Value::String(text) => Value::String(text.replace('*', "x")),
+        other => other.clone(),
+    }
+}
+
+fn is_full() -> bool {
+    #[expect(clippy::disallowed_methods, reason = "how much to compare is up to who runs the test")]
+    let asked = std::env::var("TIDEGATE_DIFFERENTIAL");
+    asked.is_ok_and(|asked| asked == "full")
+}
+
+/// The sample events by source: every `step`th.
+fn samples(step: usize) -> Option<Vec<(String, Value, String)>> {
+    let folder = shared_data()?;
+    let open = |name: &str| std::fs::File::open(folder.join(name)).expect("a sample");
+    let windows = zstd::stream::read::Decoder::new(open("windows-lsass.ndjson.zst")).expect("zstd");
+    let cloud = flate2::read::GzDecoder::new(open("cloudtrail.ndjson.gz"));
+    let lines = |source: &'static str, reader: Box<dyn std::io::Read>, step: usize| {
+        let lines = BufReader::new(reader).lines().step_by(step).map(Result::unwrap);
+        lines.map(move |line| (source.to_owned(), serde_json::from_str(&line).expect("JSON"), String::new()))
+    };
+    let windows = lines("windows", Box::new(windows), step);
+    Some(windows.chain(lines("cloudtrail", Box::new(cloud), step.div_ceil(10))).collect())
+}
+
+#[test]
+fn the_shipped_rules_match_what_rsigma_matches() {
+    let files: Vec<RuleFile> = pack::files().into_iter().filter(|file| !file.text.contains("category: cost")).collect();
+    let mut world = World::new(&files);
+    world.compare_made(true);
+    let figures = world.end("shipped rules");
+    assert!(figures.made_hits * 10 >= figures.made * 9, "events made to match do: {figures:?}");
+}
+
+#[test]
+fn the_rules_of_sigmahq_match_what_rsigma_matches() {
+    let Some(files) = sigma_rules() else { return };
+    let full = is_full();
+    let mut world = World::new(&files);
+    let Some(samples) = samples(if full { 1 } else { 97 }) else { return };
+    world.compare(Dataset::SecurityEvents, &samples);
+    println!("samples: {} pairs, {} matches", world.figures.pairs, world.figures.hits);
+    world.compare_made(full);
+    let figures = world.end("SigmaHQ");
+    assert!(
+        figures.made_hits * 100 >= figures.made * 90,
+        "events made to match do: {} of {}",
+        figures.made_hits,
+        figures.made
+    );
+}
