@@ -130,6 +130,11 @@ impl SigmaOperator {
         self.matched
     }
 
+    /// How many groups correlations remember, and about how many bytes these take.
+    pub fn correlation_groups(&self) -> (usize, usize) {
+        (self.correlations.groups(), self.correlations.bytes())
+    }
+
     /// The matches of a batch: see [`Evaluator::matches`].
     pub fn matches(&mut self, batch: &LogBatch) -> Vec<(usize, usize)> {
         self.refresh();

@@ -9,8 +9,9 @@ use crate::correlation::entry::Entry;
 use crate::correlation::set::Correlation;
 use crate::correlation::window::Gauge;
 
-/// The most moments of firing that are remembered.
-const FIRES_MAX: usize = 256;
+/// The most moments of firing that are remembered: the latest. Which of them still matter cannot be told from event time, since
+/// a source that was silent may go back in it.
+const FIRES_MAX: usize = 64;
 /// What a group takes beside what it points to: itself, its place in the table, in the queue and on the heap.
 const GROUP_BYTES: usize = size_of::<Group>() + 64;
 
@@ -175,9 +176,6 @@ impl Group {
         };
         let old = self.entries().partition_point(|entry| entry.time <= keep_from);
         self.cut(old);
-        if self.fires.first().is_some_and(|fire| *fire <= gone) {
-            self.fires.retain(|fire| *fire > gone);
-        }
     }
 
     /// Takes the first `count` events off.

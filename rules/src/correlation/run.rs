@@ -402,6 +402,11 @@ impl Correlations {
     pub fn groups(&self) -> usize {
         self.buckets.iter().map(Bucket::len).sum()
     }
+
+    /// About how many bytes they take.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 /// The alert of a firing; none for a correlation that only others refer to.
