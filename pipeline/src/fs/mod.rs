@@ -136,6 +136,12 @@ pub fn make_dir_durable(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     fs.sync_dir(dir)
 }
 
+/// Whether an error of a read may be that of a sector which the device, or a file system that keeps checksums, cannot read: EIO,
+/// ENODATA (medium error), EBADMSG, EILSEQ. A device that is gone says the same.
+pub fn is_bad_sector(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|number| [5, 61, 74, 84].contains(&number))
+}
+
 /// The folder that holds `path`; `.` for a bare name.
 pub fn parent_of(path: &Path) -> &Path {
     match path.parent() {

@@ -10,7 +10,7 @@ use std::io;
 
 use parking_lot::Mutex;
 
-use crate::fs::FsFile;
+use crate::fs::{FsFile, is_bad_sector};
 
 const PAGE: u64 = 4096;
 /// Not zero: zeros would pass for the end of a segment.
@@ -19,8 +19,6 @@ const FILLER: u8 = 0xff;
 const PAGES_MAX: usize = 1024;
 /// Reads that a page fails for a follower of the log before it is given up.
 const PATIENCE: u32 = 5;
-/// What Linux says of sectors: EIO, ENODATA (medium error), EBADMSG and EILSEQ (the checksum of a file system or a device).
-const BAD_SECTOR: [i32; 4] = [5, 61, 74, 84];
 
 /// The pages of one file that could not be read.
 #[derive(Debug)]
@@ -62,7 +60,7 @@ impl Sectors {
     }
 
     fn gives_up(&self, file: &dyn FsFile, page: u64, error: &io::Error) -> bool {
-        if !error.raw_os_error().is_some_and(|number| BAD_SECTOR.contains(&number)) {
+        if !is_bad_sector(error) {
             return false;
         }
         {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use tidegate_pipeline::fs::is_bad_sector;
+
 use super::encode::CHUNK_ROWS;
 use super::file_io::FileSource;
 use super::manifest::FileMeta;
@@ -93,7 +95,13 @@ impl ParquetStore {
         if source.len() != file.bytes {
             return Ok(Some(format!("it has {} bytes, the manifest says {}", source.len(), file.bytes)));
         }
-        let crc = source.crc().map_err(SinksError::io("read", &path))?;
+        let crc = match source.crc() {
+            // Waiting does not mend a sector, and whoever needs the file (a query, compaction) would fail for ever.
+            Err(error) if is_bad_sector(&error) && has_bad_sector(&source) => {
+                return Ok(Some(format!("a part of it cannot be read: {error}")));
+            }
+            crc => crc.map_err(SinksError::io("read", &path))?,
+        };
         Ok((crc != file.crc).then(|| "its checksum is not the one of the manifest".into()))
     }
 
@@ -110,4 +118,13 @@ impl ParquetStore {
         self.forget_bad(vec![file.id]);
         Ok(Some(bad))
     }
+}
+
+/// Reads of the whole that fail before a part of a file is held to be unreadable for good.
+const TRIES: u32 = 3;
+
+/// Whether a file cannot be read to its end time and again, although the device is there: its first or last byte can be read.
+fn has_bad_sector(source: &FileSource) -> bool {
+    let fails = (1..TRIES).all(|_| source.crc().is_err());
+    fails && (source.exact(0, 1).is_ok() || source.exact(source.len().saturating_sub(1), 1).is_ok())
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tidegate_pipeline::fs::SimFs;
+use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
 use tidegate_pipeline::{History, Sink};
 use tidegate_sinks::parquet::{LogSource, ParquetConfig, ParquetStore};
 
@@ -104,6 +104,38 @@ fn compaction_and_retention_set_a_damaged_input_aside_and_go_on() {
     assert_eq!((done.files_in, done.set_aside.len()), (0, 1), "{done:?}");
     assert_eq!(store.compact_once().expect("compacts").files_in, 3);
     assert_eq!(ids(&fs, &store), [0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15]);
+}
+
+#[test]
+fn a_file_with_a_bad_sector_is_set_aside_and_neither_compaction_nor_readers_stumble_over_it_again() {
+    for by_compaction in [true, false] {
+        let fs = SimFs::new();
+        let store = store_with(&fs, 4, &small());
+        let path = store.snapshot().files[2].path.clone();
+        fs.spoil(&path, 600, Some(1));
+        if by_compaction {
+            let done = store.compact_once().expect("goes on");
+            assert_eq!((done.files_in, done.set_aside.len()), (0, 1), "{done:?}");
+        } else {
+            let bad = store.recheck(&path).expect("reads").expect("it is damaged");
+            assert!(bad.reason.contains("cannot be read"), "{bad:?}");
+        }
+        assert_eq!(store.compact_once().expect("compacts").files_in, 3);
+        assert_eq!(ids(&fs, &store), [0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15]);
+    }
+}
+
+#[test]
+fn a_disk_that_is_gone_for_a_while_is_no_damage() {
+    let fs = SimFs::new();
+    let store = store_with(&fs, 4, &small());
+    let path = store.snapshot().files[2].path.clone();
+    fs.fail(Fault { sticky: true, ..Fault::eio(SimOp::Read, fs.count(SimOp::Read) + 1) });
+    store.recheck(&path).expect_err("it cannot be read now");
+    store.compact_once().expect_err("nor merged");
+    fs.heal();
+    assert_eq!(store.recheck(&path).expect("reads"), None);
+    assert_eq!(store.compact_once().expect("compacts").files_in, 4);
 }
 
 /// Opens the store after `damage`, takes up the log from where its cursor stands, and wants every row there once.
