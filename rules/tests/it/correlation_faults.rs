@@ -4,7 +4,7 @@ use tidegate_pipeline::Operator;
 use tidegate_rules::{RuleFile, RuleSet, RulesConfig, SigmaOperator};
 
 use crate::correlation::{base, correlation};
-use crate::stream::{Event, alerts, at, operator};
+use crate::stream::{Event, alerts, at, batch, operator, process};
 
 #[test]
 fn damaged_state_is_refused_whatever_the_damage() {
@@ -110,4 +110,52 @@ fn circles_are_refused_and_what_rests_on_what_did_not_load_says_so() {
     assert_eq!(told[..3], [("p", circle), ("q", circle), ("r", circle)]);
     assert!(told[3].1.starts_with("it rests on the correlation"), "{told:?}");
     assert_eq!(told[4..], [("t", "no rule has the id or name z"), ("u", "it rests on the correlation t")]);
+}
+
+#[test]
+fn twenty_correlations_over_ever_new_groups_stay_within_their_bounds() {
+    let kinds = [
+        "type: event_count, condition: {gte: 3}",
+        "type: event_count, condition: {lt: 3}",
+        "type: value_count, condition: {field: v, gte: 2}",
+        "type: value_percentile, condition: {field: v, lt: 2}",
+        "type: temporal, condition: {gte: 1}",
+    ];
+    let one = |number: usize| {
+        let (kind, condition) = kinds[number % kinds.len()].split_once(", ").expect("two keys");
+        let section = format!("{kind}, rules: [a], group-by: [u], timespan: 1d, {condition}");
+        correlation(&section).replace("id: c", &format!("id: c{number}"))
+    };
+    let text = base(&["a"]) + &(0..20).map(one).collect::<String>();
+    let config = RulesConfig {
+        correlation_groups_max: 500,
+        correlation_group_events_max: 10,
+        correlation_bytes_max: 2 << 20,
+        ..RulesConfig::default()
+    };
+    let mut operator = operator(config, &[("default", &text)]);
+    for round in 0..20 {
+        let list: Vec<Event> = (0..300)
+            .map(|place| {
+                let number = round * 300 + place;
+                // Some groups come back with ever more events; the rest are new each time.
+                let user =
+                    if place % 10 == 0 { "again".to_owned() } else { format!("user {number} {}", "x".repeat(300)) };
+                let time = f64::from(number) - f64::from(place % 7) * 5.0;
+                at(
+                    &format!("a rather long id of event {number}"),
+                    time,
+                    &[("k", "a"), ("u", &user), ("v", &number.to_string())],
+                )
+            })
+            .collect();
+        process(&mut operator, &batch(&list));
+        let (groups, bytes) = operator.correlation_groups();
+        assert!(groups <= 20 * 500 && bytes <= 2 << 20, "{groups} groups, {bytes} bytes");
+        if round % 10 == 9 {
+            let mut other = SigmaOperator::new(RulesConfig::default()).expect("tables");
+            other.restore(&operator.save()).expect("a state");
+        }
+    }
+    assert!(operator.correlation_groups().0 > 100);
 }
