@@ -62,11 +62,9 @@ impl Alerting {
                 Some(known) if known.0 == org_id => known,
                 _ => *tenant.insert((org_id, self.suppression.tenant(org_id), self.silences.of(org_id))),
             };
-            let (time, received) = (events.time(row), events.received(row));
-            // An agent whose clock runs ahead says nothing about where event time is.
-            let latest = received.map_or(i64::MAX, |received| received.saturating_add(ahead_us));
-            let received = received.unwrap_or(i64::MIN);
-            self.suppression.observe(number, time.filter(|time| *time <= latest), received, &mut out);
+            let moment = events.moment(row, ahead_us);
+            let received = moment.received;
+            self.suppression.observe(number, moment.reached(), received, &mut out);
             // Whose group was raised is quiet for a span of its own: there is nothing to suppress.
             let raise_fired = |Fired { alert, .. }: Fired, out: &mut Outlet, quiet: &mut u64| {
                 if silenced(silences, &alert.rule_id, received, || group_key::hash(&alert.group_key)) {
@@ -88,12 +86,15 @@ impl Alerting {
                     quiet += 1;
                     continue;
                 }
-                let hash = events.group(row, rule);
-                let lane = Lane { rule: *rule_number, tenant: number };
-                let time = time.unwrap_or_default();
-                let met = Met { time, placed: time.min(latest), event_id: events.event_id(row) };
-                let span = rule.suppress_us.unwrap_or(span_us);
-                self.suppression.offer(lane, hash, span, met, &mut out, || events.alert(row, rule));
+                let met = Met {
+                    lane: Lane { rule: *rule_number, tenant: number },
+                    group: events.group(row, rule),
+                    span: rule.suppress_us.unwrap_or(span_us),
+                    time: moment.time.unwrap_or_default(),
+                    placed: moment.placed(),
+                    event_id: events.event_id(row),
+                };
+                self.suppression.offer(met, &mut out, || events.alert(row, rule));
             }
             while let Some(next) = fired.next_if(|next| next.row == row) {
                 raise_fired(next, &mut out, &mut quiet);

@@ -25,6 +25,29 @@ const GROUP_VALUES_MAX: usize = 4;
 /// Fields with their values in one event.
 type Shown<'r> = Vec<(&'r str, Vec<String>)>;
 
+/// When an event happened and came (µs).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    /// Its time.
+    pub time: Option<i64>,
+    /// The latest time that it can have, going by when it came.
+    latest: i64,
+    /// When it came; `i64::MIN` when that is not known.
+    pub received: i64,
+}
+
+impl Moment {
+    /// How far event time has come by it: an agent whose clock runs ahead does not say.
+    pub fn reached(self) -> Option<i64> {
+        self.time.filter(|time| *time <= self.latest)
+    }
+
+    /// Where windows are for it.
+    pub fn placed(self) -> i64 {
+        self.time.unwrap_or_default().min(self.latest)
+    }
+}
+
 /// The events of a batch, as far as alerts are made of them.
 pub(crate) struct Events<'a> {
     config: &'a RulesConfig,
@@ -76,12 +99,15 @@ impl<'a> Events<'a> {
         value(self.event_id, row).unwrap_or_default()
     }
 
-    pub fn time(&self, row: usize) -> Option<i64> {
+    fn time(&self, row: usize) -> Option<i64> {
         self.times.filter(|times| times.is_valid(row)).map(|times| times.value(row))
     }
 
-    pub fn received(&self, row: usize) -> Option<i64> {
-        self.received.filter(|times| times.is_valid(row)).map(|times| times.value(row))
+    /// When an event happened and came.
+    pub fn moment(&self, row: usize, ahead_us: i64) -> Moment {
+        let received = self.received.filter(|times| times.is_valid(row)).map(|times| times.value(row));
+        let latest = received.map_or(i64::MAX, |received| received.saturating_add(ahead_us));
+        Moment { time: self.time(row), latest, received: received.unwrap_or(i64::MIN) }
     }
 
     /// The hash of the key of the group that an event is in for a rule.

@@ -40,6 +40,12 @@ pub(crate) struct Lane {
 /// An event that matched, as far as windows need it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Met<'a> {
+    /// The rule, and the tenant.
+    pub lane: Lane,
+    /// The hash of its group's key.
+    pub group: u128,
+    /// How long further matches of the group are counted (µs); 0: every match is an alert.
+    pub span: i64,
     /// Its time (µs).
     pub time: i64,
     /// Its time, but not further ahead of its receive time than allowed: where windows are.
@@ -226,18 +232,10 @@ impl Suppression {
         (*due <= time).then_some(*slot)
     }
 
-    /// Takes a match: raises an alert, which `make` makes, or counts it in a window. `hash` is that of the group's key. With
-    /// a span of 0 every match is an alert.
-    pub fn offer(
-        &mut self,
-        lane: Lane,
-        hash: u128,
-        span: i64,
-        met: Met<'_>,
-        out: &mut Outlet,
-        make: impl FnOnce() -> Alert,
-    ) {
-        let group = Group { lane, hash };
+    /// Takes a match: raises an alert, which `make` makes, or counts it in a window.
+    pub fn offer(&mut self, met: Met<'_>, out: &mut Outlet, make: impl FnOnce() -> Alert) {
+        let Met { lane, span, .. } = met;
+        let group = Group { lane, hash: met.group };
         while let Some(slot) = self.groups.get(&group).copied().filter(|_| span > 0) {
             if self.window(slot).is_some_and(|window| met.placed < window.end) {
                 self.fold(slot, met, make);
