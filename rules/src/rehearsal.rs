@@ -7,6 +7,7 @@ use std::sync::Arc;
 use metrics::{NoopRecorder, with_local_recorder};
 use tidegate_events::{Alert, Dataset};
 use tidegate_pipeline::{Emitter, LogBatch, Operator};
+use tracing::subscriber::{NoSubscriber, with_default};
 
 use crate::compile::RuleSet;
 use crate::compile::interner::View;
@@ -45,7 +46,7 @@ pub struct Match {
     pub matched: String,
 }
 
-/// Rules that are rehearsed. What it does shows in no metric of the program.
+/// Rules that are rehearsed. What they do shows in no metric and no log line of the program.
 #[derive(Debug)]
 pub struct Rehearsal {
     operator: SigmaOperator,
@@ -141,9 +142,9 @@ impl Rehearsal {
     }
 }
 
-/// Does something without a trace in the program's metrics.
+/// Does something without a trace in the program's metrics and log.
 fn quietly<T>(work: impl FnOnce() -> T) -> T {
-    with_local_recorder(&NoopRecorder, work)
+    with_local_recorder(&NoopRecorder, || with_default(NoSubscriber::default(), work))
 }
 
 /// The columns that rules read.

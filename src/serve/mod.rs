@@ -55,7 +55,7 @@ use crate::config::Config;
 use housekeeping::Housekeeping;
 use feedback_door::FeedbackDoor;
 use keys_door::{KeysDoor, LOCAL};
-use router::Router;
+use router::{Pages, Router};
 use rules_sync::{RULE_KIND, RulesSync};
 use server_file::ServerFile;
 use threat_detection::shelf::Shelf;
@@ -218,7 +218,7 @@ impl Server {
         })?);
         let mappings = Arc::new(Mappings::builtin().context("the shipped mappings")?);
         let decode = (mappings, config.decode.clone());
-        let batcher = Arc::new(Batcher::start(&config.batcher, decode, ingest_log, Handle::current(), &health)?);
+        let batcher = Arc::new(Batcher::start(&config.batcher, decode.clone(), ingest_log, Handle::current(), &health)?);
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(shelf.clone().follow(stopping.clone()));
         let threat_detection = ThreatDetection::new(ThreatDetectionParts {
@@ -227,6 +227,8 @@ impl Server {
             status,
             rules: config.sigma.clone(),
             config: config.threat_detection.clone(),
+            query: query.clone(),
+            decode,
             cpu: compile_on,
         });
         let file = ServerFile::new(data, address)?;
@@ -244,6 +246,7 @@ impl Server {
             health: health.clone(),
             metrics: metrics.clone(),
             request_ids: Mutex::new(IdGenerator::new(getrandom::u64().unwrap_or(1))),
+            pages: Pages::new(),
         });
         let routes = Arc::new(move |request| {
             let router = router.clone();

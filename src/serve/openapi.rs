@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::routes::{Door, ROUTES, Route};
-use super::threat_detection::{RULES, VALIDATE};
+use super::threat_detection::{ANALYZE, RULES, VALIDATE};
 
 /// The document.
 pub fn document() -> Value {
@@ -139,10 +139,11 @@ fn request_body(route: &Route) -> Option<Value> {
             "application/json": {"schema": {"type": "object", "required": ["sql"], "properties": {"sql": {"type": "string"}}}},
             "text/plain": {"schema": {"type": "string"}},
         }),
-        (Door::Feedback, "POST", _) => {
-            json!({"application/json": {"schema": {"$ref": "#/components/schemas/NewFeedback"}}})
-        }
+        (Door::Feedback, "POST", _) => json!({"application/json": {"schema": {"$ref": "#/components/schemas/NewFeedback"}}}),
         (Door::Keys, "POST", _) => json!({"application/json": {"schema": {"$ref": "#/components/schemas/NewKey"}}}),
+        (Door::ThreatDetection, _, ANALYZE) => {
+            json!({"application/json": {"schema": {"$ref": "#/components/schemas/Analysis"}}})
+        }
         (Door::ThreatDetection, "PUT", _) | (Door::ThreatDetection, _, RULES | VALIDATE) if route.method != "GET" => {
             json!({
                 "application/yaml": {"schema": {"type": "string", "description": "Sigma, one document or several"}},
@@ -167,6 +168,10 @@ fn responses(route: &Route) -> Value {
             "application/x-ndjson": {"schema": {"type": "string"}},
             "text/csv": {"schema": {"type": "string"}},
             "application/vnd.apache.arrow.stream": {"schema": {"type": "string", "format": "binary"}},
+        }),
+        Door::ThreatDetection if route.path == ANALYZE => json!({
+            "application/json": {"schema": {"type": "object", "description": "For events that came with the rule"}},
+            "application/x-ndjson": {"schema": {"type": "string", "description": "For a time range: lines of alerts and progress, then the summary"}},
         }),
         Door::Feed => json!({"text/event-stream": {"schema": {"type": "string"}}}),
         _ => json_body(json!({"type": "object"})),
@@ -243,6 +248,10 @@ fn threat_detection_responses(route: &Route, responses: &mut Map<String, Value>)
             responses.remove("200");
             responses.insert("204".into(), json!({"description": "Removed"}));
         }
+        (_, ANALYZE) => {
+            problem("404", "The tenant has no rule with this id");
+            problem("408", "The analysis took longer than it may");
+        }
         ("POST", RULES) => {
             responses.remove("200");
             responses.insert("201".into(), json!({"description": "Made; `Location` names it"}));
@@ -289,6 +298,18 @@ fn schemas() -> Value {
                     "for": {"type": "string", "description": "A number and `s`, `m`, `h` or `d`"},
                     "scope": {"enum": ["group", "rule"], "description": "The rule for the alert's group (default), or for every group"},
                 }},
+            },
+        },
+        "Analysis": {
+            "type": "object",
+            "properties": {
+                "rule": {"type": "string", "description": "Sigma, one document or several"},
+                "rule_id": {"type": "string", "description": "Instead of `rule`: one that the tenant sees"},
+                "events": {"type": "array", "items": {"type": "object"}},
+                "source": {"type": "string", "description": "The kind of record of the events; found out when absent"},
+                "dataset": {"enum": ["security_events", "cost_events"]},
+                "from": {"type": "string", "format": "date-time", "description": "Instead of `events`: stored ones from this time on"},
+                "to": {"type": "string", "format": "date-time", "description": "Before this time; now when absent"},
             },
         },
         "NewKey": {

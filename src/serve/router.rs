@@ -61,6 +61,22 @@ pub struct Router {
     pub metrics: PrometheusHandle,
     /// Makes the ids of requests that bring none.
     pub request_ids: Mutex<IdGenerator>,
+    /// What anyone may read, written out once: without a key it must cost next to nothing.
+    pub pages: Pages,
+}
+
+/// The pages that do not change.
+pub struct Pages {
+    welcome: Bytes,
+    openapi: Bytes,
+}
+
+impl Pages {
+    /// Writes them.
+    pub fn new() -> Self {
+        let written = |page: serde_json::Value| Bytes::from(format!("{page}\n"));
+        Self { welcome: written(welcome()), openapi: written(openapi::document()) }
+    }
 }
 
 impl Router {
@@ -98,13 +114,13 @@ impl Router {
             Err(problem) => return reply::problem(&problem, request_id),
         };
         match route.door {
-            Door::Welcome => reply::json(StatusCode::OK, &welcome()),
+            Door::Welcome => reply::whole(StatusCode::OK, "application/json", self.pages.welcome.clone()),
             Door::Healthz => reply::json(StatusCode::OK, &json!({"status": "ok"})),
             Door::Readyz => self.readyz(),
             Door::Metrics => {
                 reply::whole(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())
             }
-            Door::OpenApi => reply::json(StatusCode::OK, &openapi::document()),
+            Door::OpenApi => reply::whole(StatusCode::OK, "application/json", self.pages.openapi.clone()),
             Door::Ingest => self.ingest.handle(request, &principal, request_id).await,
             Door::Sql => match whole_body(request, SQL_BODY_BYTES_MAX).await {
                 Ok(request) => self.query.handle_sql(request, &principal, request_id).await,

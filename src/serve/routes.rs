@@ -2,7 +2,7 @@
 
 use tidegate_pipeline::keys::Role;
 
-use super::threat_detection::{RULE, RULE_DISABLE, RULE_ENABLE, RULES, VALIDATE};
+use super::threat_detection::{ANALYZE, RULE, RULE_DISABLE, RULE_ENABLE, RULES, VALIDATE};
 
 /// Feedback on an alert.
 pub const FEEDBACK: &str = "/v2/alerts/{id}/feedback";
@@ -86,6 +86,7 @@ pub const ROUTES: &[Route] = &[
     route("GET", RULES, Some(Role::Read), Door::ThreatDetection, "Page through the rules, with the state of each"),
     route("POST", RULES, Some(Role::Admin), Door::ThreatDetection, "Make a rule"),
     route("POST", VALIDATE, Some(Role::Read), Door::ThreatDetection, "Say whether a rule would load, and keep nothing"),
+    route("POST", ANALYZE, Some(Role::Read), Door::ThreatDetection, "Try a rule on events, or on a range of stored ones"),
     route("GET", RULE, Some(Role::Read), Door::ThreatDetection, "One rule, with its text"),
     route("PUT", RULE, Some(Role::Admin), Door::ThreatDetection, "Replace a rule"),
     route("DELETE", RULE, Some(Role::Admin), Door::ThreatDetection, "Remove a rule"),
@@ -132,7 +133,7 @@ fn allowed(path: &str) -> &'static str {
         "/v2/events" => "POST, GET",
         "/v2/keys" | RULES | FEEDBACK => "GET, POST",
         RULE => "GET, PUT, DELETE",
-        VALIDATE | RULE_ENABLE | RULE_DISABLE => "POST",
+        VALIDATE | ANALYZE | RULE_ENABLE | RULE_DISABLE => "POST",
         "/v2/keys/{id}" | SILENCE => "DELETE",
         "/v2/events/bulk" | "/v2/costs/bulk" | "/v2/sql" => "POST",
         _ => "GET",

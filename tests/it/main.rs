@@ -25,3 +25,4 @@ mod sigterm;
 mod story_lines;
 mod tenants;
 mod threat_detection;
+mod threat_detection_analyze;

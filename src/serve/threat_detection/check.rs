@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tidegate_pipeline::Problem;
-use tidegate_rules::{Outline, RuleFile, RuleProblem, RuleSet, RulesConfig, outline};
+use tidegate_rules::{DocumentKind, Outline, RuleFile, RuleProblem, RuleSet, RulesConfig, outline};
 
 use super::refusal::Refusal;
 use super::shelf::{FileKey, Item, api_name, marked_file, text_of, unmarked};
 
+/// What to do about a text without a rule.
+const NO_RULE: &str = "a rule has at least a title, a logsource and a detection; see docs/rules.md";
 /// Bytes of the id of a rule that is made over the API.
 const ID_BYTES_MAX: usize = 128;
 
@@ -48,15 +50,14 @@ impl Check<'_> {
     /// # Errors
     /// What is wrong with it, or with what refers to it.
     pub fn text(&self, text: &str, place: &Place) -> Result<Checked, Refusal> {
-        let own = marked_file(self.org_id, "rule.yml", text);
+        let own = marked_file(self.org_id, NEW_FILE, text);
         let (documents, mut problems) = outline(&own, self.config);
         problems.iter_mut().for_each(|problem| *problem = unmarked(problem.clone()));
         if !problems.is_empty() {
             return Err(Refusal::invalid_rule(problems));
         }
         let Some(first) = documents.first() else {
-            let hint = "a rule has at least a title, a logsource and a detection; see docs/rules.md";
-            return Err(Refusal::invalid_text(1, "the text holds no rule", hint));
+            return Err(Refusal::invalid_text(1, "the text holds no rule", NO_RULE));
         };
         let id = own_id(first)?;
         let replaced = match place {
@@ -71,7 +72,7 @@ impl Check<'_> {
         self.ids_are_free(&documents, replaced)?;
         let users = replaced.map(|key| self.users_of(key)).unwrap_or_default();
         let needs = documents.iter().chain(users.values().flat_map(|user| &user.documents));
-        let context = self.needed_by(needs, replaced, &users);
+        let context = self.needed_by(needs, &documents, replaced, &users);
         let files: Vec<RuleFile> =
             [own.clone()].into_iter().chain(users.values().map(|user| user.file.clone())).chain(context).collect();
         let problems = self.compile(&files)?;
@@ -93,7 +94,7 @@ impl Check<'_> {
         if users.is_empty() {
             return Ok(());
         }
-        let context = self.needed_by(users.values().flat_map(|user| &user.documents), Some(key), &users);
+        let context = self.needed_by(users.values().flat_map(|user| &user.documents), &[], Some(key), &users);
         let files: Vec<RuleFile> = users.values().map(|user| user.file.clone()).chain(context).collect();
         let problems = self.compile(&files)?;
         broken(&users, problems)
@@ -149,10 +150,12 @@ impl Check<'_> {
         users
     }
 
-    /// The files that hold what documents refer to, and what those refer to in turn, but for files that are there already.
+    /// The files that hold what documents refer to, and what those refer to in turn, but for files that are there already and
+    /// for what `own` holds.
     fn needed_by<'d>(
         &self,
         documents: impl Iterator<Item = &'d Outline>,
+        own: &[Outline],
         replaced: Option<&FileKey>,
         users: &BTreeMap<FileKey, User>,
     ) -> Vec<RuleFile> {
@@ -160,7 +163,7 @@ impl Check<'_> {
         let mut open: Vec<String> = documents.flat_map(|document| document.refers_to.iter().cloned()).collect();
         let mut files: BTreeMap<FileKey, RuleFile> = BTreeMap::new();
         while let Some(name) = open.pop() {
-            if asked.contains(&name) {
+            if asked.contains(&name) || own.iter().any(|document| is_named(document, &name)) {
                 continue;
             }
             for item in self.items {
@@ -176,6 +179,54 @@ impl Check<'_> {
         }
         files.into_values().collect()
     }
+}
+
+/// The name of a file that is no file yet. It cannot be that of one in a folder, which ends with `.yml`.
+const NEW_FILE: &str = "rule";
+
+impl Check<'_> {
+    /// The files that a rule runs with: its own, what it refers to, and the filters that are on it. `owner` is the tenant whose
+    /// rule it is, which may be the one for all.
+    ///
+    /// # Errors
+    /// Why its own file cannot be read, or does not load.
+    pub fn to_run(&self, text: &str, owner: &str) -> Result<Vec<RuleFile>, Refusal> {
+        let own = marked_file(owner, NEW_FILE, text);
+        let (documents, problems) = outline(&own, self.config);
+        if !problems.is_empty() {
+            return Err(Refusal::invalid_rule(problems.into_iter().map(unmarked).collect()));
+        }
+        if documents.is_empty() {
+            return Err(Refusal::invalid_text(1, "the text holds no rule", NO_RULE));
+        }
+        let is_own = |item: &Item| documents.iter().any(|document| document.id == item.id());
+        let older: BTreeSet<FileKey> = self.items.iter().filter(|item| is_own(item)).map(file_key).collect();
+        let on_it = |item: &&Item| {
+            let names = |name: &String| documents.iter().any(|document| is_named(document, name));
+            let filter = item.document().filter(|document| document.kind == DocumentKind::Filter && item.loads());
+            filter.is_some_and(|filter| filter.refers_to.is_empty() || filter.refers_to.iter().any(names))
+        };
+        let mut files: BTreeMap<FileKey, RuleFile> = BTreeMap::new();
+        for item in self.items.iter().filter(|item| !older.contains(&file_key(item))).filter(on_it) {
+            let file = marked_file(&item.entry.org_id, &item.entry.id, text_of(&item.entry));
+            files.insert(file_key(item), file);
+        }
+        let mut context = self.needed_by(documents.iter(), &documents, None, &BTreeMap::new());
+        context.retain(|file| !older.iter().any(|(org_id, name)| file.name == marked_file(org_id, name, "").name));
+        let mut all = vec![own];
+        for file in context.into_iter().chain(files.into_values()) {
+            if !all.iter().any(|known| known.name == file.name && known.org_id == file.org_id) {
+                all.push(file);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Whether a problem is one of the file that is no file yet; as its tenant may see it.
+pub fn own_problem(problem: &RuleProblem) -> Option<RuleProblem> {
+    let problem = unmarked(problem.clone());
+    (problem.file == NEW_FILE).then_some(problem)
 }
 
 /// A file that refers to another.

@@ -11,6 +11,7 @@ use tidegate_pipeline::Problem;
 use tidegate_rules::Parked;
 
 use super::refusal::{Refusal, shown};
+use super::rfc3339;
 use super::shelf::{Item, Part, text_of};
 use crate::serve::reply::{self, Body};
 
@@ -291,11 +292,6 @@ impl Viewer {
         rule["text"] = json!(text_of(&item.entry));
         rule
     }
-}
-
-fn rfc3339(time_us: i64) -> Option<String> {
-    let time = chrono::DateTime::from_timestamp_micros(time_us)?;
-    Some(time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
 }
 
 #[cfg(test)]

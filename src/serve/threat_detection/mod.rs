@@ -5,10 +5,13 @@
 //!                                                                └ shelf: what is known of each rule
 //! ```
 
+pub mod analyze;
 pub mod check;
 pub mod config;
 pub mod edit;
 pub mod list;
+pub mod places;
+pub mod range;
 pub mod refusal;
 pub mod shelf;
 
@@ -20,10 +23,13 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
+use tidegate_ingest::decode::DecodeConfig;
 use tidegate_ingest::http::{BodyPace, QueryString, read_body};
+use tidegate_ingest::mapping::Mappings;
 use tidegate_pipeline::Problem;
 use tidegate_pipeline::keys::Principal;
 use tidegate_pipeline::registry::Registry;
+use tidegate_query::Query;
 use tidegate_rules::{OFF_KIND, RulesConfig, StatusBoard};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Semaphore};
@@ -32,6 +38,7 @@ use super::reply::{self, Body};
 use super::routes::Route;
 pub use config::ThreatDetectionConfig;
 use list::{Viewer, Wanted};
+use places::Places;
 use refusal::{Refusal, no_such_rule};
 use shelf::Shelf;
 
@@ -50,7 +57,11 @@ pub struct ThreatDetectionParts {
     pub rules: RulesConfig,
     /// The bounds of these endpoints.
     pub config: ThreatDetectionConfig,
-    /// Where rules are compiled.
+    /// Stored events.
+    pub query: Arc<Query>,
+    /// How events are mapped, and the bounds of decoding.
+    pub decode: (Arc<Mappings>, DecodeConfig),
+    /// Where rules are compiled and run.
     pub cpu: Handle,
 }
 
@@ -65,6 +76,10 @@ pub struct ThreatDetection {
     compilations: Arc<Semaphore>,
     /// One change at a time: from the look whether it can be made to its being made.
     editing: Mutex<()>,
+    query: Arc<Query>,
+    mappings: Arc<Mappings>,
+    decode: DecodeConfig,
+    analyses: Places,
 }
 
 /// A rule in JSON.
@@ -77,9 +92,12 @@ struct RuleBody {
 impl ThreatDetection {
     /// The endpoints over their parts.
     pub fn new(parts: ThreatDetectionParts) -> Self {
-        let ThreatDetectionParts { registry, shelf, status, rules, config, cpu } = parts;
+        let ThreatDetectionParts { registry, shelf, status, rules, config, query, decode: (mappings, decode), cpu } =
+            parts;
         let compilations = Arc::new(Semaphore::new(config.compilations_max));
-        Self { registry, shelf, status, rules, config, cpu, compilations, editing: Mutex::default() }
+        let analyses = Places::new(config.analyses_max, config.tenant_analyses_max);
+        let editing = Mutex::default();
+        Self { registry, shelf, status, rules, config, cpu, compilations, editing, query, mappings, decode, analyses }
     }
 
     /// Answers a request whose key allows what the route needs.
@@ -127,6 +145,7 @@ impl ThreatDetection {
                 let text = self.text(&head.headers, body).await?;
                 self.replace(&id, text, &head.headers, principal).await
             }
+            (_, ANALYZE) => self.analyze(body, principal).await,
             (_, VALIDATE) => self.validate(self.text(&head.headers, body).await?, principal).await,
             _ => self.create(self.text(&head.headers, body).await?, principal).await,
         }
@@ -184,10 +203,18 @@ pub const RULES: &str = "/v2/threat-detection/rules";
 pub const RULE: &str = "/v2/threat-detection/rules/{id}";
 /// The path that looks at a rule without keeping it.
 pub const VALIDATE: &str = "/v2/threat-detection/rules/validate";
+/// The path that tries a rule on events.
+pub const ANALYZE: &str = "/v2/threat-detection/analyze";
 /// The path that turns a rule on.
 pub const RULE_ENABLE: &str = "/v2/threat-detection/rules/{id}/enable";
 /// The path that turns a rule off.
 pub const RULE_DISABLE: &str = "/v2/threat-detection/rules/{id}/disable";
+
+/// The time as people and programs read it.
+fn rfc3339(time_us: i64) -> Option<String> {
+    let time = chrono::DateTime::from_timestamp_micros(time_us)?;
+    Some(time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+}
 
 /// What stands in the path for `{id}`, decoded.
 fn id_of(template: &str, path: &str) -> Result<String, Problem> {
