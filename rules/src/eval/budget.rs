@@ -3,16 +3,20 @@
 
 use std::sync::Arc;
 
+use std::time::{Duration, Instant};
+
 use crate::compile::RuleSet;
 
-/// One batch in so many has its programs timed, and one value in so many its regular expressions.
+/// One value in so many has its regular expressions and patterns timed, and one batch in so many its search for keywords.
 pub(crate) const SAMPLE: u64 = 8;
 /// Rows after which an average says something.
 const ROWS_MIN: u64 = 1_000;
 /// Nanoseconds below which a rule is never called slow, whatever the average.
-const NS_MIN: u64 = 20_000_000;
+const NS_MIN: u64 = 50_000_000;
 /// Samples without which a rule is never called slow: a thread that lost its core in the middle of one is no evidence.
-const SAMPLES_MIN: u32 = 64;
+const SAMPLES_MIN: u32 = 16;
+/// A rule may take one part in so many of the time that goes by: a stream that is idle has time for a slow rule.
+const PARTS: u32 = 10;
 /// What one sample counts at most, for the same reason.
 const SAMPLE_NS_MAX: u64 = 1_000_000;
 /// Rows after which old costs count half.
@@ -33,7 +37,9 @@ pub struct Parked {
 #[derive(Debug)]
 pub(crate) struct Budget {
     rule_event_ns_max: u64,
+    /// Events since then, as far as they count.
     rows: u64,
+    since: Instant,
     spent: Vec<Spent>,
     parked: Vec<bool>,
     /// Rules that cost more than [`NS_MIN`] since they were last looked at.
@@ -51,7 +57,15 @@ struct Spent {
 impl Budget {
     pub fn new(rules: usize, rule_event_ns_max: u64) -> Self {
         let (spent, parked) = (vec![Spent::default(); rules], vec![false; rules]);
-        Self { rule_event_ns_max, rows: 0, spent, parked, suspects: Vec::new(), reports: Vec::new() }
+        Self {
+            rule_event_ns_max,
+            rows: 0,
+            since: Instant::now(),
+            spent,
+            parked,
+            suspects: Vec::new(),
+            reports: Vec::new(),
+        }
     }
 
     pub fn is_parked(&self, rule: usize) -> bool {
@@ -63,10 +77,10 @@ impl Budget {
         (self.spent.iter().map(|spent| spent.ns), self.rows)
     }
 
-    /// Counts what a timed sample of a rule took.
-    pub fn sampled(&mut self, rule: usize, ns: u64) {
+    /// Counts what a timed sample of a rule took, which stands for `weight` of its kind.
+    pub fn sampled(&mut self, rule: usize, ns: u64, weight: u64) {
         if let Some(spent) = self.spent.get_mut(rule) {
-            spent.ns += ns.min(SAMPLE_NS_MAX) * SAMPLE;
+            spent.ns += ns.min(SAMPLE_NS_MAX) * weight;
             spent.samples = spent.samples.saturating_add(1);
             if spent.ns > NS_MIN && spent.samples >= SAMPLES_MIN {
                 self.suspects.push(rule);
@@ -82,9 +96,12 @@ impl Budget {
             let mut suspects = std::mem::take(&mut self.suspects);
             suspects.sort_unstable();
             suspects.dedup();
+            let share = self.since.elapsed() / PARTS;
             for rule in suspects {
-                let average = self.spent.get(rule).map_or(0, |spent| spent.ns / self.rows);
-                if average > self.rule_event_ns_max && !self.is_parked(rule) {
+                let spent = self.spent.get(rule).map_or(0, |spent| spent.ns);
+                let average = spent / self.rows;
+                let slow = average > self.rule_event_ns_max && Duration::from_nanos(spent) > share;
+                if slow && !self.is_parked(rule) {
                     self.park(rule, average, rules);
                     parked.push(rule);
                 }
@@ -92,6 +109,7 @@ impl Budget {
         }
         if self.rows > ROWS_MAX {
             self.rows /= 2;
+            self.since += self.since.elapsed() / 2;
             self.spent.iter_mut().for_each(|spent| {
                 spent.ns /= 2;
                 spent.samples /= 2;
@@ -122,14 +140,14 @@ mod tests {
     fn a_rule_is_parked_for_its_average_and_only_once() {
         let text = "title: A\nid: a\nlogsource: {product: x}\ndetection: {s: {f: v}, condition: s}";
         let (rules, _) = RuleSet::compile(&[RuleFile::new("a", text)], &RulesConfig::default()).expect("tables");
-        let sampled = |budget: &mut Budget, times: u32, ns: u64| (0..times).for_each(|_| budget.sampled(0, ns));
+        let sampled = |budget: &mut Budget, times: u32, ns: u64| (0..times).for_each(|_| budget.sampled(0, ns, SAMPLE));
         let mut budget = Budget::new(1, 1_000);
         sampled(&mut budget, 1, 100_000_000);
         assert_eq!(budget.end_batch(2_000, &rules), [0usize; 0], "too few samples");
-        sampled(&mut budget, SAMPLES_MIN, 1_000_000);
+        sampled(&mut budget, 4 * SAMPLES_MIN, 1_000_000);
         assert_eq!(budget.end_batch(1_000, &rules), [0]);
         assert_eq!(budget.reports.len(), 1);
-        sampled(&mut budget, SAMPLES_MIN, 1_000_000);
+        sampled(&mut budget, 4 * SAMPLES_MIN, 1_000_000);
         assert_eq!(budget.end_batch(1_000, &rules), [0usize; 0], "once");
         let mut cheap = Budget::new(1, 1_000);
         sampled(&mut cheap, 1_000, 1_000);

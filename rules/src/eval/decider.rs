@@ -86,14 +86,23 @@ enum Target {
     Glob(usize),
 }
 
+/// Nanoseconds by predicate.
+type Timed = Vec<(u32, u64)>;
+
+fn clock(timed: &mut Option<&mut Timed>, id: u32, started: Option<Instant>) {
+    if let (Some(timed), Some(started)) = (timed, started) {
+        timed.push((id, started.elapsed().as_nanos() as u64));
+    }
+}
+
 /// Buffers for [`Decider::decide`].
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     folded: String,
     globs: Vec<usize>,
     decided: u64,
-    /// What regular expressions took, in nanoseconds, for one value in [`SAMPLE`].
-    pub timed: Vec<(u32, u64)>,
+    /// What regular expressions and patterns took for one value in [`SAMPLE`].
+    pub timed: Timed,
     /// The same by predicate, of the whole batch.
     pub charged: Vec<(PredicateId, u64)>,
 }
@@ -145,16 +154,18 @@ impl Decider {
     /// Leaves in `out` the predicates that `value` satisfies, ascending, each once.
     pub fn decide(&self, value: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
         out.clear();
+        scratch.decided += 1;
+        let mut timed = scratch.decided.is_multiple_of(SAMPLE).then_some(&mut scratch.timed);
         if !self.folded.is_empty() {
             let mut buffer = std::mem::take(&mut scratch.folded);
             fold_into(value, &mut buffer);
-            self.folded.decide(&buffer, &mut scratch.globs, out);
+            self.folded.decide(&buffer, &mut scratch.globs, timed.as_deref_mut(), out);
             scratch.folded = buffer;
         }
         if !self.cased.is_empty() {
-            self.cased.decide(value, &mut scratch.globs, out);
+            self.cased.decide(value, &mut scratch.globs, timed.as_deref_mut(), out);
         }
-        self.decide_regexes(value, scratch, out);
+        self.decide_regexes(value, timed, out);
         if !self.cidrs.is_empty()
             && let Ok(address) = value.trim().parse::<IpAddr>()
         {
@@ -176,17 +187,13 @@ impl Decider {
         compact(out);
     }
 
-    fn decide_regexes(&self, value: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
-        scratch.decided += 1;
-        let timed = scratch.decided.is_multiple_of(SAMPLE);
+    fn decide_regexes(&self, value: &str, mut timed: Option<&mut Timed>, out: &mut Vec<u32>) {
         for (regex, id) in &self.regexes {
-            let started = timed.then(Instant::now);
+            let started = timed.is_some().then(Instant::now);
             if regex.is_match(value) {
                 out.push(*id);
             }
-            if let Some(started) = started {
-                scratch.timed.push((*id, started.elapsed().as_nanos() as u64));
-            }
+            clock(&mut timed, *id, started);
         }
     }
 
@@ -211,7 +218,7 @@ impl Texts {
         self.whole.is_empty() && self.literals.is_none() && self.unfiltered.is_empty()
     }
 
-    fn decide(&self, text: &str, globs: &mut Vec<usize>, out: &mut Vec<u32>) {
+    fn decide(&self, text: &str, globs: &mut Vec<usize>, mut timed: Option<&mut Timed>, out: &mut Vec<u32>) {
         out.extend(self.whole.get(text).into_iter().flatten());
         globs.clear();
         globs.extend(&self.unfiltered);
@@ -239,9 +246,11 @@ impl Texts {
         }
         compact(globs);
         for (glob, id) in globs.iter().filter_map(|at| self.globs.get(*at)) {
+            let started = timed.is_some().then(Instant::now);
             if glob.matches(text) {
                 out.push(*id);
             }
+            clock(&mut timed, *id, started);
         }
     }
 }

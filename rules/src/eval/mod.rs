@@ -265,9 +265,21 @@ impl Evaluator {
         for ((class, view), rows) in searching {
             let columns = frame.plan.columns.iter().zip(frame.columns).filter(|(planned, _)| planned.searched);
             let columns = columns.filter_map(|(_, column)| *column);
+            let started = self.batch.is_multiple_of(SAMPLE).then(Instant::now);
             let encoded = self.walk(class, |walk| columns.for_each(|column| walk.column(column, rows)));
+            if let Some(started) = started {
+                self.charge_keywords(view, started.elapsed().as_nanos() as u64);
+            }
             frame.keywords.extend(encoded.map(|encoded| (view, encoded)));
         }
+    }
+
+    /// Charges a search for keywords to all of them, so to rules by how many each has: without them there would be none.
+    fn charge_keywords(&mut self, view: ViewId, ns: u64) {
+        let own = self.by_view.get(view as usize).into_iter().flatten();
+        let own: Vec<PredicateId> = own.filter(|id| self.needed.get(**id as usize) == Some(&true)).copied().collect();
+        let each = ns / own.len().max(1) as u64;
+        self.scratch.charged.extend(own.into_iter().map(|id| (id, each)));
     }
 
     /// Walks the values of a column in some rows, unless that was done.
@@ -316,7 +328,6 @@ impl Evaluator {
         }
         let witnessed = frame.holding().filter_map(|predicate| rules.witnessed.get(predicate as usize)).flatten();
         candidates.extend(witnessed.map(|at| *at as usize));
-        let timed = self.batch.is_multiple_of(SAMPLE);
         let mut tenants: FxHashMap<&str, Bitmap> = FxHashMap::default();
         let mut found = Vec::new();
         for at in candidates {
@@ -326,7 +337,7 @@ impl Evaluator {
                 continue;
             }
             self.counts.candidates += 1;
-            let started = timed.then(Instant::now);
+            let started = Instant::now();
             let mut matched = frame.run(&rule.program, mask, &view_of(rules));
             if let Some(org_id) = rule.org_id.as_deref()
                 && !matched.is_empty()
@@ -341,9 +352,7 @@ impl Evaluator {
                 }
             }
             found.extend(matched.iter().map(|row| (row, at)));
-            if let Some(started) = started {
-                self.budget.sampled(at, started.elapsed().as_nanos() as u64);
-            }
+            self.budget.sampled(at, started.elapsed().as_nanos() as u64, 1);
         }
         found
     }
@@ -352,7 +361,7 @@ impl Evaluator {
     fn settle(&mut self, rows: u64) {
         for (predicate, ns) in self.scratch.charged.drain(..) {
             for rule in self.rules.users.get(predicate as usize).into_iter().flatten() {
-                self.budget.sampled(*rule as usize, ns);
+                self.budget.sampled(*rule as usize, ns, SAMPLE);
             }
         }
         let parked = self.budget.end_batch(rows, &self.rules);

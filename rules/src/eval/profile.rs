@@ -1,11 +1,13 @@
 //! What rules and predicates cost over given events: for `tidegate rules bench`.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustc_hash::FxHashSet;
 use tidegate_pipeline::LogBatch;
 
 use super::decider::{Decider, Scratch};
+use super::trial::Trial;
 use super::{Column, Evaluator, is_searched};
 use crate::compile::RuleSet;
 use crate::compile::interner::View;
@@ -14,7 +16,9 @@ use crate::compile::program::PredicateId;
 use crate::explain::test;
 
 /// The most distinct values of one field that are timed, and of one predicate.
-const VALUES_MAX: usize = 20_000;
+const VALUES_MAX: usize = 5_000;
+/// Rows of a batch that are looked at to find out whether a log source has events.
+const ROWS_LOOKED_AT_MAX: usize = 500;
 /// The most rules that are named for one predicate.
 const RULES_NAMED_MAX: usize = 5;
 
@@ -69,7 +73,7 @@ impl Evaluator {
 }
 
 /// Times the predicates of a rule set over the distinct values of batches, field by field. Both lists dearest first.
-pub fn field_costs(set: &RuleSet, batches: &[LogBatch]) -> (Vec<FieldCost>, Vec<PredicateCost>) {
+pub fn field_costs(set: &Arc<RuleSet>, batches: &[LogBatch]) -> (Vec<FieldCost>, Vec<PredicateCost>) {
     let mut by_view: Vec<Vec<PredicateId>> = vec![Vec::new(); set.views.len()];
     for (id, predicate) in set.predicates.iter().enumerate() {
         if let Some(own) = by_view.get_mut(predicate.view as usize) {
@@ -87,7 +91,10 @@ pub fn field_costs(set: &RuleSet, batches: &[LogBatch]) -> (Vec<FieldCost>, Vec<
                 let plain = columns.iter().find(|name| !name.starts_with(tidegate_events::RAW_PREFIX));
                 plain.cloned().unwrap_or_default()
             }
-            View::Keywords { .. } => "(any text of the event)".to_owned(),
+            View::Keywords { log_source } => {
+                let name = set.log_sources.get(*log_source).map_or("", |routed| routed.name.as_str());
+                format!("any text of {}", name.trim_matches('/'))
+            }
         };
         let own = |id: &PredicateId| Some((*id, set.predicates.get(*id as usize)?));
         let decider = Decider::new(ids.iter().filter_map(own));
@@ -117,12 +124,13 @@ pub fn field_costs(set: &RuleSet, batches: &[LogBatch]) -> (Vec<FieldCost>, Vec<
 }
 
 /// The distinct values of each view, bounded. What is in no column of its own is left out.
-fn distinct(set: &RuleSet, batches: &[LogBatch]) -> Vec<Vec<String>> {
+fn distinct(set: &Arc<RuleSet>, batches: &[LogBatch]) -> Vec<Vec<String>> {
     let mut met: Vec<FxHashSet<String>> = vec![FxHashSet::default(); set.views.len()];
     let mut buffer = String::new();
+    let seen: Vec<bool> = set.views.iter().map(|view| is_read(set, view, batches)).collect();
     for batch in batches {
         let columns: Vec<(&str, Column<'_>)> = named_columns(batch);
-        for (met, view) in met.iter_mut().zip(&set.views) {
+        for ((met, view), _) in met.iter_mut().zip(&set.views).zip(&seen).filter(|(_, seen)| **seen) {
             let own = columns.iter().filter(|(name, _)| match view {
                 View::Field(names) => names.iter().any(|own| own == name),
                 View::Keywords { .. } => is_searched(name),
@@ -147,6 +155,18 @@ fn distinct(set: &RuleSet, batches: &[LogBatch]) -> Vec<Vec<String>> {
         values
     };
     met.into_iter().map(sorted).collect()
+}
+
+/// Whether any event is read for a view: keywords only for events of their log source.
+fn is_read(set: &Arc<RuleSet>, view: &View, batches: &[LogBatch]) -> bool {
+    let View::Keywords { log_source } = view else { return true };
+    let Some(rule) = set.rules.iter().position(|rule| rule.log_source == *log_source) else { return false };
+    batches.iter().any(|batch| {
+        let rows: Vec<usize> = (0..batch.rows.num_rows().min(ROWS_LOOKED_AT_MAX)).collect();
+        let Some(mut trial) = Trial::new(set.clone(), rule, 0) else { return false };
+        trial.batch(batch, &rows);
+        trial.finish().covered > 0
+    })
 }
 
 fn named_columns(batch: &LogBatch) -> Vec<(&str, Column<'_>)> {

@@ -96,6 +96,8 @@ pub struct Trial {
     /// For each view, the values met and which of the predicates asked of it are satisfied.
     known: FxHashMap<ViewId, FxHashMap<String, Vec<PredicateId>>>,
     scratch: Scratch,
+    /// The predicates of which one is true wherever the rule matches.
+    witness: Vec<PredicateId>,
     nearest: BinaryHeap<Ranked>,
     uncovered: BinaryHeap<Ranked>,
     top: usize,
@@ -149,6 +151,7 @@ impl Trial {
             Some((id, Decider::new(std::iter::once((id, predicate)))))
         };
         let deciders = ids.into_iter().filter_map(decider).collect();
+        let selectivity = |id: PredicateId| set.predicates.get(id as usize).map_or(0, |own| own.matcher.selectivity());
         let findings = Findings {
             predicates: vec![Asked::default(); numbers.predicates().len()],
             columns: vec![BTreeMap::new(); numbers.views().count()],
@@ -162,6 +165,7 @@ impl Trial {
             deciders,
             known: FxHashMap::default(),
             scratch: Scratch::default(),
+            witness: own.program.witness(&selectivity).map(|witness| witness.predicates).unwrap_or_default(),
             nearest: BinaryHeap::new(),
             uncovered: BinaryHeap::new(),
             top,
@@ -295,7 +299,11 @@ impl Trial {
 
     /// Keeps an event that did not make the program true if it is one of the nearest.
     fn rank(&mut self, program: &Node, seen: &Row, event: usize, routing: bool) {
-        let distance = distance(program, seen, true);
+        let mut distance = distance(program, seen, true).saturating_mul(2);
+        // Of events that are as near, those that have what is rare about the rule tell more.
+        if !routing && !self.witness.iter().any(|id| seen.satisfied.contains(id)) {
+            distance = distance.saturating_add(1);
+        }
         let heap = if routing { &self.uncovered } else { &self.nearest };
         let full = heap.len() >= self.top;
         if self.top == 0 || (full && heap.peek().is_some_and(|farthest| distance >= farthest.distance)) {

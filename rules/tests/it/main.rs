@@ -14,6 +14,7 @@ mod explain;
 mod filters;
 mod flatten;
 mod folder;
+mod hogs;
 mod hostile;
 mod lint;
 mod log_sources;

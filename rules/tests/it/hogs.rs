@@ -1,0 +1,180 @@
+//! Rules that eat time, each beside a hundred normal ones: the normal ones go on, and what cannot be made cheap is parked.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tidegate_pipeline::LogBatch;
+use tidegate_rules::{Evaluator, RuleFile, RuleSet, RulesConfig};
+
+use crate::flatten::Events;
+
+const EVENTS: usize = 200;
+/// Rounds of [`EVENTS`] events: less than a second of a stream.
+const ROUNDS: usize = 24;
+
+fn normal() -> impl Iterator<Item = RuleFile> {
+    (0..100).map(|at| {
+        let text = format!(
+            "title: n{at}\nid: n{at}\nlogsource: {{product: test}}\n\
+             detection:\n  s: {{g: value{at}, f|contains: x}}\n  condition: s\n"
+        );
+        RuleFile::new(format!("n{at:03}"), text)
+    })
+}
+
+fn list(values: usize, value: impl Fn(usize) -> String) -> String {
+    let values: Vec<String> = (0..values).map(|at| format!("'{}'", value(at))).collect();
+    format!("[{}]", values.join(", "))
+}
+
+fn words(words: usize) -> String {
+    (0..words).map(|at| format!("w{at:05}")).collect::<Vec<_>>().join("|")
+}
+
+/// Name, the selection, and whether it must be parked: a regular expression that keeps its automaton busy.
+fn hogs() -> Vec<(&'static str, String, bool)> {
+    let regex = |pattern: &str| format!("{{f|re: '{pattern}'}}");
+    let busy = [
+        ("states that stay possible", "a[abx]{150}[ab]{20}"),
+        ("the same without case", "(?i)a[abx]{150}[ab]{20}"),
+        ("overlapping repeats", "a.{200}b.{100}c"),
+        ("two wide repeats", "[ab][abx]{90}[ab][abx]{90}[ab]zz"),
+        ("an alternative of wide repeats", "(?:a[abx]{120}|b[abx]{121}|x[abx]{122})zz"),
+    ];
+    let calm = [
+        ("a tail that is never there", "b[abx]{1,200}q"),
+        ("nested counted groups", "(?:(?:a|b|x){10}){20}zz"),
+        ("nested stars", "(x+x+)+y"),
+        ("stars of stars", "(?:(?:a*)*)*z"),
+        ("many dots", ".*.*.*.*.*=.*"),
+        ("optional letters", "(?:a?){60}a{60}"),
+        ("greedy classes", "^(([a-z])+.)+[A-Z]([a-z])+$"),
+        ("letters of any script", "[[:alpha:]]{50,100}[0-9]"),
+    ];
+    let mut all: Vec<(&'static str, String, bool)> = Vec::new();
+    all.extend(busy.iter().map(|(name, pattern)| (*name, regex(pattern), true)));
+    all.extend(calm.iter().map(|(name, pattern)| (*name, regex(pattern), false)));
+    all.extend([
+        ("an alternation of ten thousand words", regex(&words(9_000)), false),
+        ("ten thousand values", format!("{{f|contains: {}}}", list(10_000, |at| format!("v{at}z"))), false),
+        ("ten thousand endings", format!("{{f|endswith: {}}}", list(10_000, |at| format!("e{at}"))), false),
+        ("ten thousand keywords", list(10_000, |at| format!("keyword{at}")), false),
+        ("keywords of one letter", list(12, |at| char::from(b'j' + at as u8).to_string()), false),
+        (
+            "three thousand base64offset",
+            format!("{{f|base64offset|contains: {}}}", list(3_000, |at| format!("cmd{at}"))),
+            false,
+        ),
+        (
+            "windash in three places",
+            format!("{{f|windash|contains: {}}}", list(500, |at| format!("-a{at} -b -c"))),
+            false,
+        ),
+        ("patterns that start anywhere", format!("{{f: {}}}", list(300, |at| format!("*a?b*{at}*x?a*"))), false),
+        ("patterns without a literal", format!("{{f: {}}}", list(60, |at| "?".repeat(1_000 + at))), false),
+        (
+            "ten thousand networks",
+            format!("{{f|cidr: {}}}", list(5_000, |at| format!("10.{}.{}.0/24", at / 250, at % 250))),
+            false,
+        ),
+        (
+            "ten thousand numbers",
+            format!(
+                "{{f|gte: [{}]}}",
+                (0..5_000).map(|at| (at + 1_000_000).to_string()).collect::<Vec<_>>().join(", ")
+            ),
+            false,
+        ),
+        ("a field in a field", "{f|fieldref|contains: h}".to_owned(), false),
+    ]);
+    all
+}
+
+fn compiled(hog: Option<&str>, config: &RulesConfig) -> Arc<RuleSet> {
+    let mut files: Vec<RuleFile> = normal().collect();
+    if let Some(selection) = hog {
+        let text = format!(
+            "title: Hog\nid: hog\nlogsource: {{product: test}}\ndetection:\n  s: {selection}\n  condition: s\n"
+        );
+        files.push(RuleFile::new("zz", text));
+    }
+    let (rules, problems) = RuleSet::compile(&files, config).expect("tables");
+    assert_eq!(problems, [], "{hog:.80?}");
+    Arc::new(rules)
+}
+
+/// Letters without a period, so that no automaton can learn them; never sixteen without an `x`.
+fn event(at: usize) -> Value {
+    let mut state = at as u64 + 1;
+    let mut text = format!("xa{at} ");
+    for place in 0..400 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let letter = if place % 16 == 0 { 'x' } else { ['a', 'b', 'x'][(state >> 60) as usize % 3] };
+        let _ = text.write_char(letter);
+    }
+    json!({"f": text, "g": format!("value{}", at % 100), "h": format!("never {at}")})
+}
+
+fn batches(rounds: usize, first: usize) -> Vec<LogBatch> {
+    let round = |round: usize| {
+        let events: Vec<Value> = (0..EVENTS).map(|at| event((first + round) * EVENTS + at)).collect();
+        Events::security("test", &events).batch(0)
+    };
+    (0..rounds).map(round).collect()
+}
+
+/// Matches of normal rules only.
+fn matches(evaluator: &mut Evaluator, batch: &LogBatch) -> usize {
+    evaluator.matches(batch).iter().filter(|(_, rule)| *rule < 100).count()
+}
+
+#[test]
+fn a_hog_is_parked_or_cheap_and_its_neighbours_fire() {
+    let config = RulesConfig { rule_event_ns_max: 300, ..RulesConfig::default() };
+    let batches = batches(ROUNDS, 0);
+    for (name, selection, must_park) in hogs() {
+        let mut evaluator = Evaluator::new(compiled(Some(&selection), &config), &config);
+        for batch in &batches {
+            assert_eq!(matches(&mut evaluator, batch), EVENTS, "{name}");
+            if must_park && !evaluator.parked().is_empty() {
+                break;
+            }
+        }
+        let parked: Vec<&str> = evaluator.parked().iter().map(|parked| parked.rule_id.as_str()).collect();
+        assert!(parked.iter().all(|rule| *rule == "hog"), "{name}: {parked:?}");
+        assert!(!must_park || parked == ["hog"], "{name} goes on");
+    }
+}
+
+/// On demand, in release: a hog that runs on, or was parked, costs the stream at most a tenth. The stream is taken to cost
+/// what an event costs end to end without rules, 2.8 µs, and the normal rules.
+#[test]
+fn a_hog_costs_the_stream_a_tenth() {
+    #[expect(clippy::disallowed_methods, reason = "a switch for a test that needs a quiet machine")]
+    if std::env::var_os("TIDEGATE_HOGS").is_none() {
+        return;
+    }
+    let config = RulesConfig::default();
+    let (seen, timed) = (batches(60, 0), batches(60, 60));
+    let cost = |hog: Option<&str>| {
+        let mut evaluator = Evaluator::new(compiled(hog, &config), &config);
+        seen.iter().for_each(|batch| assert_eq!(matches(&mut evaluator, batch), EVENTS));
+        let started = Instant::now();
+        timed.iter().for_each(|batch| assert_eq!(matches(&mut evaluator, batch), EVENTS));
+        (started.elapsed() / (60 * EVENTS) as u32, !evaluator.parked().is_empty())
+    };
+    let (alone, _) = cost(None);
+    let stream = Duration::from_nanos(2_800) + alone;
+    let mut dear = Vec::new();
+    for (name, selection, _) in hogs() {
+        let (with, parked) = cost(Some(&selection));
+        let more = with.saturating_sub(alone);
+        println!("{name}: {more:?} an event more than {alone:?}{}", if parked { ", parked" } else { "" });
+        if more > stream / 10 {
+            dear.push(name);
+        }
+    }
+    assert_eq!(dear, [""; 0], "cost more than a tenth of {stream:?}");
+}
