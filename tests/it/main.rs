@@ -1,10 +1,10 @@
 //! End-to-end tests of the program, in one binary.
 
 mod bodies;
+mod bombs;
 mod cli_args;
 mod cli_commands;
 mod cli_peer;
-mod cli_rules;
 mod cli_send;
 mod cli_tail;
 mod clock_jumps;
@@ -20,9 +20,12 @@ mod hot_cold;
 mod ledger;
 mod operation;
 mod server;
+mod siege;
 mod sigkill;
 mod sigterm;
+mod slow_clients;
 mod story_lines;
+mod tenant_probes;
 mod tenants;
 mod threat_detection;
 mod threat_detection_analyze;

@@ -85,6 +85,21 @@ impl Server {
         Self::launch(Self { child: None, dir, flags, environment, small_disk: None, url: String::new() }, settings)
     }
 
+    /// The id of the process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running server").id()
+    }
+
+    /// CPU time that the process has taken.
+    pub fn cpu(&self) -> Duration {
+        let pid = self.child.as_ref().expect("a running server").id();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process lives");
+        // After the name in parentheses: state is the first, user and system time are the 12th and 13th, in ticks.
+        let fields = stat.rsplit(')').next().expect("fields").split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+        Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
+    }
+
     /// How many files and connections the process has open.
     pub fn open_files(&self) -> usize {
         let pid = self.child.as_ref().expect("a running server").id();

@@ -17,10 +17,13 @@ use crate::server::{Caller, Server, event, on_demand};
 const REAPED: Duration = Duration::from_secs(30);
 
 /// What a client sends at once; what it then sends, a byte at a time.
-const KINDS: [(&str, &str); 6] = [
+pub const KINDS: [(&str, &str); 6] = [
     ("", ""),
     ("POST /v2/events/bulk HTTP/1.1\r\nhost: 127.0.0.1\r\nx-slow: ", "a"),
-    ("POST /v2/events/bulk HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/x-ndjson\r\ncontent-length: 9000\r\n\r\n{", " "),
+    (
+        "POST /v2/events/bulk HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/x-ndjson\r\ncontent-length: 9000\r\n\r\n{",
+        " ",
+    ),
     // Asks for much and reads nothing.
     ("READ", ""),
     // What a client of TLS says first.
@@ -35,7 +38,7 @@ const KINDS: [(&str, &str); 6] = [
 /// The place of those who follow the feed.
 const FOLLOWS: usize = 5;
 
-async fn misbehave(address: SocketAddr, first: &str, drip: &str) -> Option<TcpStream> {
+pub async fn misbehave(address: SocketAddr, first: &str, drip: &str) -> Option<TcpStream> {
     let socket = TcpSocket::new_v4().ok()?;
     // Little room for what the server says, so that not reading holds it up soon.
     socket.set_recv_buffer_size(4096).ok()?;
@@ -132,7 +135,10 @@ fn five_thousand_clients_that_do_not_behave_harm_nobody_and_are_gone_in_time() {
     println!(
         "{clients} slow clients: at most {most} files open ({open_before} before), all gone after {gone:.1?}; p99 of {} \
          honest requests {:.1?}, without them {:.1?}; memory at most {} MiB",
-        attack.len(), p99(&attack), p99(&quiet), most_memory >> 20,
+        attack.len(),
+        p99(&attack),
+        p99(&quiet),
+        most_memory >> 20,
     );
     assert!(most > open_before + clients * 6 / 10, "only {most} files were open: that was no crowd");
     assert!(gone < REAPED + Duration::from_secs(3), "{} files are open after {gone:?}", server.open_files());
