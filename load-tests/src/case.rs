@@ -51,6 +51,8 @@ pub enum Kind {
     Small,
     /// About 8 kB: the reference event with a long message and a stack.
     Large,
+    /// Ten fields out of `distinct_fields`, about 250 bytes.
+    Fields,
 }
 
 /// The form of a body.
@@ -89,6 +91,8 @@ pub struct Events {
     pub per_request: usize,
     /// So many distinct events are made before the run; then they come again, with new ids and times.
     pub corpus: usize,
+    /// The fields that all events of kind `fields` have between them.
+    pub distinct_fields: usize,
     /// Whether the events carry an id that the server de-duplicates by (`_id`) where their kind would not.
     pub own_ids: bool,
     /// The form of a body.
@@ -104,6 +108,7 @@ impl Default for Events {
             seed: 7,
             per_request: 2_000,
             corpus: 65_536,
+            distinct_fields: 10,
             own_ids: false,
             format: Format::Ndjson,
             encoding: Encoding::Identity,
@@ -208,6 +213,7 @@ impl Case {
         let (events, load) = (&self.events, &self.load);
         ensure!((1..=1_000_000).contains(&events.per_request), "events.per_request is from 1 to 1000000");
         ensure!((1..=1_000_000).contains(&events.corpus), "events.corpus is from 1 to 1000000");
+        ensure!((10..=100_000).contains(&events.distinct_fields), "events.distinct_fields is from 10 to 100000");
         ensure!((1..=10_000).contains(&load.connections), "load.connections is from 1 to 10000");
         ensure!((1..=3_600).contains(&load.seconds_max), "load.seconds_max is from 1 to 3600");
         ensure!((1..=7_200).contains(&self.run_seconds_max), "run_seconds_max is from 1 to 7200");

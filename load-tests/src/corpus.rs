@@ -204,6 +204,7 @@ fn lines(events: &Events, count: usize, base_us: i64) -> anyhow::Result<Vec<Line
     let made: Vec<Vec<u8>> = match events.kind {
         Kind::Cloudtrail => story(tidegate::story::Kind::CloudTrail, events.seed, count, base_us),
         Kind::Windows => story(tidegate::story::Kind::Windows, events.seed, count, base_us),
+        Kind::Fields => (0..count as u64).map(|i| fields(i, base_us, events.distinct_fields as u64)).collect(),
         kind => (0..count as u64).map(|i| generated(kind, events.seed + i, base_us, events.own_ids)).collect(),
     };
     ensure!(made.len() == count, "the story has only {} of {count} events: make events.corpus smaller", made.len());
@@ -212,7 +213,7 @@ fn lines(events: &Events, count: usize, base_us: i64) -> anyhow::Result<Vec<Line
         Kind::Windows => (&[], &["\"@timestamp\":\"", "\"TimeCreated\":\""]),
         Kind::Reference | Kind::Large if events.own_ids => (&["\"_id\":\"", "\"request_id\":\""], &["\"time\":\""]),
         Kind::Small if events.own_ids => (&["\"_id\":\""], &["\"time\":\""]),
-        Kind::Small => (&["\"id\":\""], &["\"time\":\""]),
+        Kind::Small | Kind::Fields => (&["\"id\":\""], &["\"time\":\""]),
         Kind::Reference | Kind::Large => (&["\"id\":\"", "\"request_id\":\""], &["\"time\":\""]),
     };
     made.into_iter().enumerate().map(|(number, text)| line(text, number as u32, (ids, times))).collect()
@@ -268,6 +269,23 @@ fn small(i: u64, base_us: i64, into: &mut Vec<u8>) {
     let word = random.pick_skewed(&["opened", "closed", "held", "forced"]);
     // Writing to a vector cannot fail.
     let _ = write!(into, r#"{{"id":"{id:016x}","time":"{time}Z","door":"d-{door:03}","what":"{word}"}}"#);
+}
+
+/// An event with ten of `distinct` fields: the same ten in every event of a kind, and as many kinds as that makes.
+fn fields(i: u64, base_us: i64, distinct: u64) -> Vec<u8> {
+    const FIELDS: u64 = 10;
+    let mut random = Random::new(i);
+    let mut clock = Clock::default();
+    let time = String::from_utf8_lossy(clock.text(base_us / 1_000, true)).into_owned();
+    let mut text = Vec::with_capacity(320);
+    // Writing to a vector cannot fail.
+    let _ = write!(text, r#"{{"id":"{:016x}","time":"{time}Z""#, random.bits());
+    let first = random.below((distinct / FIELDS).max(1)) * FIELDS;
+    for field in first..first + FIELDS {
+        let _ = write!(text, r#","field_{field:05}":"v{:03}""#, random.below(500));
+    }
+    text.push(b'}');
+    text
 }
 
 /// The members `message` and `stack`, and the brace that closes the event: about 7.5 kB.
