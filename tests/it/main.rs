@@ -5,6 +5,7 @@ mod bombs;
 mod cli_args;
 mod cli_commands;
 mod cli_peer;
+mod cli_rules;
 mod cli_send;
 mod cli_tail;
 mod clock_jumps;
