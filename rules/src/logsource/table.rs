@@ -51,6 +51,7 @@ impl Entry {
 }
 
 const SHIPPED: &[(&str, &str)] = &[
+    ("applications", include_str!("../../logsources/applications.toml")),
     ("aws", include_str!("../../logsources/aws.toml")),
     ("azure", include_str!("../../logsources/azure.toml")),
     ("focus", include_str!("../../logsources/focus.toml")),
@@ -59,7 +60,9 @@ const SHIPPED: &[(&str, &str)] = &[
     ("github", include_str!("../../logsources/github.toml")),
     ("kubernetes", include_str!("../../logsources/kubernetes.toml")),
     ("linux", include_str!("../../logsources/linux.toml")),
+    ("m365", include_str!("../../logsources/m365.toml")),
     ("macos", include_str!("../../logsources/macos.toml")),
+    ("network", include_str!("../../logsources/network.toml")),
     ("windows", include_str!("../../logsources/windows.toml")),
     ("zeek", include_str!("../../logsources/zeek.toml")),
 ];

@@ -83,6 +83,7 @@ fn every_rule_loads_or_needs_a_placeholder() {
     for problem in &problems {
         assert!(problem.reason.contains("has no value"), "{problem}");
     }
+    assert_eq!(rules.unknown_log_sources(), [""; 0], "every log source of SigmaHQ is in a table");
     let waiting: BTreeSet<&str> = problems.iter().map(|problem| problem.file.as_str()).collect();
     assert_eq!(rules.rules().len() + waiting.len(), files.len(), "one rule a file");
     assert!(waiting.len() <= 25, "{} rules need placeholders", waiting.len());
