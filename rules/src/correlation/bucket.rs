@@ -58,7 +58,7 @@ impl Bucket {
     }
 
     /// Puts a group in that is not there, as the one used last.
-    pub fn insert(&mut self, group: Box<Group>) -> u32 {
+    pub fn insert(&mut self, group: Group) -> u32 {
         let hash = xxh3_64(&group.key);
         let slot = match self.free.pop() {
             Some(slot) => slot,
@@ -68,7 +68,7 @@ impl Bucket {
             }
         };
         if let Some(place) = self.slots.get_mut(slot as usize) {
-            *place = Some(group);
+            *place = Some(Box::new(group));
         }
         let slots = &self.slots;
         let rehash =
@@ -138,10 +138,10 @@ impl Bucket {
     }
 
     /// Takes all groups out, in the same order.
-    pub fn drain(&mut self) -> Vec<Box<Group>> {
+    pub fn drain(&mut self) -> Vec<Group> {
         let mut groups = Vec::with_capacity(self.len());
         while let Some(slot) = self.oldest() {
-            groups.extend(self.remove(slot));
+            groups.extend(self.remove(slot).map(|group| *group));
         }
         self.bytes = 0;
         groups

@@ -117,8 +117,8 @@ impl Clock {
         Some(number)
     }
 
-    /// The place of the row's tenant and source.
-    fn place(&mut self, org_id: &str, source: &str) -> Option<(u32, usize)> {
+    /// The place of the row's tenant and source; `None` when its tenant is one too many.
+    pub fn place(&mut self, org_id: &str, source: &str) -> Option<(u32, usize)> {
         let (tenant, at) = self.last;
         if let Some(known) = self.tenants.get(tenant as usize)
             && *known.org_id == *org_id
@@ -142,8 +142,7 @@ impl Clock {
 
     /// Whether a row of this source would bring it back after a silence: marks may go down then, so that what they have
     /// passed must be settled before.
-    pub fn wakes_up(&mut self, org_id: &str, source: &str, received: Option<i64>) -> Option<u32> {
-        let (tenant, at) = self.place(org_id, source)?;
+    pub fn wakes_up(&self, (tenant, at): (u32, usize), received: Option<i64>) -> Option<u32> {
         let now = self.received.max(received.unwrap_or(i64::MIN));
         let own = self.tenants.get(tenant as usize)?;
         let is_new = own.sources.get(at).is_some_and(|source| source.received == i64::MIN && source.latest == i64::MIN);
@@ -156,9 +155,8 @@ impl Clock {
         self.received = self.received.max(received.unwrap_or(i64::MIN));
     }
 
-    /// Takes a row into account. `None` when its tenant is one too many.
-    pub fn observe(&mut self, org_id: &str, source: &str, time: Option<i64>, received: Option<i64>) -> Option<Stand> {
-        let (tenant, at) = self.place(org_id, source)?;
+    /// Takes a row into account. `None` when it has no time at all.
+    pub fn observe(&mut self, (tenant, at): (u32, usize), time: Option<i64>, received: Option<i64>) -> Option<Stand> {
         let lateness_us = self.lateness_us;
         let known = self.tenants.get_mut(tenant as usize)?.sources.get_mut(at)?;
         let time = time.or(received)?;

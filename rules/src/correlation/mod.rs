@@ -37,6 +37,7 @@ mod entry;
 mod group;
 mod pass;
 mod read;
+mod references;
 mod run;
 mod saved;
 pub(crate) mod set;

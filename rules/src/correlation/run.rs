@@ -133,10 +133,11 @@ impl Correlations {
                 self.pass(set, &mut batch, tenant, EXPIRED_PER_ROW, (row, &mut out));
                 self.clock.arm(tenant);
             }
-            if let Some(tenant) = self.clock.wakes_up(org_id, source, received) {
+            let place = self.clock.place(org_id, source);
+            if let Some(tenant) = place.and_then(|place| self.clock.wakes_up(place, received)) {
                 self.pass(set, &mut batch, tenant, usize::MAX, (row, &mut out));
             }
-            let stand = self.clock.observe(org_id, source, time, received);
+            let stand = place.and_then(|place| self.clock.observe(place, time, received));
             if let Some(stand) = stand {
                 self.pass(set, &mut batch, stand.tenant, EXPIRED_PER_ROW, (row, &mut out));
             }
@@ -346,7 +347,7 @@ impl Correlations {
         self.bytes += bytes;
         let bucket = self.buckets.get_mut(bucket_id as usize)?;
         bucket.bytes += bytes;
-        Some(bucket.insert(Box::new(group)))
+        Some(bucket.insert(group))
     }
 
     pub(super) fn remove(&mut self, bucket_id: u32, slot: u32) {

@@ -49,7 +49,7 @@ impl Identity {
 pub(crate) struct Kept {
     pub org_id: Arc<str>,
     pub identity: Identity,
-    pub groups: Vec<Box<Group>>,
+    pub groups: Vec<Group>,
 }
 
 impl Correlations {
@@ -254,7 +254,7 @@ impl<'a> Input<'a> {
         let fingerprint = u64::from_le_bytes(self.take()?);
         let mut groups = Vec::new();
         for _ in 0..self.count(13)? {
-            groups.push(Box::new(self.group()?));
+            groups.push(self.group()?);
         }
         Ok(Kept { org_id, identity: Identity { scope, id, fingerprint }, groups })
     }

@@ -4,6 +4,7 @@
 //! those for everyone; all that it fits are meant, so that several rules of one name count as one. A tenant's rules are never
 //! seen by another tenant's correlation, nor by one for everyone.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -14,9 +15,16 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::compile::interner::View;
 use crate::correlation::definition::Definition;
+use crate::correlation::references::{Reference, Resolved, names, order, resolve, unordered};
 use crate::document::Part;
-use crate::nearest::nearest;
 use crate::problem::{Fault, RuleProblem};
+
+/// The most correlations of one tenant, and of everyone: an event may concern all of them.
+const CORRELATIONS_MAX: usize = 2_000;
+/// The most fields that all correlations of one tenant read of the rules that they refer to, each of each.
+const READS_MAX: usize = 200_000;
+/// How many names that nobody has are compared with those there are, to say what was meant.
+const HINTS_MAX: usize = 100;
 
 /// A correlation rule, ready to run.
 #[derive(Debug)]
@@ -155,18 +163,6 @@ pub(crate) struct Pending<'a> {
     pub file: (String, usize),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Reference {
-    Rule(usize),
-    Pending(usize),
-}
-
-struct Resolved {
-    definition: Definition,
-    /// For each slot.
-    slots: Vec<Vec<Reference>>,
-}
-
 /// Compiles what waited.
 pub(crate) fn compile(
     pending: Vec<Pending<'_>>,
@@ -182,18 +178,30 @@ pub(crate) fn compile(
             problems.push(own.part.problem(&own.id, fault));
         }
     };
+    let mut counts: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+    let hints_left = Cell::new(HINTS_MAX);
     for (at, own) in pending.iter().enumerate() {
-        let read = Definition::read(&own.rule, own.part.text(), events_max);
+        let count = counts.entry(own.org_id.as_deref()).or_default();
+        *count += 1;
+        let read = if *count > CORRELATIONS_MAX {
+            Err(Fault::new(format!("there are more than {CORRELATIONS_MAX} correlations")).hint("delete some"))
+        } else {
+            Definition::read(&own.rule, own.part.text(), events_max)
+        };
         let found = read.and_then(|definition| {
-            let slots =
-                definition.rules.iter().map(|name| resolve(name, (at, own), &names)).collect::<Result<_, Fault>>()?;
+            let slots = definition
+                .rules
+                .iter()
+                .map(|name| resolve(name, (at, own), &names, &hints_left))
+                .collect::<Result<_, Fault>>()?;
             Ok(Resolved { definition, slots })
         });
         resolved.push(found.map_err(|fault| report(at, fault)).ok());
     }
     let order = order(&resolved);
+    let ordered: BTreeSet<usize> = order.iter().copied().collect();
     for at in 0..pending.len() {
-        if resolved.get(at).is_some_and(Option::is_some) && !order.contains(&at) {
+        if resolved.get(at).is_some_and(Option::is_some) && !ordered.contains(&at) {
             report(at, unordered(at, &resolved, &pending));
         }
     }
@@ -206,6 +214,7 @@ pub(crate) fn compile(
         view_ids: FxHashMap::default(),
         numbers: BTreeMap::new(),
         completers: Vec::new(),
+        reads: BTreeMap::new(),
     };
     for at in order {
         let Some(Some(own)) = resolved.get_mut(at).map(Option::take) else { continue };
@@ -214,118 +223,6 @@ pub(crate) fn compile(
         }
     }
     builder.set
-}
-
-/// Who is called what: (tenant, id or name) → rules, in order.
-type Names<'a> = BTreeMap<(Option<&'a str>, &'a str), Vec<(Reference, &'a str)>>;
-
-fn names<'a>(pending: &'a [Pending<'_>], rules: &'a [Candidate<'_>]) -> Names<'a> {
-    let mut names = Names::new();
-    let mut add = |org_id: Option<&'a Arc<str>>, called: &'a str, reference, file: &'a str| {
-        let known = names.entry((org_id.map(|org_id| &**org_id), called)).or_default();
-        if !known.contains(&(reference, file)) {
-            known.push((reference, file));
-        }
-    };
-    for (at, rule) in rules.iter().enumerate() {
-        for called in [Some(rule.id), rule.name].into_iter().flatten() {
-            add(rule.org_id, called, Reference::Rule(at), rule.file);
-        }
-    }
-    for (at, own) in pending.iter().enumerate() {
-        for called in [Some(own.id.as_str()), own.rule.name.as_deref()].into_iter().flatten() {
-            add(own.org_id.as_ref(), called, Reference::Pending(at), &own.file.0);
-        }
-    }
-    names
-}
-
-fn resolve(name: &str, (at, own): (usize, &Pending<'_>), names: &Names<'_>) -> Result<Vec<Reference>, Fault> {
-    let mut scopes = vec![own.org_id.as_deref()];
-    if own.org_id.is_some() {
-        scopes.push(None);
-    }
-    let all: Vec<_> = scopes.iter().filter_map(|scope| names.get(&(*scope, name))).flatten().collect();
-    let same_file: Vec<_> = all.iter().filter(|(_, file)| *file == own.file.0).collect();
-    let found: Vec<Reference> = if same_file.is_empty() {
-        all.iter().map(|(reference, _)| *reference).collect()
-    } else {
-        same_file.iter().map(|(reference, _)| *reference).collect()
-    };
-    if !found.is_empty() {
-        // A rule of the same name is meant rather than the correlation itself.
-        let others: Vec<Reference> = found.iter().copied().filter(|other| *other != Reference::Pending(at)).collect();
-        return Ok(if others.is_empty() { found } else { others });
-    }
-    let known = names.keys().filter(|(scope, _)| scopes.contains(scope)).map(|(_, known)| *known);
-    let hint = match nearest(name, known) {
-        Some(near) => format!("did you mean {near}?"),
-        None => "was it loaded? its file may have a problem of its own".to_owned(),
-    };
-    Err(Fault::new(format!("no rule has the id or name {name}")).hint(hint).near(name))
-}
-
-/// The correlations in an order in which each comes after those it refers to, without those for which there is none.
-fn order(resolved: &[Option<Resolved>]) -> Vec<usize> {
-    let mut waits: Vec<BTreeSet<usize>> = Vec::with_capacity(resolved.len());
-    let mut waited_for: Vec<Vec<usize>> = vec![Vec::new(); resolved.len()];
-    for (at, own) in resolved.iter().enumerate() {
-        let on: BTreeSet<usize> =
-            own.iter().flat_map(|own| own.slots.iter().flatten()).filter_map(pending_of).collect();
-        for other in &on {
-            if let Some(waiting) = waited_for.get_mut(*other) {
-                waiting.push(at);
-            }
-        }
-        waits.push(on);
-    }
-    let is_ready =
-        |at: &usize| resolved.get(*at).is_some_and(Option::is_some) && waits.get(*at).is_some_and(BTreeSet::is_empty);
-    let mut ready: BTreeSet<usize> = (0..resolved.len()).filter(is_ready).collect();
-    let mut order = Vec::new();
-    while let Some(at) = ready.pop_first() {
-        order.push(at);
-        for other in waited_for.get(at).into_iter().flatten() {
-            let Some(on) = waits.get_mut(*other) else { continue };
-            on.remove(&at);
-            if on.is_empty() && resolved.get(*other).is_some_and(Option::is_some) {
-                ready.insert(*other);
-            }
-        }
-    }
-    order
-}
-
-fn pending_of(reference: &Reference) -> Option<usize> {
-    match reference {
-        Reference::Pending(at) => Some(*at),
-        Reference::Rule(_) => None,
-    }
-}
-
-/// Why a correlation is in no order: it is on a circle, or refers to one that did not load.
-fn unordered(at: usize, resolved: &[Option<Resolved>], pending: &[Pending<'_>]) -> Fault {
-    let name = |at: usize| pending.get(at).map_or("", |own| own.id.as_str());
-    let next = |at: usize| {
-        let own = resolved.get(at).and_then(Option::as_ref);
-        own.into_iter().flat_map(|own| own.slots.iter().flatten()).filter_map(pending_of).collect::<Vec<_>>()
-    };
-    let (mut open, mut seen, mut broken) = (next(at), BTreeSet::new(), None);
-    while let Some(other) = open.pop() {
-        if other == at {
-            return Fault::new("the correlation refers to itself, by way of those it refers to")
-                .hint("a circle of correlations can never begin: take one of the references out")
-                .near("rules:");
-        }
-        if seen.insert(other) {
-            broken = broken.or_else(|| resolved.get(other).is_some_and(Option::is_none).then_some(other));
-            open.extend(next(other));
-        }
-    }
-    let other = broken.or_else(|| seen.first().copied()).map_or("", name);
-    Fault::new(format!("it rests on the correlation {other}, which was not loaded"))
-        .hint("see the problem of that one")
-        .near("rules:")
 }
 
 struct Builder<'a> {
@@ -339,6 +236,8 @@ struct Builder<'a> {
     numbers: BTreeMap<usize, usize>,
     /// For each loaded correlation, the detection rules whose events may complete a firing of it.
     completers: Vec<BTreeSet<usize>>,
+    /// By tenant: how many fields of rules are read.
+    reads: BTreeMap<Option<Arc<str>>, usize>,
 }
 
 impl Builder<'_> {
@@ -349,6 +248,20 @@ impl Builder<'_> {
         let slot_names: Vec<Vec<String>> =
             slots.iter().zip(&definition.rules).map(|(slot, name)| self.called(slot, name)).collect();
         check_aliases(&definition, &slot_names)?;
+        let fields = (definition.group_by.len() + definition.fields.len()).max(1);
+        let through = |reference: &Reference| match reference {
+            Reference::Rule(_) => 1,
+            Reference::Pending(other) => {
+                1 + self.numbers.get(other).and_then(|own| self.completers.get(*own)).map_or(0, BTreeSet::len)
+            }
+        };
+        let reads = slots.iter().flatten().map(through).sum::<usize>() * fields;
+        let known = self.reads.entry(pending.org_id.clone()).or_default();
+        if *known + reads > READS_MAX {
+            let reason = format!("the correlations read more than {READS_MAX} fields of the rules that they refer to");
+            return Err(Fault::new(reason).hint("refer to fewer rules").near("rules:"));
+        }
+        *known += reads;
         let (mut targets, mut feeds, mut completers) = (Vec::new(), Vec::new(), BTreeSet::new());
         for ((slot, references), names) in slots.iter().enumerate().zip(&slot_names) {
             let fields = |of: &[String]| {
@@ -381,23 +294,8 @@ impl Builder<'_> {
         let ids: Vec<Vec<&str>> =
             slots.iter().map(|slot| slot.iter().map(|reference| self.id(reference)).collect()).collect();
         let fingerprint = fingerprint(&definition, &ids);
-        let rule = &pending.rule;
-        let correlation = Correlation {
-            id: pending.id.clone(),
-            name: rule.name.clone(),
-            title: rule.title.clone(),
-            description: rule.description.clone().unwrap_or_default(),
-            level: rule.level.map_or(Level::Medium, crate::compile::level),
-            tags: rule.tags.clone(),
-            falsepositives: rule.falsepositives.clone(),
-            file: pending.file.0.clone(),
-            org_id: pending.org_id.clone(),
-            needed: definition.needed(self.events_max),
-            definition,
-            eager,
-            fingerprint,
-            feeds: Vec::new(),
-        };
+        let needed = definition.needed(self.events_max);
+        let correlation = Correlation { needed, ..loaded(pending, definition, fingerprint) };
         for (rule, other) in referred {
             if let Some(rule) = rule {
                 self.set.referred_rules.entry(rule).or_default().add(&correlation);
@@ -479,6 +377,27 @@ impl Builder<'_> {
             measured: measured_places,
             through,
         })
+    }
+}
+
+/// The correlation, without what it feeds.
+fn loaded(pending: &Pending<'_>, definition: Definition, fingerprint: u64) -> Correlation {
+    let rule = &pending.rule;
+    Correlation {
+        id: pending.id.clone(),
+        name: rule.name.clone(),
+        title: rule.title.clone(),
+        description: rule.description.clone().unwrap_or_default(),
+        level: rule.level.map_or(Level::Medium, crate::compile::level),
+        tags: rule.tags.clone(),
+        falsepositives: rule.falsepositives.clone(),
+        file: pending.file.0.clone(),
+        org_id: pending.org_id.clone(),
+        eager: definition.is_eager(),
+        needed: 1,
+        definition,
+        fingerprint,
+        feeds: Vec::new(),
     }
 }
 
