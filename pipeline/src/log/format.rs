@@ -316,6 +316,26 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_header_that_checks_and_cannot_be_is_none() {
+        let decoded = |header: FrameHeader| FrameHeader::decode(&header.encode());
+        for (what, header) in [
+            ("a batch without rows", FrameHeader { rows: 0, ..frame() }),
+            ("a schema with rows", FrameHeader { kind: FrameKind::Schema, ..frame() }),
+            ("a payload beyond its bound", FrameHeader { payload_len: PAYLOAD_BYTES_MAX + 1, ..frame() }),
+            ("offsets beyond their end", FrameHeader { base: u64::MAX - 2, ..frame() }),
+        ] {
+            assert_eq!(decoded(header), None, "{what}");
+        }
+        for header in [
+            FrameHeader { payload_len: PAYLOAD_BYTES_MAX, ..frame() },
+            FrameHeader { base: u64::MAX - 3, ..frame() },
+            FrameHeader { kind: FrameKind::Schema, rows: 0, ..frame() },
+        ] {
+            assert_eq!(decoded(header), Some(header));
+        }
+    }
+
+    #[test]
     fn every_flipped_bit_of_a_frame_header_is_seen_and_any_of_a_segment_header_is_harmless() {
         let whole = frame().encode();
         for bit in 0..whole.len() * 8 {

@@ -151,6 +151,7 @@ fn a_bit_flipped_in_a_closed_segment_is_found_when_it_is_read_and_costs_one_batc
         let damage: Vec<_> = reports.iter().flat_map(|report| &report.damage).collect();
         assert_eq!(damage.len(), 1, "{damage:?}");
         assert_eq!((damage[0].at, damage[0].rows.clone()), (at as u64, header.base..header.next()));
+        assert_eq!(damage[0].bytes, header.frame_len(), "byte {place}");
         assert_eq!(reports.iter().map(|report| report.rows).sum::<u64>(), 118);
     }
 }

@@ -285,3 +285,46 @@ fn a_closed_log_refuses_and_was_drained() {
     assert!(matches!(answer(log.append(one(events("a", &["late"])))), Err(AppendError::Closed)));
     assert_eq!(ids(&log.read(0, usize::MAX).expect("reading goes on")).len(), 20);
 }
+
+#[test]
+fn bounds_that_cannot_work_are_refused() {
+    let wrong: [(&str, fn(&mut LogConfig)); 4] = [
+        ("segment_bytes_max", |config| config.segment_bytes_max = 4095),
+        ("log_bytes_max", |config| config.log_bytes_max = (4 << 20) - 1),
+        ("queue_bytes_max", |config| config.queue_bytes_max = 0),
+        ("group_bytes_max", |config| config.group_bytes_max = 0),
+    ];
+    for (name, change) in wrong {
+        let mut config = config();
+        change(&mut config);
+        let refused = SegmentLog::open(Arc::new(SimFs::new()), Path::new(DIR), config).err();
+        let told = matches!(&refused, Some(PipelineError::Invalid(why)) if why.contains(name));
+        assert!(told, "{name}: {refused:?}");
+    }
+}
+
+#[test]
+fn an_outlived_summary_that_cannot_be_removed_is_removed_later() {
+    let fs = SimFs::new();
+    let config = LogConfig { dedup_keys_max: 4, ..config() };
+    let (log, _) = SegmentLog::open(Arc::new(fs.clone()), Path::new(DIR), config).expect("a log");
+    let fill = |from: usize| {
+        for nth in from..from + 30 {
+            answer(log.append(one(events("a", &[&format!("{nth}-{}", "x".repeat(900))])))).expect("stored");
+        }
+    };
+    let orphans = || {
+        let files = fs.files();
+        let of = |end: &str| files.iter().filter(|path| path.extension().is_some_and(|is| is == end)).count();
+        of("sum").saturating_sub(of("log"))
+    };
+    fill(0);
+    fs.track_sites();
+    fs.fail_at("log/*.sum", Fault { sticky: true, ..Fault::eio(SimOp::Remove, 1) });
+    log.forget(25).expect("forgotten, if not to the last file");
+    assert!(fs.failed() > 0 && orphans() > 1, "{} failures, {} orphans", fs.failed(), orphans());
+    fs.heal();
+    fill(30);
+    log.forget(50).expect("forgotten");
+    assert!(orphans() <= 1, "{} summaries have outlived their use", orphans());
+}

@@ -15,6 +15,7 @@ mod log_ledger;
 mod log_long;
 mod log_model;
 mod log_regressions;
+mod log_schemas;
 mod log_sectors;
 mod registry_changes;
 mod run_exactly_once;
