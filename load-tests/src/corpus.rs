@@ -345,6 +345,7 @@ mod tests {
             (Kind::Windows, Format::Ndjson, "", "@timestamp"),
             (Kind::Small, Format::Ndjson, "id", "time"),
             (Kind::Large, Format::Ndjson, "id", "time"),
+            (Kind::Fields, Format::Ndjson, "id", "time"),
         ];
         for (kind, format, id, time) in cases {
             let events = Events { kind, format, per_request: 30, corpus: 60, ..Events::default() };

@@ -89,7 +89,7 @@ impl Plan {
         let source = match case.events.kind {
             Kind::Cloudtrail => "&source=cloudtrail",
             Kind::Windows => "&source=windows",
-            Kind::Reference | Kind::Small | Kind::Large => "",
+            Kind::Reference | Kind::Small | Kind::Large | Kind::Fields => "",
         };
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
