@@ -7,6 +7,7 @@ mod correlation;
 mod correlation_faults;
 mod correlation_features;
 mod correlation_model;
+mod correlation_size;
 mod coverage;
 mod differential;
 mod evaluate;
