@@ -184,7 +184,8 @@ impl SigmaOperator {
         for row in 0..rows.num_rows() {
             let kind = value(Some(kinds), row).unwrap_or_default();
             if kind == feedback::KIND {
-                let body = value(bodies, row);
+                let gone = value(Some(actions), row).as_deref() == Some("delete");
+                let body = value(bodies, row).filter(|_| !gone);
                 let (org_id, alert_id) = (value(orgs, row).unwrap_or_default(), value(Some(names), row));
                 self.alerting.take_feedback(&org_id, &alert_id.unwrap_or_default(), body.as_deref());
             }

@@ -12,6 +12,7 @@ mod coverage;
 mod differential;
 mod evaluate;
 mod explain;
+mod feedback;
 mod filters;
 mod flatten;
 mod folder;
