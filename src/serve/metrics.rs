@@ -4,6 +4,8 @@
 pub const REQUESTS: &str = "tidegate_http_requests_total";
 /// Time from the request head to the response head.
 pub const REQUEST_SECONDS: &str = "tidegate_http_request_seconds";
+/// Requests about rules that were refused.
+pub const RULES_REFUSED: &str = "tidegate_http_rules_refused_total";
 /// Resident memory.
 pub const RESIDENT_BYTES: &str = "tidegate_process_resident_bytes";
 /// CPU time.
@@ -15,6 +17,7 @@ pub const OPEN_FILES: &str = "tidegate_process_open_files";
 pub const NAMES: &[(&str, &str, &str)] = &[
     (REQUESTS, "counter", "Requests answered, by `endpoint` and `status`"),
     (REQUEST_SECONDS, "histogram", "Seconds from the request's head to the response's head, by `endpoint`"),
+    (RULES_REFUSED, "counter", "Requests about rules that were refused, by `code`: among them those that met a bound"),
     (RESIDENT_BYTES, "gauge", "Resident memory of the process in bytes"),
     (CPU_SECONDS, "counter", "CPU seconds of the process, user and system"),
     (OPEN_FILES, "gauge", "Open file descriptors of the process"),

@@ -136,9 +136,15 @@ fn what_cannot_be_analyzed_is_refused() {
         let reply = client.send("POST", ANALYZE, &[("content-type", "application/json")], body.as_bytes());
         assert_eq!(code(&reply), (400, "invalid_body".to_owned()), "{body}");
     }
-    let deep = format!("{{\"rule\":\"x\",\"events\":[{}{}]}}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep = format!("{{\"rule\":{},\"events\":[{{\"a\":{deep}}}]}}", json!(rules(1)));
     let reply = client.send("POST", ANALYZE, &[("content-type", "application/json")], deep.as_bytes());
-    assert_eq!(code(&reply), (400, "invalid_body".to_owned()), "deep");
+    assert_eq!(
+        (reply.status.as_u16(), reply.json()["problems"][0]["index"].as_u64()),
+        (200, Some(0)),
+        "{:?}",
+        reply.body
+    );
     let ask_nothing = json!({"rule": rules(1), "events": []});
     let empty = ask(&mut client, &ask_nothing).json();
     assert_eq!((empty["events"].as_u64(), empty["matched"].as_u64()), (Some(0), Some(0)), "{empty}");

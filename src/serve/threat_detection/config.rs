@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ThreatDetectionConfig {
-    /// The most rule files that one tenant may make over the API.
+    /// The most rule files that one tenant may make over the API, and the most rules that it may turn off.
     #[schemars(range(min = 0, max = 100_000))]
     pub tenant_rules_max: usize,
     /// Rules that are compiled for requests at the same time; the next request waits.

@@ -90,7 +90,13 @@ impl ThreatDetection {
             let problem = Problem::new(409, "not_switchable", "a filter raises nothing that could be turned off");
             return Err(problem.hint("remove the filter, or make one of your own").into());
         }
-        if self.off(&principal.org_id).contains(item.id()) == on {
+        let off = self.off(&principal.org_id);
+        if !on && !off.contains(item.id()) && off.len() >= self.config.tenant_rules_max {
+            let message = format!("the tenant has turned off {} rules, as many as it may", off.len());
+            let hint = "turn some on, or raise threat_detection.tenant_rules_max";
+            return Err(Problem::new(409, "too_many_rules", message).hint(hint).into());
+        }
+        if off.contains(item.id()) == on {
             let (action, body) = match on {
                 true => (Action::Delete, Value::Null),
                 false => (Action::Create, json!({"file": item.entry.id})),

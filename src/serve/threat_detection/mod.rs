@@ -34,6 +34,7 @@ use tidegate_rules::{OFF_KIND, RulesConfig, StatusBoard};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Semaphore};
 
+use super::metrics::RULES_REFUSED;
 use super::reply::{self, Body};
 use super::routes::Route;
 pub use config::ThreatDetectionConfig;
@@ -109,7 +110,10 @@ impl ThreatDetection {
         request_id: &str,
     ) -> Response<Body> {
         let answer = self.answer(route, request, principal).await;
-        answer.unwrap_or_else(|refusal| refusal.into_response(request_id))
+        answer.unwrap_or_else(|refusal| {
+            metrics::counter!(RULES_REFUSED, "code" => refusal.code()).increment(1);
+            refusal.into_response(request_id)
+        })
     }
 
     async fn answer(

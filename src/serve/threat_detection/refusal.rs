@@ -67,6 +67,11 @@ impl Refusal {
         Self { problem: Problem::new(409, "rule_in_use", message).hint("change those first"), rules }
     }
 
+    /// The stable word for programs.
+    pub fn code(&self) -> &'static str {
+        self.problem.code
+    }
+
     /// The HTTP status.
     pub fn status(&self) -> u16 {
         self.problem.status
