@@ -167,7 +167,7 @@ impl Model {
             }
             let value = if field == "g" { row.g } else { row.actor };
             let group = value.map_or(String::new(), |value| format!("{field}={value}"));
-            self.meet(at, row, rule, span, &group, time.min(latest));
+            self.meet(at, row, (rule, span), &group, time.min(latest));
         }
     }
 
@@ -176,7 +176,7 @@ impl Model {
         open.min_by_key(|(_, window)| (due(window, self).0, window.opened)).map(|(at, _)| at)
     }
 
-    fn meet(&mut self, at: usize, row: &Row, rule: &str, span: i64, group: &str, placed: i64) {
+    fn meet(&mut self, at: usize, row: &Row, (rule, span): (&str, i64), group: &str, placed: i64) {
         let time = row.time * SECOND;
         let id = format!("e{at}");
         let one = Told {
