@@ -23,7 +23,8 @@ pub struct RuleToolsConfig {
     pub events: Vec<PathBuf>,
     /// The kind of record of these events (`cloudtrail`, `windows`, …). By default it is found out.
     pub source: Option<String>,
-    /// The table of these events: `security_events` or `cost_events`. By default cost for CSV, security for JSON.
+    /// The table of these events, and the one that `rules hunt` looks at: `security_events` or `cost_events`. By default cost for
+    /// CSV, security for JSON, and for a hunt the one that the rule is for.
     pub dataset: Option<String>,
     /// The most events that are read of these files.
     #[schemars(range(min = 1, max = 100_000_000))]
@@ -40,8 +41,6 @@ pub struct RuleToolsConfig {
     pub from: Option<String>,
     /// The end of that time, not included; now when it is left out.
     pub to: Option<String>,
-    /// The tenant whose events `rules hunt` looks at, for keys that may choose.
-    pub org: Option<String>,
 }
 
 impl Default for RuleToolsConfig {
@@ -61,7 +60,6 @@ impl Default for RuleToolsConfig {
             navigator: None,
             from: None,
             to: None,
-            org: None,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::server::tidegate;
+use crate::server::{Server, tidegate};
 
 /// Runs the command; its exit code, and what it printed.
 fn run(args: &[&str]) -> (i32, String, String) {
@@ -225,4 +225,32 @@ fn hunt_needs_a_time_and_a_server() {
     assert!(code == 2 && err.contains("is not before"), "{err}");
     let (code, _, err) = run(&["rules", "hunt", &rule, "--from", "2026-11-01", "--url", "http://127.0.0.1:1"]);
     assert!(code == 1 && err.contains("is the server up?"), "{err}");
+}
+
+#[test]
+fn hunt_finds_what_a_rule_would_have_raised_and_stores_nothing() {
+    let server = Server::start(&[]);
+    let lines = [event("a", "StopLogging", "eve"), event("b", "StopLogging", "admin"), event("c", "GetUser", "eve")];
+    let files = folder(&[("rule.yml", &RULE.replace("Trail Stopped", "Hunted")), ("events.ndjson", &events(&lines))]);
+    let told = |args: &[&str]| {
+        let mut command = tidegate(args);
+        command.env("TIDEGATE_CLIENT__URL", &server.url).env("XDG_STATE_HOME", files.path());
+        let output = command.stdin(Stdio::null()).output().expect("the program runs");
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{args:?}: {out}{}", String::from_utf8_lossy(&output.stderr));
+        out
+    };
+    told(&["send", &path(&files, "events.ndjson"), "--source", "cloudtrail"]);
+    let rule = path(&files, "rule.yml");
+    let hunt = ["rules", "hunt", &rule, "--from", "2026-02-01", "--to", "2026-04-01"];
+    let out = told(&hunt);
+    assert!(out.starts_with("2026-03-01 10:00:00 high") && out.contains("Hunted eve"), "{out}");
+    assert!(out.contains("3 events looked at, 1 matches, 1 alerts"), "{out}");
+    let out = told(&[&hunt[..], &["--json"]].concat());
+    let last: Value = serde_json::from_str(out.lines().last().expect("a summary")).expect("JSON");
+    assert_eq!(last["summary"]["alerts"], 1, "{out}");
+    let out = told(&["rules", "hunt", &rule, "--from", "2020-01-01", "--to", "2020-02-01"]);
+    assert!(out.starts_with("0 events looked at"), "{out}");
+    let stored = told(&["sql", "SELECT count(*) AS n FROM alerts WHERE title = 'Hunted'", "--format", "csv"]);
+    assert_eq!(stored, "n\n0\n");
 }

@@ -153,7 +153,7 @@ pub struct RulesBenchArgs {
 /// Flags of `rules hunt`.
 #[derive(Debug, Args)]
 pub struct RulesHuntArgs {
-    /// A file, or the id or title of a rule
+    /// A file, the id or title of a rule here, or the id of one of the server's
     #[arg(value_name = "RULE", value_hint = ValueHint::FilePath)]
     pub rule: String,
     /// A folder of Sigma rules
@@ -165,9 +165,9 @@ pub struct RulesHuntArgs {
     /// Before this time (default: now)
     #[arg(long = "to", id = "rule_tools.to", value_name = "TIME")]
     pub to: Option<String>,
-    /// The tenant, for keys that may choose
-    #[arg(long = "org", id = "rule_tools.org", value_name = "ORG")]
-    pub org: Option<String>,
+    /// The table: security_events, cost_events (default: the one that the rule is for)
+    #[arg(long = "dataset", id = "rule_tools.dataset", value_name = "TABLE")]
+    pub dataset: Option<String>,
     /// The server.
     #[command(flatten)]
     pub client: ClientArgs,

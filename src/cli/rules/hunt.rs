@@ -9,7 +9,7 @@ use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
 use hyper::Method;
 use hyper::header::{ACCEPT, CONTENT_TYPE};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tidegate_pipeline::clock::now_us;
 
 use super::files;
@@ -28,8 +28,6 @@ const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 /// When the rule cannot be read, the times are none, or the server refuses.
 pub async fn run(config: &Config, rule: &str, style: Style, out: &mut (dyn Write + Send)) -> anyhow::Result<Ending> {
     let tools = &config.rule_tools;
-    let named = files::find(rule, config)?;
-    let file = named.files.get(named.file).ok_or_else(|| anyhow!("{rule} is not there"))?;
     let from = tools.from.as_deref().ok_or_else(|| UsageError("--from is missing: a time or a date".into()))?;
     let from = time("--from", from)?;
     let to = match tools.to.as_deref() {
@@ -40,17 +38,32 @@ pub async fn run(config: &Config, rule: &str, style: Style, out: &mut (dyn Write
         return Err(UsageError(format!("--from {from} is not before --to {to}")).into());
     }
     let shown = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::AutoSi, true);
-    let mut body = json!({"rule": file.text, "from": shown(from), "to": shown(to)});
-    if let (Some(org), Some(body)) = (&tools.org, body.as_object_mut()) {
-        body.insert("org".into(), json!(org));
+    let mut body = asked(rule, config)?;
+    body.insert("from".into(), json!(shown(from)));
+    body.insert("to".into(), json!(shown(to)));
+    if let Some(dataset) = &tools.dataset {
+        body.insert("dataset".into(), json!(dataset));
     }
     let mut hunt = Hunt::new(config.rule_tools.json, style);
     let mut client = Client::new(&config.client)?;
     let headers = [(CONTENT_TYPE, "application/json"), (ACCEPT, "application/x-ndjson")];
-    let body = Bytes::from(body.to_string());
+    let body = Bytes::from(Value::Object(body).to_string());
     let path = "/v2/threat-detection/analyze";
     client.lines(Method::POST, path, &headers, body, &mut |line| hunt.line(line, out)).await?;
     hunt.end(out)
+}
+
+/// The rule: the text of a file or of a rule here; else the server is asked for one of this id.
+fn asked(rule: &str, config: &Config) -> anyhow::Result<Map<String, Value>> {
+    let asked = |name: &str, value: &str| Map::from_iter([(name.to_owned(), json!(value))]);
+    let named = match files::find(rule, config) {
+        Ok(named) => named,
+        // What has the look of a path is no id: say what is wrong with it.
+        Err(error) if rule.contains(['/', '.']) => return Err(error),
+        Err(_) => return Ok(asked("rule_id", rule)),
+    };
+    let file = named.files.get(named.file).ok_or_else(|| anyhow!("{rule} is not there"))?;
+    Ok(asked("rule", &file.text))
 }
 
 /// RFC 3339, or a date, which begins at midnight UTC.
@@ -111,7 +124,8 @@ impl Hunt {
     fn progress(&mut self, progress: &Value) {
         let rows = progress["rows"].as_u64().unwrap_or(0);
         let through = clean(progress["through"].as_str().unwrap_or_default());
-        let line = format!("{rows} events looked at, through {through}; {} alerts", self.alerts);
+        let of = progress["rows_all"].as_u64().map(|all| format!(" of {all}")).unwrap_or_default();
+        let line = format!("{rows}{of} events looked at, through {through}; {} alerts", self.alerts);
         // Standard error may be closed; the hunt goes on all the same.
         if self.terminal {
             let _ = write!(std::io::stderr(), "\r\u{1b}[2K{line}");
@@ -131,6 +145,7 @@ impl Hunt {
     fn end(self, out: &mut (dyn Write + Send)) -> anyhow::Result<Ending> {
         self.wipe();
         let Some(summary) = &self.summary else { bail!("the answer broke off: not all of the time was looked at") };
+        let complete = summary["complete"].as_bool().unwrap_or(true);
         if !self.json {
             let number = |name: &str| summary[name].as_u64().unwrap_or(0);
             writeln!(
@@ -141,11 +156,17 @@ impl Hunt {
                 number("alerts"),
                 summary["seconds"].as_f64().unwrap_or(0.0),
             )?;
-            if let Some(why) = summary["truncated"].as_str().or_else(|| summary["stopped"].as_str()) {
-                writeln!(out, "{} {}", self.style.warning("not all:"), clean(why))?;
+            for rule in summary["parked"].as_array().into_iter().flatten() {
+                let reason = clean(rule["reason"].as_str().unwrap_or_default());
+                writeln!(out, "{} the rule stopped in the middle: it {reason}", self.style.warning("not all:"))?;
+            }
+            if !complete {
+                let reason = clean(summary["reason"].as_str().unwrap_or("the server stopped before the end"));
+                let through = clean(summary["through"].as_str().unwrap_or_default());
+                writeln!(out, "{} looked at up to {through}: {reason}", self.style.warning("not all:"))?;
             }
         }
-        Ok(Ending::Good)
+        Ok(if complete { Ending::Good } else { Ending::Bad })
     }
 }
 
