@@ -10,7 +10,6 @@ use tidegate_rules::{RuleFile, RuleSet, RulesConfig};
 
 /// The folder of shared data; `None` in a clone that has none beside it.
 pub fn shared_data() -> Option<PathBuf> {
-    #[expect(clippy::disallowed_methods, reason = "where developers keep data that is not in the repository")]
     let named = std::env::var_os("TIDEGATE_SHARED_DATA").map(PathBuf::from);
     let path = named.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"));
     if path.is_dir() {

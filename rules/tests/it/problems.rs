@@ -47,7 +47,7 @@ fn each_fault_has_its_place_and_reason() {
     check(&format!("sigma-version: 4\n{}", with("  s:\n    f: x\n  condition: s\n")), &[(1, 1, "later version")]);
     check("- a\n- b\n", &[(1, 1, "mapping")]);
     check("title: [\n", &[(2, 1, "flow node")]);
-    check(&format!("# comment\n---\n# comment\ntitle: [\n"), &[(5, 1, "flow node")]);
+    check("# comment\n---\n# comment\ntitle: [\n", &[(5, 1, "flow node")]);
     check(GOOD, &[(2, 1, "is that of a rule in a.yml")]);
 }
 

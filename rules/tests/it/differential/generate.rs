@@ -184,7 +184,7 @@ impl Maker<'_> {
         let part = |part: &StringPart| match part {
             StringPart::Plain(plain) => plain.clone(),
             StringPart::Special(SpecialChar::WildcardMulti) => {
-                if self.variant % 2 == 0 { "" } else { "-x\\-" }.to_owned()
+                if self.variant.is_multiple_of(2) { "" } else { "-x\\-" }.to_owned()
             }
             StringPart::Special(SpecialChar::WildcardSingle) => "q".to_owned(),
         };
