@@ -4,6 +4,7 @@
 //! in the names of the benches (`reference-516B`): events a second times that is bytes a second.
 
 mod cpu_time;
+pub mod samples;
 
 pub use cpu_time::CpuTime;
 

@@ -37,11 +37,10 @@ impl Rsigma {
     /// Loads rules; what it cannot load is left out.
     pub fn new<'a>(texts: impl Iterator<Item = &'a str>, mode: Mode) -> Self {
         let mut engine = Engine::new();
-        for text in texts {
-            if let Ok(collection) = rsigma_parser::parse_sigma_yaml(text) {
-                engine.add_rules(&collection.rules);
-            }
-        }
+        let parsed = texts.filter_map(|text| rsigma_parser::parse_sigma_yaml(text).ok());
+        let rules: Vec<_> = parsed.flat_map(|collection| collection.rules).collect();
+        // In one go: each call makes the index anew.
+        engine.add_rules(&rules);
         engine.set_bloom_prefilter(mode == Mode::RoutedBloom);
         let rules = engine.rule_count();
         Self { engine, rules }
