@@ -369,3 +369,39 @@ fn a_rule_that_others_need_is_not_taken_from_them() {
         assert_eq!(reply.status, StatusCode::NO_CONTENT, "{n}");
     }
 }
+
+#[test]
+fn a_rule_that_takes_too_long_is_shown_as_parked() {
+    let server = Server::start(&[("SIGMA__RULE_EVENT_NS_MAX", "1")]);
+    let mut client = server.client();
+    // No table of states is large enough for this one on random letters.
+    let slow = rule(&id(1), "x").replace("action: x", "action|re: 'a[ab]{200}[^ab]'");
+    made(&mut client, &slow);
+    made(&mut client, &rule(&id(2), "quick"));
+    let started = Instant::now();
+    let mut bits = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut letter = move || {
+        bits ^= bits << 13;
+        bits ^= bits >> 7;
+        bits ^= bits << 17;
+        if bits & 1 == 0 { 'a' } else { 'b' }
+    };
+    let shown = loop {
+        let actions = (0..500).map(|_| (0..300).map(|_| letter()).collect::<String>()).collect::<Vec<_>>();
+        let actions = actions.into_iter();
+        let events: Vec<Value> = actions.map(|action| json!({"action": action})).collect();
+        client.bulk("/v2/events/bulk?source=custom", &events);
+        let parked = client.get(&format!("{RULES}?status=parked")).json();
+        if let Some(rule) = parked["rules"].as_array().and_then(|rules| rules.iter().find(|rule| rule["id"] == id(1))) {
+            break rule.clone();
+        }
+        assert!(started.elapsed() < PATIENCE, "{parked} {}", server.lines());
+    };
+    assert!(shown["reason"].as_str().is_some_and(|reason| reason.contains("ns per event")), "{shown}");
+    // A change gives it another chance.
+    let reply = client.send("PUT", &path(&id(1)), &[YAML], rule(&id(1), "x").as_bytes());
+    assert_eq!(reply.status, StatusCode::OK);
+    seen(&mut client, "last", "x");
+    client.wait_for("SELECT count(*) FROM alerts WHERE title = 'Saw x'", 1);
+    assert_eq!(client.get(&path(&id(1))).json()["rule"]["status"], "loaded");
+}
