@@ -288,7 +288,8 @@ fn a_closed_log_refuses_and_was_drained() {
 
 #[test]
 fn bounds_that_cannot_work_are_refused() {
-    let wrong: [(&str, fn(&mut LogConfig)); 4] = [
+    type Change = fn(&mut LogConfig);
+    let wrong: [(&str, Change); 4] = [
         ("segment_bytes_max", |config| config.segment_bytes_max = 4095),
         ("log_bytes_max", |config| config.log_bytes_max = (4 << 20) - 1),
         ("queue_bytes_max", |config| config.queue_bytes_max = 0),
