@@ -246,7 +246,7 @@ impl Server {
             health: health.clone(),
             metrics: metrics.clone(),
             request_ids: Mutex::new(IdGenerator::new(getrandom::u64().unwrap_or(1))),
-            pages: Pages::new(),
+            pages: Pages::written(),
         });
         let routes = Arc::new(move |request| {
             let router = router.clone();

@@ -73,9 +73,9 @@ pub struct Pages {
 
 impl Pages {
     /// Writes them.
-    pub fn new() -> Self {
-        let written = |page: serde_json::Value| Bytes::from(format!("{page}\n"));
-        Self { welcome: written(welcome()), openapi: written(openapi::document()) }
+    pub fn written() -> Self {
+        let text = |page: serde_json::Value| Bytes::from(format!("{page}\n"));
+        Self { welcome: text(welcome()), openapi: text(openapi::document()) }
     }
 }
 
