@@ -441,8 +441,13 @@ fn conflicts(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<ConfigP
     let dataset = config.send.dataset.as_deref().filter(|name| !matches!(*name, "security_events" | "cost_events"));
     check("send.dataset", dataset.map(|name| format!("no such table: {name:?}")), "security_events or cost_events");
     let directives = config.log.level.parse::<tracing_subscriber::filter::Targets>().err();
-    let dataset = config.rule_tools.dataset.as_deref().filter(|name| !matches!(*name, "security_events" | "cost_events"));
-    check("rule_tools.dataset", dataset.map(|name| format!("no such table: {name:?}")), "security_events or cost_events");
+    let dataset =
+        config.rule_tools.dataset.as_deref().filter(|name| !matches!(*name, "security_events" | "cost_events"));
+    check(
+        "rule_tools.dataset",
+        dataset.map(|name| format!("no such table: {name:?}")),
+        "security_events or cost_events",
+    );
     check("log.level", directives.map(|error| error.to_string()), "info, debug, or info,tidegate_ingest=debug");
     problems
 }
