@@ -27,6 +27,7 @@ fn narrow() -> DecodeConfig {
         dead_letter_bytes_max: 40,
         layout_families_max: 2,
         layouts_max: 3,
+        shape_steps_max: 40,
     }
 }
 
