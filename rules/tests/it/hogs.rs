@@ -148,12 +148,16 @@ fn a_hog_is_parked_or_cheap_and_its_neighbours_fire() {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "a switch for a test that needs a quiet machine")]
+fn asked_for() -> bool {
+    std::env::var_os("TIDEGATE_HOGS").is_some()
+}
+
 /// On demand, in release: a hog that runs on, or was parked, costs the stream at most a tenth. The stream is taken to cost
 /// what an event costs end to end without rules, 2.8 µs, and the normal rules.
 #[test]
 fn a_hog_costs_the_stream_a_tenth() {
-    #[expect(clippy::disallowed_methods, reason = "a switch for a test that needs a quiet machine")]
-    if std::env::var_os("TIDEGATE_HOGS").is_none() {
+    if !asked_for() {
         return;
     }
     let config = RulesConfig::default();
