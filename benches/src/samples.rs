@@ -48,7 +48,6 @@ pub fn sigma_rules() -> anyhow::Result<BTreeMap<String, String>> {
     Ok(texts)
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one setting of the benches, named in docs/performance.md")]
 fn folder_of_samples() -> PathBuf {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
     std::env::var_os("TIDEGATE_DATA").map_or(beside, PathBuf::from)

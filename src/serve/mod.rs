@@ -52,8 +52,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
-use housekeeping::Housekeeping;
 use feedback_door::FeedbackDoor;
+use housekeeping::Housekeeping;
 use keys_door::{KeysDoor, LOCAL};
 use router::{Pages, Router};
 use rules_sync::{RULE_KIND, RulesSync};
@@ -218,7 +218,8 @@ impl Server {
         })?);
         let mappings = Arc::new(Mappings::builtin().context("the shipped mappings")?);
         let decode = (mappings, config.decode.clone());
-        let batcher = Arc::new(Batcher::start(&config.batcher, decode.clone(), ingest_log, Handle::current(), &health)?);
+        let batcher =
+            Arc::new(Batcher::start(&config.batcher, decode.clone(), ingest_log, Handle::current(), &health)?);
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(shelf.clone().follow(stopping.clone()));
         let threat_detection = ThreatDetection::new(ThreatDetectionParts {

@@ -139,7 +139,9 @@ fn request_body(route: &Route) -> Option<Value> {
             "application/json": {"schema": {"type": "object", "required": ["sql"], "properties": {"sql": {"type": "string"}}}},
             "text/plain": {"schema": {"type": "string"}},
         }),
-        (Door::Feedback, "POST", _) => json!({"application/json": {"schema": {"$ref": "#/components/schemas/NewFeedback"}}}),
+        (Door::Feedback, "POST", _) => {
+            json!({"application/json": {"schema": {"$ref": "#/components/schemas/NewFeedback"}}})
+        }
         (Door::Keys, "POST", _) => json!({"application/json": {"schema": {"$ref": "#/components/schemas/NewKey"}}}),
         (Door::ThreatDetection, _, ANALYZE) => {
             json!({"application/json": {"schema": {"$ref": "#/components/schemas/Analysis"}}})

@@ -107,8 +107,11 @@ fn statements() -> Vec<String> {
     all
 }
 
+/// Method, path, headers, body.
+type Asked = (&'static str, String, Vec<(&'static str, &'static str)>, String);
+
 /// Every endpoint, with the ids of acme in its path and query, and headers that pretend.
-fn requests(acme: &Acme) -> Vec<(&'static str, String, Vec<(&'static str, &'static str)>, String)> {
+fn requests(acme: &Acme) -> Vec<Asked> {
     let pretend = [
         vec![],
         vec![("x-scope-orgid", "acme")],

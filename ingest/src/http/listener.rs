@@ -151,12 +151,10 @@ where
             }
         }
     }
-    // What the operating system has accepted for us already would be reset by closing the listener.
-    while let Some(Ok((tcp, peer))) = listener.accept().now_or_never() {
+    for (tcp, peer) in accepted_already(listener) {
         let Ok(place) = places.clone().try_acquire_owned() else { break };
         connections.spawn(shared.clone().serve(tcp, peer, place));
     }
-    drop(listener);
     let deadline = Instant::now() + Duration::from_millis(config.drain_ms_max);
     let _ = drain.send(Drain::Closing);
     let quiet = tokio::time::sleep(Duration::from_millis(config.drain_quiet_ms));
@@ -180,6 +178,22 @@ where
         tracing::warn!(connections = cut, "cut the connections that did not finish within the drain bound");
     }
     Drained { cut }
+}
+
+/// Closes the listener. What the operating system has accepted for us already would be reset by that, so it is taken first;
+/// from the system itself, since the runtime may not have heard of it yet.
+fn accepted_already(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    let Ok(listener) = listener.into_std() else { return Vec::new() };
+    let mut taken = Vec::new();
+    while let Ok((tcp, peer)) = listener.accept() {
+        taken.push((tcp, peer));
+    }
+    drop(listener);
+    let stream = |(tcp, peer): (std::net::TcpStream, SocketAddr)| {
+        tcp.set_nonblocking(true).ok()?;
+        Some((TcpStream::from_std(tcp).ok()?, peer))
+    };
+    taken.into_iter().filter_map(stream).collect()
 }
 
 fn builder(config: &HttpConfig) -> auto::Builder<TokioExecutor> {

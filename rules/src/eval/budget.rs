@@ -17,7 +17,7 @@ const NS_MIN: u64 = 50_000_000;
 const SAMPLES_MIN: u32 = 16;
 /// A rule may take one part in so many of the time that goes by: a stream that is idle has time for a slow rule.
 const PARTS: u32 = 10;
-/// What one sample counts at most, for the same reason.
+/// What one sample counts at most, for the same reason, unless the one before it took half as long or more: two in a row are.
 const SAMPLE_NS_MAX: u64 = 1_000_000;
 /// Rows after which old costs count half.
 const ROWS_MAX: u64 = 200_000;
@@ -52,6 +52,8 @@ pub(crate) struct Budget {
 struct Spent {
     ns: u64,
     samples: u32,
+    /// The last sample.
+    last_ns: u64,
 }
 
 impl Budget {
@@ -80,7 +82,8 @@ impl Budget {
     /// Counts what a timed sample of a rule took, which stands for `weight` of its kind.
     pub fn sampled(&mut self, rule: usize, ns: u64, weight: u64) {
         if let Some(spent) = self.spent.get_mut(rule) {
-            spent.ns += ns.min(SAMPLE_NS_MAX) * weight;
+            spent.ns += ns.min(SAMPLE_NS_MAX.max(spent.last_ns.saturating_mul(2))) * weight;
+            spent.last_ns = ns;
             spent.samples = spent.samples.saturating_add(1);
             if spent.ns > NS_MIN && spent.samples >= SAMPLES_MIN {
                 self.suspects.push(rule);
@@ -144,6 +147,10 @@ mod tests {
         let mut budget = Budget::new(1, 1_000);
         sampled(&mut budget, 1, 100_000_000);
         assert_eq!(budget.end_batch(2_000, &rules), [0usize; 0], "too few samples");
+        assert_eq!(budget.spent().0.sum::<u64>(), SAMPLE_NS_MAX * SAMPLE, "one outlier");
+        sampled(&mut budget, 1, 90_000_000);
+        assert_eq!(budget.spent().0.sum::<u64>(), (SAMPLE_NS_MAX + 90_000_000) * SAMPLE, "no outlier");
+        let mut budget = Budget::new(1, 1_000);
         sampled(&mut budget, 4 * SAMPLES_MIN, 1_000_000);
         assert_eq!(budget.end_batch(1_000, &rules), [0]);
         assert_eq!(budget.reports.len(), 1);

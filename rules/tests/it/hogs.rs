@@ -148,7 +148,6 @@ fn a_hog_is_parked_or_cheap_and_its_neighbours_fire() {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a switch for a test that needs a quiet machine")]
 fn asked_for() -> bool {
     std::env::var_os("TIDEGATE_HOGS").is_some()
 }
