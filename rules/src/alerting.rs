@@ -9,7 +9,7 @@ use tidegate_events::Alert;
 use crate::compile::RuleSet;
 use crate::config::RulesConfig;
 use crate::correlation::Fired;
-use crate::feedback::{Silences, TenantSilences, silenced};
+use crate::feedback::{Silences, silenced};
 use crate::group_key;
 use crate::metrics;
 use crate::raise::Events;
@@ -53,30 +53,22 @@ impl Alerting {
         let mut quiet = 0;
         let mut matches = matches.iter().copied().peekable();
         let mut fired = fired.into_iter().peekable();
-        let mut tenant: Option<(&str, u32, Option<&TenantSilences>)> = None;
+        let mut tenant: Option<(&str, u32)> = None;
         let span_us = micros(config.suppress_s, 1_000_000);
         let ahead_us = micros(config.ahead_ms_max, 1_000);
         for row in 0..rows.num_rows() {
             let org_id = events.org_id(row);
-            let (_, number, silences) = match tenant {
+            let (_, number) = match tenant {
                 Some(known) if known.0 == org_id => known,
-                _ => *tenant.insert((org_id, self.suppression.tenant(org_id), self.silences.of(org_id))),
+                _ => *tenant.insert((org_id, self.suppression.tenant(org_id))),
             };
             let moment = events.moment(row, ahead_us);
             let received = moment.received;
             self.suppression.observe(number, moment.reached(), received, &mut out);
-            // Whose group was raised is quiet for a span of its own: there is nothing to suppress.
-            let raise_fired = |Fired { alert, .. }: Fired, out: &mut Outlet, quiet: &mut u64| {
-                if silenced(silences, &alert.rule_id, received, || group_key::hash(&alert.group_key)) {
-                    *quiet += 1;
-                } else {
-                    let rule = self.correlations.get(&alert.rule_id).copied().unwrap_or(u32::MAX);
-                    out.push(Lane { rule, tenant: number }, alert);
-                }
-            };
             while let Some(next) = fired.next_if(|next| next.row == row && next.before) {
-                raise_fired(next, &mut out, &mut quiet);
+                quiet += self.raise_fired(next.alert, received, &mut out);
             }
+            let silences = self.silences.of(org_id);
             while let Some((_, at)) = matches.next_if(|(own, _)| *own == row) {
                 let (Some(rule), Some(rule_number)) = (rules.rules().get(at), self.numbers.get(at)) else { continue };
                 if !rules.correlations.raises(at, org_id) {
@@ -97,11 +89,23 @@ impl Alerting {
                 self.suppression.offer(met, &mut out, || events.alert(row, rule));
             }
             while let Some(next) = fired.next_if(|next| next.row == row) {
-                raise_fired(next, &mut out, &mut quiet);
+                quiet += self.raise_fired(next.alert, received, &mut out);
             }
         }
         self.report(&out, quiet);
         out.alerts()
+    }
+
+    /// An alert of a correlation; 1 if it is silenced. It goes by its own tenant: the row that brought it, by ending its
+    /// window, may be another's. Whose group was raised is quiet for a span of its own: there is nothing to suppress.
+    fn raise_fired(&mut self, alert: Alert, received: i64, out: &mut Outlet) -> u64 {
+        let silences = self.silences.of(&alert.org_id);
+        if silenced(silences, &alert.rule_id, received, || group_key::hash(&alert.group_key)) {
+            return 1;
+        }
+        let rule = self.correlations.get(&alert.rule_id).copied().unwrap_or(u32::MAX);
+        out.push(Lane { rule, tenant: self.suppression.tenant(&alert.org_id) }, alert);
+        0
     }
 
     fn number(&mut self, rules: &Arc<RuleSet>) {

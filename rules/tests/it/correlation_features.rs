@@ -68,6 +68,24 @@ fn a_silent_source_holds_nobody_back_and_silence_alone_closes_windows() {
 }
 
 #[test]
+fn a_window_that_another_tenants_event_ends_raises_for_its_own_tenant() {
+    let text = base(&["a"]) + &correlation("type: event_count, rules: [a], timespan: 10s, condition: {lt: 5}");
+    // One alert of a rule and tenant in a batch: those of two tenants must not be merged into one.
+    let config = RulesConfig { alerts_per_batch_max: 1, ..RulesConfig::default() };
+    let mut operator = operator(config, &[("default", &text)]);
+    let of = |org: &str, received: f64, kind: &str| Event {
+        org: org.into(),
+        received,
+        ..at(&format!("{org}{received}"), 100.0, &[("k", kind)])
+    };
+    assert_eq!(alerts(&mut operator, &[of("acme", 1000.0, "a"), of("zeta", 1000.0, "a")]), []);
+    let found = alerts(&mut operator, &[of("other", 1069.9, "x"), of("other", 1070.0, "x"), of("other", 1071.0, "x")]);
+    let mut orgs: Vec<_> = found.iter().map(|alert| (alert.org_id.as_str(), alert.event_count)).collect();
+    orgs.sort_unstable();
+    assert_eq!(orgs, [("acme", 1), ("zeta", 1)]);
+}
+
+#[test]
 fn history_of_one_source_is_not_late_because_of_another_or_another_tenant() {
     let detection = base(&["a"]).replace("{product: test}", "{category: webserver}");
     let text =
