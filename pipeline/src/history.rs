@@ -49,4 +49,10 @@ pub struct Snapshot {
 pub trait History: Send + Sync + 'static {
     /// The view now. Cheap.
     fn snapshot(&self) -> Arc<Snapshot>;
+
+    /// For a reader that could not read one file of a snapshot: looks whether it is damaged, and if so sets it aside. Whether a
+    /// later snapshot is without it, so that trying again is of use. May read all of the file: needs a thread that may block.
+    fn suspect(&self, _file: &HistoryFile) -> bool {
+        false
+    }
 }

@@ -443,4 +443,14 @@ impl History for ParquetStore {
     fn snapshot(&self) -> Arc<Snapshot> {
         self.current.read().clone()
     }
+
+    fn suspect(&self, file: &HistoryFile) -> bool {
+        match self.recheck(&file.path) {
+            Ok(bad) => bad.is_some() || self.snapshot().files.iter().all(|known| known.path != file.path),
+            Err(error) => {
+                tracing::warn!(path = %file.path.display(), %error, "a file that a reader gave up could not be checked");
+                false
+            }
+        }
+    }
 }
