@@ -13,6 +13,9 @@ use super::problem::{ConfigProblem, Origin, position, suggest};
 /// The environment variable that names the configuration file: the one setting that cannot stand in the file.
 pub const CONFIG_FILE_ENV: &str = "TIDEGATE_CONFIG";
 
+/// Tells tests where their servers are (`cargo xtask with-servers`); no setting of the program.
+const TEST_ENV_PREFIX: &str = "TIDEGATE_TEST_";
+
 /// What was written, by dotted path. A later layer replaces what an earlier one says.
 #[derive(Debug, Default)]
 pub struct Raw {
@@ -64,7 +67,8 @@ impl Raw {
     pub fn add_env(&mut self, keys: &Keys, variables: impl IntoIterator<Item = (String, String)>) {
         let names: BTreeMap<String, &Key> = keys.keys.iter().map(|key| (key.env_name(), key)).collect();
         for (name, text) in variables {
-            if !name.starts_with(ENV_PREFIX) || name == CONFIG_FILE_ENV || is_kubernetes_link(&name) {
+            let foreign = is_kubernetes_link(&name) || name.starts_with(TEST_ENV_PREFIX);
+            if !name.starts_with(ENV_PREFIX) || name == CONFIG_FILE_ENV || foreign {
                 continue;
             }
             let Some(key) = names.get(&name) else {

@@ -1,5 +1,6 @@
 //! What developers run: `cargo xtask test` runs every test and sets up what they need.
 
+mod servers;
 #[cfg(test)]
 mod supply;
 #[cfg(test)]
@@ -7,11 +8,16 @@ mod tidy;
 
 use std::process::{Command, ExitCode};
 
+use servers::Servers;
+
 const USAGE: &str = "\
 usage: cargo xtask <task>
 
 tasks:
-  test [FILTER]   run every test of every crate, the demo and the tidy test among them
+  test [FILTER]   run every test of every crate, the demo and the tidy test among them; starts throw-away servers for them
+  with-servers COMMAND…
+                  run a command beside throw-away PostgreSQL and Redis servers: TIDEGATE_TEST_POSTGRES and
+                  TIDEGATE_TEST_REDIS say where (cargo xtask with-servers cargo test -p tidegate-sinks)
   docs            write the generated pages of docs/ anew
   load CASE…      run cases of load-tests/cases against a server, both in release; without any, list them
   ci              what .ci/run does: tests, formatting, lints
@@ -24,6 +30,7 @@ fn main() -> ExitCode {
     let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
     let done = match task.as_str() {
         "test" => test(&rest),
+        "with-servers" if !rest.is_empty() => with_servers(rest[0], &rest[1..]),
         "docs" => page("configuration") && page("metrics"),
         "load" => load(&rest),
         "ci" => test(&[]) && cargo(&["fmt", "--all", "--check"]) && lint(),
@@ -40,9 +47,22 @@ fn main() -> ExitCode {
 }
 
 /// Every test. Nothing has to be there but Rust and a C compiler: the tests start the program themselves, on free
-/// loopback ports and in temporary folders.
+/// loopback ports and in temporary folders, and so are the servers started that they write to.
 fn test(rest: &[&str]) -> bool {
-    cargo(&[&["test", "--workspace"], rest].concat())
+    with_servers(env!("CARGO"), &[&["test", "--workspace"], rest].concat())
+}
+
+/// Runs a command with throw-away servers at its disposal.
+fn with_servers(program: &str, arguments: &[&str]) -> bool {
+    let servers = match Servers::start() {
+        Ok(servers) => servers,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return false;
+        }
+    };
+    let environment = servers.environment().iter().map(|(name, value)| (*name, value.as_str()));
+    run(Command::new(program).args(arguments).envs(environment))
 }
 
 /// Writes one generated page of docs/ anew. A test compares them with the program.
@@ -76,10 +96,14 @@ fn lint() -> bool {
 }
 
 fn cargo(arguments: &[&str]) -> bool {
-    match Command::new(env!("CARGO")).args(arguments).status() {
+    run(Command::new(env!("CARGO")).args(arguments))
+}
+
+fn run(command: &mut Command) -> bool {
+    match command.status() {
         Ok(status) => status.success(),
         Err(error) => {
-            eprintln!("cannot run cargo {}: {error}", arguments.join(" "));
+            eprintln!("cannot run {command:?}: {error}");
             false
         }
     }
