@@ -19,6 +19,7 @@ mod listing;
 mod memory;
 mod recover;
 mod scan;
+mod schemas;
 mod sectors;
 mod segment;
 mod segment_log;

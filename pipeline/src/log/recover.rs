@@ -10,9 +10,10 @@ use super::format::{FRAMES_START, SegmentHeader};
 use super::group::{Commit, Frames, Ready};
 use super::listing::{Listing, list, read_header, segment_path, void_offsets};
 use super::scan::{Damage, Frame};
-use super::segment::{Schemas, Segment, report, time_range};
+use super::schemas::Schemas;
+use super::segment::{Segment, report, time_range};
 use super::summary::{Index, Summary};
-use super::whole::{Scanned, scan};
+use super::whole::{Scanned, Target, scan};
 use super::{EventBatch, Offset};
 use crate::clock::now_us;
 use crate::error::PipelineError;
@@ -83,10 +84,9 @@ impl Part {
     }
 
     /// Makes the summary anew from the segment, up to the row where it ended.
-    fn rescan(&mut self, fs: &dyn Fs, schemas: &Schemas) -> io::Result<()> {
-        let header = header_of(&self.found.summary.index);
-        let file = fs.open(&self.path, Open::Read)?;
-        self.found = scan(&*file, self.first, Some(header), self.found.summary.index.end, schemas)?;
+    fn rescan(&mut self, place: (&dyn Fs, &Path), schemas: &Schemas) -> io::Result<()> {
+        let file = place.0.open(&self.path, Open::Read)?;
+        self.found = scan(&Target::again(place, &*file, &self.found.summary.index), schemas)?;
         self.found.settle();
         self.scanned = true;
         self.keys_count = self.found.summary.keys.len() as u64;
@@ -111,7 +111,7 @@ pub(crate) fn recover(
         // Left by a crash between write and rename; of no value, and harmless if it cannot be removed.
         _ = fs.change(DirChange::Remove(path));
     }
-    let mut found = load_all(fs, &listing, parts.0)?;
+    let mut found = load_all((fs, dir), &listing, parts.0)?;
     let mut report = OpenReport { segments: found.len(), ..OpenReport::default() };
     report.scanned = found.iter().filter(|part| part.scanned).count();
     let half_made = found.iter().filter(|part| part.found.half_made);
@@ -150,7 +150,7 @@ pub(crate) fn recover(
             report.damage.push((part.path.clone(), damage.clone()));
         }
     }
-    let keys = load_keys(fs, &listing, &mut found, (keys_max, parts.0))?;
+    let keys = load_keys((fs, dir), &listing, &mut found, (keys_max, parts.0))?;
     Ok(assemble(fs, (&listing, next_min), found, keys, report))
 }
 
@@ -185,6 +185,9 @@ fn assemble(
         fields.merge(&summary.fields);
         let segment = Segment::new(part.path, summary.index.clone(), part.size, part.keys_count, None);
         segment.told(&part.found.damage);
+        if part.scanned {
+            segment.told_given_up();
+        }
         let segment = Arc::new(segment);
         if part.scanned {
             unsummarised.push((segment.clone(), summary));
@@ -198,7 +201,8 @@ fn assemble(
     Recovered { segments, next, durable_end, fields, keys, unsummarised, orphans, report }
 }
 
-fn load_all(fs: &dyn Fs, listing: &Listing, schemas: &Schemas) -> Result<Vec<Part>, PipelineError> {
+fn load_all(place: (&dyn Fs, &Path), listing: &Listing, schemas: &Schemas) -> Result<Vec<Part>, PipelineError> {
+    let fs = place.0;
     let mut heads = Vec::with_capacity(listing.logs.len());
     for (first, path) in &listing.logs {
         let failed = |source| PipelineError::Io { op: "read", path: path.clone(), source };
@@ -218,15 +222,17 @@ fn load_all(fs: &dyn Fs, listing: &Listing, schemas: &Schemas) -> Result<Vec<Par
     let voids = void_offsets(&known);
     let mut parts = Vec::with_capacity(heads.len());
     for (((first, header, size, summary), path), void_at) in heads.into_iter().zip(listing.logs.values()).zip(voids) {
-        let usable = |(summary, _): &(Summary, u64)| speaks_of(&summary.index, header, size, void_at);
-        let (scanned, keys_count, found) = match summary.filter(usable) {
-            Some((summary, count)) => {
+        let (scanned, keys_count, found) = match summary {
+            Some((summary, count)) if speaks_of(&summary.index, header, size, void_at) => {
                 let beyond = summary.index.end;
                 let (damage, last_group) = (Vec::new(), Vec::new());
                 (false, count, Scanned { summary, damage, residue: 0, beyond, last_group, half_made: false })
             }
-            None => {
-                let scan = fs.open(path, Open::Read).and_then(|file| scan(&*file, first, header, void_at, schemas));
+            summary => {
+                let given_up = given_up(summary.as_ref().map(|(summary, _)| &summary.index), header);
+                let scan = fs
+                    .open(path, Open::Read)
+                    .and_then(|file| scan(&Target { place, file: &*file, first, header, void_at, given_up }, schemas));
                 let failed = |source| PipelineError::Io { op: "read", path: path.clone(), source };
                 (true, 0, scan.map_err(failed)?)
             }
@@ -238,6 +244,12 @@ fn load_all(fs: &dyn Fs, listing: &Listing, schemas: &Schemas) -> Result<Vec<Par
 
 fn header_of(index: &Index) -> SegmentHeader {
     SegmentHeader { first: index.first, sealed_at: index.sealed_at, salt: index.salt, made_us: 0 }
+}
+
+/// The rows of a segment that its summary gives up.
+pub(crate) fn given_up(summary: Option<&Index>, header: Option<SegmentHeader>) -> &[(Offset, Offset)] {
+    let of_it = |index: &&Index| header.is_none_or(|header| header.salt == index.salt && header.first == index.first);
+    summary.filter(of_it).map_or(&[], |index| &index.given_up)
 }
 
 /// Whether a summary speaks of the file that is there.
@@ -255,12 +267,14 @@ fn secure_last_group(
     encoder: &Encoder,
 ) -> Result<Option<Part>, PipelineError> {
     let bytes: u64 = part.found.last_group.iter().map(|(frame, _)| frame.header.frame_len()).sum();
-    if part.found.last_group.is_empty() {
+    if part.found.last_group.iter().all(|(_, events)| events.is_none()) {
         return Ok(None);
     }
     let failed = |op, path: &Path, source| PipelineError::Io { op, path: path.to_owned(), source };
     if bytes <= REWRITE_BYTES_MAX {
-        let group = std::mem::take(&mut part.found.last_group);
+        let mut group = std::mem::take(&mut part.found.last_group);
+        // What is of no use is told already. Its rows are void in the old file, and a gap in the new one.
+        group.retain(|(_, events)| events.is_some());
         match rewrite(fs, dir, part, &group, encoder) {
             Ok(rewritten) => return Ok(Some(rewritten)),
             Err(error) if is_full(&error) => {
@@ -280,10 +294,16 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }
 
-fn rewrite(fs: &dyn Fs, dir: &Path, part: &Part, group: &[(Frame, EventBatch)], encoder: &Encoder) -> io::Result<Part> {
+fn rewrite(
+    fs: &dyn Fs,
+    dir: &Path,
+    part: &Part,
+    group: &[(Frame, Option<EventBatch>)],
+    encoder: &Encoder,
+) -> io::Result<Part> {
     let arrow = |error: arrow::error::ArrowError| io::Error::other(error.to_string());
     let base = group.first().map_or(part.first, |(frame, _)| frame.header.base);
-    let next = group.last().map_or(base, |(frame, _)| frame.header.next());
+    let mut end = base;
     // When the group is all that the segment holds, the new file replaces it and must void what it voided.
     let sealed_at = if base == part.first { part.found.summary.index.sealed_at } else { base };
     let header = SegmentHeader { first: base, sealed_at, salt: random_salt()?, made_us: now_us() };
@@ -291,7 +311,7 @@ fn rewrite(fs: &dyn Fs, dir: &Path, part: &Part, group: &[(Frame, EventBatch)], 
     let mut frames = Frames::new(commit);
     let mut index = Index::new(base, sealed_at, header.salt);
     let (mut fields, mut keys) = (FieldCatalog::default(), Vec::new());
-    for (frame, events) in group {
+    for (frame, events) in group.iter().filter_map(|(frame, events)| Some((frame, events.as_ref()?))) {
         let schema = encoder.schema(&events.rows.schema()).map_err(arrow)?;
         let payload = schema.encode(&events.rows, &events.keys).map_err(arrow)?;
         let times = time_range(&events.rows);
@@ -301,8 +321,10 @@ fn rewrite(fs: &dyn Fs, dir: &Path, part: &Part, group: &[(Frame, EventBatch)], 
         let (dataset, rows) = (events.dataset, events.rows.clone());
         let ready = Ready { dataset, rows, keys: Vec::new(), schema, payload, times, memory: 0, seen: Vec::new() };
         frames.batch(&ready, frame.header.base, &Default::default());
+        index.give_up(end..frame.header.base);
+        end = frame.header.next();
     }
-    frames.finish(next);
+    frames.finish(end);
     for (at, header) in &frames.notes {
         index.note(*at, header);
     }
@@ -335,7 +357,7 @@ pub(crate) fn random_salt() -> io::Result<u64> {
 /// The keys of the newest rows, oldest segment first, up to the window's bound. A summary whose keys are damaged is made anew from
 /// its segment; if that is gone, its keys are too.
 fn load_keys(
-    fs: &dyn Fs,
+    place: (&dyn Fs, &Path),
     listing: &Listing,
     found: &mut [Part],
     (keys_max, schemas): (usize, &Schemas),
@@ -350,10 +372,10 @@ fn load_keys(
         let part = found.iter_mut().find(|part| part.first == first);
         let loaded = match (part, listing.sums.get(&first)) {
             (Some(part), _) if part.scanned => part.found.summary.keys.clone(),
-            (part, Some(path)) => match (read_keys(fs, path, listing)?, part) {
+            (part, Some(path)) => match (read_keys(place.0, path, listing)?, part) {
                 (Some(keys), _) => keys,
                 (None, Some(part)) => {
-                    let scanned = part.rescan(fs, schemas);
+                    let scanned = part.rescan(place, schemas);
                     scanned.map_err(|source| PipelineError::Io { op: "read", path: part.path.clone(), source })?;
                     part.found.summary.keys.clone()
                 }

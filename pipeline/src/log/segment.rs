@@ -1,6 +1,6 @@
 //! One segment file as readers see it: where its frames are, and reading them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use arrow::compute::{max, min};
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use metrics::counter;
 use parking_lot::{Mutex, RwLock};
-use rustc_hash::FxBuildHasher;
 use tidegate_events::Dataset;
 
 use super::format::{FrameHeader, FrameKind};
 use super::scan::{Damage, Found, Frame, Scanner, frame_at};
+use super::schemas::Schemas;
 use super::sectors::Sectors;
 use super::summary::Index;
 use super::{LogBatch, Offset, decode};
@@ -23,29 +23,8 @@ use crate::error::PipelineError;
 use crate::fs::{Fs, FsFile, Open};
 use crate::metrics as names;
 
-/// Schemas that a log remembers; past it all are read again.
-const SCHEMAS_MAX: usize = 4096;
 /// Damaged places of a segment that are remembered so as to count each once.
 const TOLD_MAX: usize = 1024;
-
-/// Schemas by their id in schema frames.
-#[derive(Debug, Default)]
-pub(crate) struct Schemas(Mutex<HashMap<u64, SchemaRef, FxBuildHasher>>);
-
-impl Schemas {
-    pub fn get(&self, id: u64) -> Option<SchemaRef> {
-        self.0.lock().get(&id).cloned()
-    }
-
-    /// Remembers a schema, and gives the one already known under the id if there is one.
-    pub fn learn(&self, id: u64, schema: SchemaRef) -> SchemaRef {
-        let mut schemas = self.0.lock();
-        if schemas.len() >= SCHEMAS_MAX {
-            schemas.clear();
-        }
-        schemas.entry(id).or_insert(schema).clone()
-    }
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -205,6 +184,10 @@ impl Segment {
     /// The rows of a frame; `None` when it is of no use, which is reported. An error when its schema cannot be read now.
     fn decode(&self, fs: &dyn Fs, frame: &Frame, schemas: &Schemas) -> std::io::Result<Option<LogBatch>> {
         let header = &frame.header;
+        if self.index.read().is_given_up(header) {
+            self.report(&unusable(frame, &"an earlier start gave it up"));
+            return Ok(None);
+        }
         let Some(schema) = self.schema(fs, header, schemas)? else {
             self.report(&unusable(frame, &"its schema is in no readable frame"));
             return Ok(None);
@@ -218,7 +201,7 @@ impl Segment {
         }
     }
 
-    /// The schema of a batch frame: known, or in one of the two frames that the index tells.
+    /// The schema of a batch frame: known, or in one of the two frames that the index tells, or in another segment.
     fn schema(&self, fs: &dyn Fs, header: &FrameHeader, schemas: &Schemas) -> std::io::Result<Option<SchemaRef>> {
         if let Some(known) = schemas.get(header.schema_id) {
             return Ok(Some(known));
@@ -234,13 +217,20 @@ impl Segment {
                 return Ok(Some(schema));
             }
         }
-        Ok(None)
+        schemas.elsewhere((fs, self.path.parent().unwrap_or(&self.path)), header.schema_id)
     }
 
     /// Takes note of damage that its finder has told already.
     pub fn told(&self, damage: &[Damage]) {
         let mut told = self.told.lock();
         damage.iter().for_each(|damage| _ = told.news(damage));
+    }
+
+    /// Takes note that the rows which this start gave up are told already.
+    pub fn told_given_up(&self) {
+        let rows = self.index.read().given_up.clone();
+        let mut told = self.told.lock();
+        rows.into_iter().for_each(|(from, to)| _ = told.new_rows(from..to));
     }
 
     /// Counts and logs a damaged place, once.
@@ -271,10 +261,15 @@ impl Told {
         if damage.rows_lost() == 0 {
             return new_place.then_some(0);
         }
-        let mut all = damage.rows.clone();
+        Some(self.new_rows(damage.rows.clone())).filter(|news| *news > 0)
+    }
+
+    /// How many of these rows were not counted yet.
+    fn new_rows(&mut self, lost: Range<Offset>) -> u64 {
+        let mut all = lost.clone();
         let mut known = 0;
         self.rows.retain(|rows| {
-            let (start, end) = (rows.start.max(damage.rows.start), rows.end.min(damage.rows.end));
+            let (start, end) = (rows.start.max(lost.start), rows.end.min(lost.end));
             let overlaps = start < end;
             if overlaps {
                 known += end - start;
@@ -283,7 +278,7 @@ impl Told {
             !overlaps
         });
         self.rows.push(all);
-        Some(damage.rows_lost() - known).filter(|news| *news > 0)
+        lost.end.saturating_sub(lost.start) - known
     }
 }
 

@@ -15,12 +15,12 @@ use tokio::sync::watch;
 
 use super::config::LogConfig;
 use super::encode::Encoder;
-use super::format::SegmentHeader;
 use super::group::Ready;
 use super::listing::summary_path;
-use super::segment::{Schemas, Segment, memory_bytes, time_range};
+use super::schemas::Schemas;
+use super::segment::{Segment, memory_bytes, time_range};
 use super::summary::Summary;
-use super::whole::scan;
+use super::whole::{Target, scan};
 use super::writer::Pending;
 use super::{EventBatch, LogBatch, LogBounds, Offset};
 use crate::error::AppendError;
@@ -230,9 +230,8 @@ impl Shared {
             return Ok(());
         }
         let index = segment.index.read().clone();
-        let header = SegmentHeader { first: index.first, sealed_at: index.sealed_at, salt: index.salt, made_us: 0 };
         let file = segment.file(&*self.fs)?;
-        let mut scanned = scan(&*file, index.first, Some(header), index.end, &self.schemas)?;
+        let mut scanned = scan(&Target::again((&*self.fs, &self.dir), &*file, &index), &self.schemas)?;
         scanned.settle();
         self.summarise(segment, &scanned.summary)
     }

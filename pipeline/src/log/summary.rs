@@ -5,18 +5,20 @@
 //! so it outlives its segment as long as the de-duplication window reaches back to it.
 //!
 //! ```text
-//! 0  magic       8  "TIDESUM1"
+//! 0  magic       8  "TIDESUM2"
 //! 8  meta len    4
 //! 12 meta crc    4  of the meta bytes
 //! 16 keys crc    4  of the key bytes
 //! 20 zeros       4
 //! 24 keys        8  count
 //! 32 meta           first, end, end at, salt, sealed at, frames (8 each), smallest and largest time (8 each),
-//!                   then marks, change marks, schema marks (each: count, then two 8-byte numbers a mark), then the field catalog
+//!                   then marks, change marks, schema marks, rows given up (each: count, then two 8-byte numbers an item), then the
+//!                   field catalog
 //! .. keys           16 bytes each, in the order of their rows
 //! ```
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use super::Offset;
@@ -25,7 +27,7 @@ use crate::fields::FieldCatalog;
 use crate::fs::{Fs, Open, replace_file};
 use tidegate_events::Dataset;
 
-const MAGIC: [u8; 8] = *b"TIDESUM1";
+const MAGIC: [u8; 8] = *b"TIDESUM2";
 const HEAD_LEN: usize = 32;
 /// A frame is marked when the last mark is at least this far back.
 const MARK_EVERY_BYTES: u64 = 64 << 10;
@@ -57,6 +59,9 @@ pub(crate) struct Index {
     pub changes: Vec<(Offset, u64)>,
     /// All schema frames: (schema id, position).
     pub schemas: Vec<(u64, u64)>,
+    /// Rows that a start found lost, ascending: (first, end). Their keys are not known as duplicates, so they stay lost even
+    /// should their frames come back: an event that was sent again in between would be there twice.
+    pub given_up: Vec<(Offset, Offset)>,
 }
 
 impl Index {
@@ -74,7 +79,23 @@ impl Index {
             marks: Vec::new(),
             changes: Vec::new(),
             schemas: Vec::new(),
+            given_up: Vec::new(),
         }
+    }
+
+    /// Gives up rows for good.
+    pub fn give_up(&mut self, rows: Range<Offset>) {
+        match self.given_up.last_mut() {
+            _ if rows.is_empty() => {}
+            Some((_, end)) if rows.start <= *end => *end = rows.end.max(*end),
+            _ => self.given_up.push((rows.start, rows.end)),
+        }
+    }
+
+    /// Whether the rows of a batch frame were given up.
+    pub fn is_given_up(&self, header: &FrameHeader) -> bool {
+        let after = self.given_up.partition_point(|(_, end)| *end <= header.base);
+        self.given_up.get(after).is_some_and(|(first, _)| *first < header.next())
     }
 
     /// Takes in a frame.
@@ -130,7 +151,7 @@ impl Summary {
         for number in numbers.into_iter().chain(times) {
             meta.extend_from_slice(&number.to_le_bytes());
         }
-        for list in [&index.marks, &index.changes, &index.schemas] {
+        for list in [&index.marks, &index.changes, &index.schemas, &index.given_up] {
             meta.extend_from_slice(&(list.len() as u64).to_le_bytes());
             for (left, right) in list {
                 meta.extend_from_slice(&left.to_le_bytes());
@@ -202,7 +223,7 @@ fn decode_meta(meta: &[u8]) -> Option<(Index, FieldCatalog)> {
     index.frames = number()?;
     index.time_min = number()?.cast_signed();
     index.time_max = number()?.cast_signed();
-    for list in [&mut index.marks, &mut index.changes, &mut index.schemas] {
+    for list in [&mut index.marks, &mut index.changes, &mut index.schemas, &mut index.given_up] {
         for _ in 0..number()? {
             list.push((number()?, number()?));
         }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use super::format::{FrameKind, SegmentHeader};
 use super::listing::{Listing, list, read_header, void_offsets};
-use super::recover::told_to;
+use super::recover::{given_up, told_to};
 use super::scan::{Damage, Found, Scanner};
+use super::schemas::Schemas;
 use super::sectors::Sectors;
-use super::segment::{Schemas, unusable};
+use super::segment::unusable;
 use super::summary::Summary;
-use super::whole::{find_schema, scan};
+use super::whole::{Target, scan};
 use super::{LogBatch, Offset, decode};
 use crate::error::PipelineError;
 use crate::fs::{Fs, FsFile, Open};
@@ -55,7 +56,12 @@ pub fn verify(fs: &dyn Fs, dir: &Path) -> Result<Vec<SegmentReport>, PipelineErr
     let mut end = None;
     for file in files {
         let failed = |source| PipelineError::Io { op: "read", path: file.path.clone(), source };
-        let mut scanned = scan(&*file.file, file.first, file.header, file.void_at, &schemas).map_err(failed)?;
+        let OpenedFile { first, header, void_at, .. } = file;
+        let summary = listing.sums.get(&first).map(|path| Summary::read(fs, path, true));
+        let known = summary.as_ref().and_then(|read| read.as_ref().ok()?.as_ref());
+        let given_up = given_up(known.map(|(summary, _)| &summary.index), header);
+        let target = Target { place: (fs, dir), file: &*file.file, first, header, void_at, given_up };
+        let mut scanned = scan(&target, &schemas).map_err(failed)?;
         scanned.settle();
         let index = &scanned.summary.index;
         if let Some(end) = end.filter(|end| *end < index.sealed_at && !scanned.half_made) {
@@ -63,7 +69,6 @@ pub fn verify(fs: &dyn Fs, dir: &Path) -> Result<Vec<SegmentReport>, PipelineErr
             scanned.damage.insert(0, Damage { at: 0, bytes: 0, rows: end..index.sealed_at, reason });
         }
         end = Some(index.end.max(end.unwrap_or(0)).max(told_to(&scanned.damage)));
-        let summary = listing.sums.get(&file.first).map(|path| Summary::read(fs, path, true));
         let lost: u64 =
             scanned.damage.iter().filter(|damage| damage.rows.start >= file.first).map(Damage::rows_lost).sum();
         let has_rows = index.frames > 0;
@@ -96,7 +101,7 @@ pub fn dump(
     to: Offset,
     take: &mut dyn FnMut(&LogBatch),
 ) -> Result<(), PipelineError> {
-    let (_, files) = open_all(fs, dir)?;
+    let (listing, files) = open_all(fs, dir)?;
     let schemas = Schemas::default();
     for (nth, file) in files.iter().enumerate() {
         let over = files.get(nth + 1).is_some_and(|next| next.first <= from);
@@ -105,6 +110,7 @@ pub fn dump(
         }
         let failed = |source| PipelineError::Io { op: "read", path: file.path.clone(), source };
         let salt = file.header.map(|header| header.salt);
+        let summary = listing.sums.get(&file.first).and_then(|path| Summary::read(fs, path, false).ok().flatten());
         let sectors = Sectors::at_once();
         let rows = file.first..file.void_at.min(to);
         let mut scanner = Scanner::new((&*file.file, &sectors), 0, salt, rows).map_err(failed)?;
@@ -120,7 +126,14 @@ pub fn dump(
             if frame.header.kind == FrameKind::Schema || frame.header.next() <= from {
                 continue;
             }
-            let schema = find_schema(&*file.file, &frame.header, &schemas).map_err(failed)?;
+            if summary.as_ref().is_some_and(|(summary, _)| {
+                summary.index.salt == frame.header.salt && summary.index.is_given_up(&frame.header)
+            }) {
+                let rows = frame.header.base..frame.header.next();
+                tracing::warn!(path = %file.path.display(), ?rows, "rows that a start of the log gave up are skipped");
+                continue;
+            }
+            let schema = schemas.find((fs, dir), &*file.file, &frame.header).map_err(failed)?;
             match schema.map(|schema| decode::rows(&frame.header, &frame.payload, schema)) {
                 Some(Ok(rows)) => {
                     take(&LogBatch { offset: frame.header.base, dataset: frame.header.dataset, rows });

@@ -1,17 +1,17 @@
 //! Scanning a whole segment: its summary, its damage, its last group commit.
 
 use std::io;
+use std::path::Path;
 
-use arrow::datatypes::SchemaRef;
-
-use super::format::{FRAMES_START, FrameHeader, FrameKind, SegmentHeader};
+use super::format::{FRAMES_START, FrameKind, SegmentHeader};
 use super::scan::{Damage, Found, Frame, Scanner};
+use super::schemas::Schemas;
 use super::sectors::Sectors;
-use super::segment::{Schemas, time_range, unusable};
+use super::segment::{time_range, unusable};
 use super::summary::{Index, Summary};
 use super::{EventBatch, Offset, decode};
 use crate::fields::FieldCatalog;
-use crate::fs::FsFile;
+use crate::fs::{Fs, FsFile};
 
 /// What a scan of a whole segment gives.
 pub(crate) struct Scanned {
@@ -21,22 +21,41 @@ pub(crate) struct Scanned {
     pub residue: u64,
     /// An offset that no row of the segment reaches, not even one in the bytes that could not be read.
     pub beyond: Offset,
-    /// The batches of the last group commit, which are not in `summary` yet.
-    pub last_group: Vec<(Frame, EventBatch)>,
+    /// The batches of the last group commit, which are not in `summary` yet; `None` for one that is of no use.
+    pub last_group: Vec<(Frame, Option<EventBatch>)>,
     /// Neither a whole header nor a frame: a crash left it while it was made. Were there rows in it, the segment after it tells.
     pub half_made: bool,
 }
 
+/// A segment that is to be scanned.
+pub(crate) struct Target<'a> {
+    /// Where the other segments are.
+    pub place: (&'a dyn Fs, &'a Path),
+    pub file: &'a dyn FsFile,
+    /// Offset of the first row.
+    pub first: Offset,
+    pub header: Option<SegmentHeader>,
+    /// Rows from here on are void.
+    pub void_at: Offset,
+    /// What an earlier start gave up, if that is known.
+    pub given_up: &'a [(Offset, Offset)],
+}
+
+impl<'a> Target<'a> {
+    /// A segment that an index speaks of.
+    pub fn again(place: (&'a dyn Fs, &'a Path), file: &'a dyn FsFile, index: &'a Index) -> Self {
+        let header = SegmentHeader { first: index.first, sealed_at: index.sealed_at, salt: index.salt, made_us: 0 };
+        let (first, void_at, given_up) = (index.first, index.end, &index.given_up);
+        Self { place, file, first, header: Some(header), void_at, given_up }
+    }
+}
+
 /// Scans a segment. The frames of its last group are kept apart.
-pub(crate) fn scan(
-    file: &dyn FsFile,
-    first: Offset,
-    header: Option<SegmentHeader>,
-    void_at: Offset,
-    schemas: &Schemas,
-) -> io::Result<Scanned> {
-    let index =
+pub(crate) fn scan(target: &Target<'_>, schemas: &Schemas) -> io::Result<Scanned> {
+    let Target { file, first, header, void_at, .. } = *target;
+    let mut index =
         Index::new(first, header.map_or(first, |header| header.sealed_at), header.map_or(0, |header| header.salt));
+    index.given_up = target.given_up.to_vec();
     let summary = Summary { index, fields: FieldCatalog::default(), keys: Vec::new() };
     let mut scanned = Scanned {
         summary,
@@ -63,6 +82,7 @@ pub(crate) fn scan(
                 // A row takes at least the 8 bytes of its time.
                 let unread = scanner.size().saturating_sub(whole_to) / 8;
                 scanned.beyond = scanned.beyond.saturating_add(unread).min(void_at);
+                scanned.give_up();
                 return Ok(scanned);
             }
             Found::Damage(damage) => {
@@ -73,36 +93,14 @@ pub(crate) fn scan(
             Found::Frame(frame) => {
                 scanned.beyond = scanned.beyond.max(frame.header.next());
                 whole_to = whole_to.max(frame.at + frame.header.frame_len());
-                scanned.take(file, frame, schemas)?;
+                scanned.take(target, frame, schemas)?;
             }
-        }
-    }
-}
-
-/// The schema of a batch frame: known, or in any frame of its segment that can be read.
-pub(crate) fn find_schema(file: &dyn FsFile, header: &FrameHeader, schemas: &Schemas) -> io::Result<Option<SchemaRef>> {
-    if let Some(known) = schemas.get(header.schema_id) {
-        return Ok(Some(known));
-    }
-    let sectors = Sectors::at_once();
-    let mut scanner = Scanner::new((file, &sectors), 0, Some(header.salt), 0..Offset::MAX)?;
-    loop {
-        match scanner.next()? {
-            Found::End { .. } => return Ok(None),
-            Found::Frame(frame)
-                if frame.header.kind == FrameKind::Schema && frame.header.schema_id == header.schema_id =>
-            {
-                if let Ok(schema) = decode::schema(&frame.payload) {
-                    return Ok(Some(schemas.learn(header.schema_id, schema)));
-                }
-            }
-            _ => {}
         }
     }
 }
 
 impl Scanned {
-    fn take(&mut self, file: &dyn FsFile, frame: Frame, schemas: &Schemas) -> io::Result<()> {
+    fn take(&mut self, target: &Target<'_>, frame: Frame, schemas: &Schemas) -> io::Result<()> {
         if frame.header.starts_group {
             self.settle();
         }
@@ -114,29 +112,41 @@ impl Scanned {
             self.summary.index.note(frame.at, &frame.header);
             return Ok(());
         }
-        let rows = match find_schema(file, &frame.header, schemas)? {
-            Some(schema) => decode::rows(&frame.header, &frame.payload, schema).map_err(|error| error.to_string()),
-            None => Err("its schema is in no readable frame".to_owned()),
-        };
-        match rows {
-            Ok(rows) => {
-                let keys = decode::keys(&frame.header, &frame.payload);
-                let events = EventBatch { dataset: frame.header.dataset, rows, keys };
-                self.last_group.push((frame, events));
-            }
-            Err(reason) => {
-                self.damage.push(unusable(&frame, &reason));
-                self.settle();
-                self.summary.index.note(frame.at, &frame.header);
-            }
+        let events = self.events(target, &frame, schemas)?;
+        if let Err(reason) = &events {
+            self.damage.push(unusable(&frame, reason));
         }
+        self.last_group.push((frame, events.ok()));
         Ok(())
+    }
+
+    /// The rows of a frame, or why it is of no use.
+    fn events(&self, target: &Target<'_>, frame: &Frame, schemas: &Schemas) -> io::Result<Result<EventBatch, String>> {
+        let header = &frame.header;
+        if self.summary.index.is_given_up(header) {
+            return Ok(Err("an earlier start gave it up".to_owned()));
+        }
+        let Some(schema) = schemas.find(target.place, target.file, header)? else {
+            return Ok(Err("its schema is in no readable frame".to_owned()));
+        };
+        let rows = decode::rows(header, &frame.payload, schema).map_err(|error| error.to_string());
+        let keys = decode::keys(header, &frame.payload);
+        Ok(rows.map(|rows| EventBatch { dataset: header.dataset, rows, keys }))
+    }
+
+    /// What is told as lost stays lost.
+    fn give_up(&mut self) {
+        let mut lost = std::mem::take(&mut self.summary.index.given_up);
+        lost.extend(self.damage.iter().map(|damage| (damage.rows.start, damage.rows.end)));
+        lost.sort_unstable();
+        lost.into_iter().for_each(|(from, to)| self.summary.index.give_up(from..to));
     }
 
     /// Takes the last group into the summary.
     pub fn settle(&mut self) {
         for (frame, events) in std::mem::take(&mut self.last_group) {
             self.summary.index.note(frame.at, &frame.header);
+            let Some(events) = events else { continue };
             self.summary.index.note_times(time_range(&events.rows));
             self.summary.fields.observe(events.dataset, &events.rows);
             self.summary.keys.extend(events.keys.iter().filter(|key| **key != 0));

@@ -1,15 +1,16 @@
 //! Several layouts in one segment: a schema stands twice, and no copy of another one is taken for it. And what stands after the
 //! last frame.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use tidegate_events::Dataset;
 use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
 use tidegate_pipeline::log::format::{FRAMES_START, FrameHeader, FrameKind};
-use tidegate_pipeline::{EventBatch, StreamLog};
+use tidegate_pipeline::{Ack, EventBatch, StreamLog};
 
-use crate::log_ledger::{answer, open};
+use crate::log_ledger::{Ledger, answer, open};
 use crate::log_rows::{events, one};
 
 /// The same event with more or fewer of its columns.
@@ -84,4 +85,88 @@ fn changes_that_cannot_be_read_now_are_an_error_and_not_nothing() {
     log.changes_from(0).expect_err("the disk is gone: rules and keys are not");
     fs.heal();
     assert_eq!(log.changes_from(0).expect("readable").len(), 1);
+}
+
+fn files(fs: &SimFs, extension: &str) -> Vec<PathBuf> {
+    fs.files().into_iter().filter(|path| path.extension().is_some_and(|is| is == extension)).collect()
+}
+
+/// Flips a bit in the payload of every schema frame of a segment; returns its bytes as they were.
+fn lose_schemas(fs: &SimFs, path: &Path) -> Vec<u8> {
+    let whole = fs.bytes(path).expect("bytes");
+    let mut bytes = whole.clone();
+    let mut at = FRAMES_START as usize;
+    while let Some(header) = whole.get(at..).and_then(FrameHeader::decode) {
+        if header.kind == FrameKind::Schema {
+            bytes[at + 64 + 20] ^= 1;
+        }
+        at += header.frame_len() as usize;
+    }
+    fs.set_bytes(path, bytes);
+    whole
+}
+
+#[test]
+fn rows_whose_schema_is_lost_in_their_segment_are_read_with_that_of_another() {
+    let (fs, mut ledger) = (SimFs::new(), Ledger::default());
+    let (log, _) = open(&fs).expect("a log");
+    let ids: Vec<String> = (0..12).map(|nth| format!("{nth}-{}", "x".repeat(700))).collect();
+    for id in &ids {
+        ledger.append(&log, &[id], Ack::Disk).expect("stored");
+    }
+    let killed = fs.after_kill();
+    log.close();
+    let segments = files(&fs, "log");
+    assert!(segments.len() > 2, "{segments:?}");
+    // A start that goes by summaries, and one that reads everything; the schema lost in the first, the last, all but one.
+    for (fs, what) in [(fs, "closed"), (killed, "killed")] {
+        // (The last group of a killed log is written again, with a schema of its own.)
+        for kept in [0, 1, if what == "closed" { segments.len() - 1 } else { 1 }] {
+            let fs = fs.after_kill();
+            for (_, path) in segments.iter().enumerate().filter(|(nth, _)| *nth != kept) {
+                lose_schemas(&fs, path);
+            }
+            for start in ["first", "second"] {
+                let (log, _) = open(&fs).expect("it opens");
+                ledger.check(&log, &format!("{what}, kept in {kept}, {start} start"));
+                let again =
+                    answer(log.append(one(events("acme", &[ids[0].as_str(), ids[11].as_str()])))).expect("answered");
+                assert_eq!(again.duplicates.len(), 2, "{what}, kept in {kept}, {start} start");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_a_start_gave_up_do_not_come_back_beside_their_own_retry() {
+    let fs = SimFs::new();
+    let (log, _) = open(&fs).expect("a log");
+    for ids in [["1", "2"], ["3", "4"]] {
+        answer(log.append(one(events("acme", &ids)))).expect("stored");
+    }
+    let fs = fs.after_kill();
+    let segment = files(&fs, "log").remove(0);
+    let whole = lose_schemas(&fs, &segment);
+    let (log, report) = open(&fs).expect("it opens");
+    let lost: u64 = report.damage.iter().map(|(_, damage)| damage.rows_lost()).sum();
+    assert_eq!(lost, 4, "told: {report:?}");
+    let mut ledger = Ledger::default();
+    ledger.append(&log, &["1", "2"], Ack::Disk).expect("what was lost is stored again");
+    ledger.append(&log, &["3", "4", "5"], Ack::Disk).expect("what was lost is stored again");
+    fs.set_bytes(&segment, whole);
+    ledger.check(&log, "the bytes are back");
+    drop(log);
+    let (log, report) = open(&fs).expect("it opens");
+    assert!(report.damage.is_empty(), "by its summary: {report:?}");
+    ledger.check(&log, "after a start");
+    drop(log);
+    // The summary is made anew, and remembers.
+    let summary = files(&fs, "sum").remove(0);
+    let mut bytes = fs.bytes(&summary).expect("bytes");
+    bytes[16] ^= 1; // The CRC of the keys.
+    fs.set_bytes(&summary, bytes);
+    for start in ["that scans", "after it"] {
+        let (log, _) = open(&fs).expect("it opens");
+        ledger.check(&log, start);
+    }
 }
