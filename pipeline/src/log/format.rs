@@ -69,6 +69,10 @@
 //! alone. Either is *damage*: it is counted and reported with its position and, where a later frame tells, the rows lost. A page
 //! that a disk cannot read time and again, while it reads others of the file, is damage too.
 //!
+//! When both frames of a schema are lost, another segment of the same writer may have it: the id is the same there, and nowhere
+//! does it stand for anything else. What a start finds lost is *given up* in the summary of its segment, for good: its keys are not
+//! known as duplicates, so should its bytes come back, its rows would stand beside their own retry.
+//!
 //! # After a crash or a failure
 //!
 //! A log never appends to a file that it did not create itself: opening ends the last segment where its last whole frame
