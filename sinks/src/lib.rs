@@ -3,11 +3,15 @@
 //!
 //! - [`parquet`]: the default store of history: Parquet files on the local disk, made visible by a manifest, compacted in
 //!   the background, kept per tenant for as long as the retention says.
+//! - [`timescale`]: TimescaleDB or plain PostgreSQL, exactly once: rows and cursor in one transaction.
 //! - [`feed`]: alerts to WebSocket and server-sent events.
 
+pub mod config;
 pub mod error;
 pub mod feed;
 pub mod metrics;
 pub mod parquet;
+pub mod timescale;
 
+pub use config::SinksConfig;
 pub use error::SinksError;

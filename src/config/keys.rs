@@ -95,9 +95,13 @@ impl Keys {
         let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
         for (name, property) in properties {
             let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-            let default = default.get(name).unwrap_or(&Value::Null);
             let Some(property) = property.as_object() else { continue };
             let doc = property.get("description").and_then(Value::as_str).unwrap_or_default().to_owned();
+            // Of a table that is absent by default, the type says what its keys are once it is there.
+            let of_type = property.get("default").unwrap_or(&Value::Null);
+            let default = default.get(name).unwrap_or(of_type);
+            let inner = without_null(property);
+            let property = if inner.contains_key("properties") { inner } else { property };
             if property.contains_key("properties") {
                 self.sections.push((path.clone(), doc));
                 self.collect(property, &path, default);

@@ -65,6 +65,8 @@ pub struct Config {
     pub parquet: tidegate_sinks::parquet::ParquetConfig,
     /// How long the Parquet store keeps rows.
     pub retention: tidegate_sinks::parquet::RetentionConfig,
+    /// Destinations beside the Parquet store. Each is off until one of its keys is set.
+    pub sinks: tidegate_sinks::SinksConfig,
     /// Queries.
     pub query: tidegate_query::QueryConfig,
     /// The alert feed.
@@ -110,6 +112,7 @@ impl Default for Config {
             threat_detection: Default::default(),
             parquet: Default::default(),
             retention: Default::default(),
+            sinks: Default::default(),
             query: Default::default(),
             feed: Default::default(),
             client: ClientConfig::default(),
@@ -449,5 +452,7 @@ fn conflicts(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<ConfigP
         "security_events or cost_events",
     );
     check("log.level", directives.map(|error| error.to_string()), "info, debug, or info,tidegate_ingest=debug");
+    let timescale = config.sinks.timescale.as_ref().and_then(|timescale| timescale.check().err());
+    check("sinks.timescale.url", timescale.map(|error| error.to_string()), "see docs/sinks/timescale.md");
     problems
 }

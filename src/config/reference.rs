@@ -35,7 +35,9 @@ pub fn reference() -> String {
         let _ = write!(page, "\n## `[{section}]`\n\n{}\n\n", paragraph(doc));
         let prefix = format!("{section}.");
         let own = |key: &&Key| key.path.strip_prefix(&prefix).is_some_and(|rest| !rest.contains('.'));
-        table(&mut page, keys.keys.iter().filter(own));
+        if keys.keys.iter().any(|key| own(&key)) {
+            table(&mut page, keys.keys.iter().filter(own));
+        }
     }
     page
 }
