@@ -1,4 +1,4 @@
-//! What history is to the query layer: a consistent set of immutable Parquet files and the offsets they cover.
+//! What history is to the query layer: a consistent set of immutable Parquet files, or a database, and the offsets they cover.
 //!
 //! A table is history up to the cursor of a [`Snapshot`], plus the log after that cursor. As long as a snapshot (or a clone
 //! of one of its files) lives, the store keeps the files and the composition root keeps the log from its cursors on.
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tidegate_events::Dataset;
 
 use crate::fields::FieldCatalog;
+use crate::history_rows::HistoryRows;
 use crate::log::Offset;
 
 /// One immutable Parquet file, sorted by `org_id`, then `time`.
@@ -37,11 +38,13 @@ pub struct HistoryFile {
 pub struct Snapshot {
     /// The files of all datasets.
     pub files: Vec<Arc<HistoryFile>>,
-    /// Own fields that the files hold, by tenant.
+    /// The store that answers questions about its rows, where history is not in files: a database.
+    pub rows: Option<Arc<dyn HistoryRows>>,
+    /// Own fields that history holds, by tenant.
     pub fields: Arc<FieldCatalog>,
-    /// Rows of the ingest log below this offset are in the files.
+    /// Rows of the ingest log below this offset are in history.
     pub log_cursor: Offset,
-    /// Rows of the output log (alerts) below this offset are in the files.
+    /// Rows of the output log (alerts) below this offset are in history.
     pub output_cursor: Offset,
 }
 

@@ -74,6 +74,9 @@ pub enum QueryError {
     /// The store moved under the query three times in a row. The client should retry.
     #[error("the store is moving; try again")]
     Moved,
+    /// The database of history: it cannot be reached, or does not answer as it should. The client should retry.
+    #[error("stored history cannot be read now")]
+    HistoryUnavailable,
     /// A bug or a damaged store. The log of the program says more.
     #[error("the query failed inside the server")]
     Internal,
@@ -106,6 +109,7 @@ impl QueryError {
             Self::TooLarge(_) => "result_too_large",
             Self::Cancelled => "query_cancelled",
             Self::Moved => "store_moved",
+            Self::HistoryUnavailable => "history_unavailable",
             Self::Internal => "internal",
         }
     }
@@ -118,7 +122,7 @@ impl QueryError {
             Self::Timeout { .. } => 408,
             Self::Busy(_) => 429,
             Self::Internal => 500,
-            Self::Cancelled | Self::Moved => 503,
+            Self::Cancelled | Self::Moved | Self::HistoryUnavailable => 503,
             _ => 400,
         }
     }
@@ -135,6 +139,9 @@ impl QueryError {
             Self::Timeout { .. } => "filter on time or add a LIMIT, or raise query.query_ms_max".into(),
             Self::TooLarge(_) => "add a LIMIT or page through the rows by time".into(),
             Self::Moved => "retry".into(),
+            Self::HistoryUnavailable => {
+                "retry; the database of history is down or refuses: /readyz and the log of the server say more".into()
+            }
             Self::Internal => "the log of the server names the cause under this request id".into(),
             _ => String::new(),
         }

@@ -329,7 +329,7 @@ fn bound_of_columns(filter: &Arc<dyn PhysicalExpr>) -> bool {
 }
 
 /// The tenant's rows of a batch, without the column that said so.
-fn own(batch: &RecordBatch, orgs: &[Arc<str>], asked: &[usize]) -> Result<RecordBatch> {
+pub(crate) fn own(batch: &RecordBatch, orgs: &[Arc<str>], asked: &[usize]) -> Result<RecordBatch> {
     let last = batch.num_columns().saturating_sub(1);
     let org_id = batch.project(&[last])?;
     let mine = own_rows(&org_id, orgs)?.unwrap_or_else(|| BooleanArray::from(vec![false; batch.num_rows()]));

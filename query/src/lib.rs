@@ -22,6 +22,7 @@ pub mod json;
 mod meter;
 pub mod metrics;
 mod planner;
+mod rows;
 pub mod scan;
 mod session;
 mod stream;
@@ -58,7 +59,7 @@ pub struct QueryParts {
     pub log: Arc<dyn StreamLog>,
     /// The output log: alerts, dead letters of delivery.
     pub output: Arc<dyn StreamLog>,
-    /// The Parquet store.
+    /// The store of history: Parquet files, or a database.
     pub history: Arc<dyn History>,
     /// The own fields of the rows in the ingest log. Must know a row's fields once the row is visible.
     pub log_fields: Arc<dyn Fn() -> Arc<FieldCatalog> + Send + Sync>,

@@ -14,6 +14,8 @@ pub const SECONDS: &str = "tidegate_query_seconds";
 pub const ROWS: &str = "tidegate_query_rows_total";
 /// Rows of the log tail that were looked at.
 pub const TAIL_ROWS: &str = "tidegate_query_tail_rows_total";
+/// Rows that a database of history answered.
+pub const HISTORY_ROWS: &str = "tidegate_query_history_rows_total";
 /// Parquet files that plans read.
 pub const FILES: &str = "tidegate_query_files_total";
 /// Parquet files that plans left out by tenant or time.
@@ -30,6 +32,7 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (SECONDS, "histogram", "Time from arrival to the last row"),
     (ROWS, "counter", "Rows answered"),
     (TAIL_ROWS, "counter", "Rows of the log tail that were looked at"),
+    (HISTORY_ROWS, "counter", "Rows that a database of history answered"),
     (FILES, "counter", "Parquet files that plans read"),
     (FILES_PRUNED, "counter", "Parquet files that plans left out by tenant or time"),
     (ABANDONED, "counter", "Queries whose client left before the end"),

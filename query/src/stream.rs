@@ -97,6 +97,7 @@ impl QueryStream {
             // A query that was stopped ends with the reason, whatever its operators made of it.
             (_, Some(reason)) => Err(reason),
             (Some(Err(QueryError::Memory { .. })), None) => Err(QueryError::Memory { bytes_max: self.bytes_max }),
+            (Some(Err(QueryError::Timeout { .. })), None) => Err(QueryError::Timeout { ms_max: self.meter.ms_max }),
             (Some(Err(error)), None) => Err(error),
             (None, None) => {
                 self.ended = true;
