@@ -161,7 +161,7 @@ impl Query {
             );
             let bounds = Bounds::new(planned, config.function_bytes_max);
             let tables = Tables::new(&view, &shared.store, config.tail_chunk_bytes_max);
-            let state = session(config, &shared.store, tables, Arc::new(memory), &bounds);
+            let state = session(config, &shared.store, tables, Arc::new(memory), &bounds, view.snapshot.rows.is_some());
             let state = state.map_err(|error| error::from_datafusion(&error))?;
             let (plan, state) = plan_of(ask, state, config, &bounds)?;
             Ok((plan, state.task_ctx(), place))

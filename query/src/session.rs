@@ -8,6 +8,7 @@ use datafusion::execution::context::SessionContext;
 use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 
@@ -17,6 +18,7 @@ use crate::gate::functions::{Bounds, ConcatPlanner, bound, table_functions};
 use crate::gate::guard::guard;
 use crate::gate::{plan, statement, text};
 use crate::history::Store;
+use crate::rows::push::AskMore;
 use crate::table::{CATALOG, SCHEMA, Tables, TenantCatalogs};
 
 /// Rows of a batch between operators.
@@ -33,13 +35,14 @@ pub(crate) enum Ask {
 /// Builds a plan from the tables of a session.
 pub(crate) type Build = Box<dyn FnOnce(&SessionContext) -> Result<LogicalPlan> + Send>;
 
-/// Builds the session of one query.
+/// Builds the session of one query; `asks` when its history is asked in words.
 pub(crate) fn session(
     config: &QueryConfig,
     store: &Store,
     tables: Tables,
     pool: Arc<dyn MemoryPool>,
     bounds: &Bounds,
+    asks: bool,
 ) -> Result<SessionState> {
     let mut settings = SessionConfig::new()
         .with_default_catalog_and_schema(CATALOG, SCHEMA)
@@ -63,6 +66,11 @@ pub(crate) fn session(
         .with_file_formats(Vec::new())
         .with_table_factories(HashMap::new())
         .with_table_function_list(table_functions(config.series_rows_max));
+    if asks {
+        let mut rules = PhysicalOptimizer::new().rules;
+        rules.insert(0, Arc::new(AskMore));
+        builder = builder.with_physical_optimizer_rules(rules);
+    }
     // The first planner that takes an operator wins.
     builder.expr_planners().get_or_insert_default().insert(0, Arc::new(ConcatPlanner(bounds.clone())));
     let mut state = builder.build();

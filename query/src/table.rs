@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, Session, TableProvider};
 use datafusion::common::{DFSchema, Result, TableReference};
@@ -12,12 +12,16 @@ use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, Operator, TableProviderFilterPushDown, TableType, col, lit};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::filter::FilterExecBuilder;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use datafusion::physical_plan::union::UnionExec;
 use tidegate_events::Dataset;
+use tidegate_pipeline::history_rows::{HistoryRows, Output, RowsAsk};
 
 use crate::feedback::{self, ALERT_FEEDBACK};
 use crate::history::{HistoryExec, HistoryScan, Store, prune};
+use crate::rows::exec::HistoryRowsExec;
+use crate::rows::filter::{Asked, asked};
 use crate::tail::TailPart;
 use crate::view::View;
 
@@ -65,6 +69,61 @@ impl EventTable {
         }
         parts
     }
+
+    /// A scan whose history is asked in words. A filter that history meets exactly is met by the tail here, as nobody above
+    /// looks again.
+    fn scan_rows(
+        &self,
+        rows: &Arc<dyn HistoryRows>,
+        state: &dyn Session,
+        projected: SchemaRef,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let orgs: Arc<[Arc<str>]> = self.view.scope.orgs(self.dataset).into();
+        let of_store = |filter: &Expr| asked(filter, self.dataset, &self.schema);
+        let ask = RowsAsk {
+            dataset: self.dataset,
+            orgs: orgs.clone(),
+            log_cursor: self.view.snapshot.log_cursor,
+            output_cursor: self.view.snapshot.output_cursor,
+            outputs: projected.fields().iter().map(|field| Output::Column(field.name().as_str().into())).collect(),
+            schema: projected.clone(),
+            grouped: false,
+            filters: filters.iter().filter_map(of_store).map(|asked| asked.filter).collect(),
+            order: Vec::new(),
+            limit: limit.map(|limit| limit as u64),
+        };
+        let history: Arc<dyn ExecutionPlan> = Arc::new(HistoryRowsExec::new(rows.clone(), ask));
+        let exact = filters.iter().filter(|filter| of_store(filter).is_some_and(|asked| asked.exact)).cloned();
+        let Some(wanted) = conjunction(exact) else {
+            let tail = self.tail(&orgs, &projected, state.config().target_partitions());
+            if tail.is_empty() {
+                return Ok(history);
+            }
+            let tail = StreamingTableExec::try_new(projected, tail, None, [], false, limit)?;
+            return UnionExec::try_new(vec![history, Arc::new(tail)]);
+        };
+        let asked_for = projected.fields().len();
+        let mut wide: Vec<_> = projected.fields().iter().cloned().collect();
+        for column in wanted.column_refs() {
+            if projected.column_with_name(&column.name).is_none() {
+                wide.push(Arc::new(self.schema.field_with_name(&column.name)?.clone()));
+            }
+        }
+        let wide: SchemaRef = Arc::new(Schema::new(wide));
+        let tail = self.tail(&orgs, &wide, state.config().target_partitions());
+        if tail.is_empty() {
+            return Ok(history);
+        }
+        let tail = StreamingTableExec::try_new(wide.clone(), tail, None, [], false, None)?;
+        let predicate = state.create_physical_expr(wanted, &DFSchema::try_from(wide)?)?;
+        let tail = FilterExecBuilder::new(predicate, Arc::new(tail))
+            .apply_projection(Some((0..asked_for).collect()))?
+            .with_fetch(limit)
+            .build()?;
+        UnionExec::try_new(vec![history, Arc::new(tail)])
+    }
 }
 
 #[async_trait]
@@ -78,6 +137,14 @@ impl TableProvider for EventTable {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        if self.view.snapshot.rows.is_some() {
+            let asked = |filter: &&Expr| match asked(filter, self.dataset, &self.schema) {
+                Some(Asked { exact: true, .. }) => TableProviderFilterPushDown::Exact,
+                Some(Asked { exact: false, .. }) => TableProviderFilterPushDown::Inexact,
+                None => TableProviderFilterPushDown::Unsupported,
+            };
+            return Ok(filters.iter().map(asked).collect());
+        }
         // Inexact: history skips what it can, the tail does not look, and the filter above decides.
         let usable = |filter: &&Expr| match leakproof(filter) {
             true => TableProviderFilterPushDown::Inexact,
@@ -104,6 +171,9 @@ impl TableProvider for EventTable {
         let projected: SchemaRef = Arc::new(self.schema.project(projection)?);
         let partitions = state.config().target_partitions();
         let orgs: Arc<[Arc<str>]> = self.view.scope.orgs(self.dataset).into();
+        if let Some(rows) = &self.view.snapshot.rows {
+            return self.scan_rows(rows, state, projected, filters, limit);
+        }
         let mut plans: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
 
         let tenant = col(Dataset::ORG_ID).in_list(orgs.iter().map(|org| lit(&**org)).collect(), false);

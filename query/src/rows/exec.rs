@@ -69,7 +69,8 @@ impl DisplayAs for HistoryRowsExec {
         }
         if !ask.order.is_empty() {
             let order = ask.order.iter().map(|step| {
-                let (way, nulls) = (if step.descending { "DESC" } else { "ASC" }, if step.nulls_first { "FIRST" } else { "LAST" });
+                let (way, nulls) =
+                    (if step.descending { "DESC" } else { "ASC" }, if step.nulls_first { "FIRST" } else { "LAST" });
                 format!("{} {way} NULLS {nulls}", step.column)
             });
             write!(f, ", order_by=[{}]", order.collect::<Vec<_>>().join(", "))?;
@@ -93,7 +94,8 @@ fn shown_output(output: &Output) -> String {
 
 /// A filter for people.
 pub(crate) fn shown(filter: &Filter) -> String {
-    let joined = |filters: &[Filter], word: &str| format!("({})", filters.iter().map(shown).collect::<Vec<_>>().join(word));
+    let joined =
+        |filters: &[Filter], word: &str| format!("({})", filters.iter().map(shown).collect::<Vec<_>>().join(word));
     let values = |values: &[Value]| values.iter().map(shown_value).collect::<Vec<_>>().join(", ");
     match filter {
         Filter::And(filters) => joined(filters, " AND "),

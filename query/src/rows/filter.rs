@@ -75,7 +75,9 @@ impl<'a> Columns<'a> {
                     _ => None,
                 }
             }
-            Expr::Not(inner) => self.asked(inner).filter(|inner| inner.exact).and_then(|inner| exactly(not(inner.filter))),
+            Expr::Not(inner) => {
+                self.asked(inner).filter(|inner| inner.exact).and_then(|inner| exactly(not(inner.filter)))
+            }
             Expr::Column(_) => match self.column(expr)? {
                 Of::Own(name, DataType::Boolean) => some(Filter::OwnIn(name.into(), vec![Value::Bool(true)])),
                 _ => None,
@@ -263,7 +265,9 @@ mod tests {
         let table = Schema::new(columns);
         match asked(expr, Dataset::SecurityEvents, &table) {
             None => "-".into(),
-            Some(Asked { filter, exact }) => format!("{} {}", if exact { "=" } else { "⊇" }, super::super::exec::shown(&filter)),
+            Some(Asked { filter, exact }) => {
+                format!("{} {}", if exact { "=" } else { "⊇" }, super::super::exec::shown(&filter))
+            }
         }
     }
 

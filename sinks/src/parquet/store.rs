@@ -399,6 +399,7 @@ impl Held {
     fn snapshot(&self) -> Snapshot {
         Snapshot {
             files: self.files.values().cloned().collect(),
+            rows: None,
             fields: self.table.fields.clone(),
             log_cursor: self.table.cursors.ingest,
             output_cursor: self.table.cursors.output,
