@@ -248,8 +248,8 @@ pub fn rows(dataset: Dataset, own: &[(&str, FieldType)], lines: &str) -> RecordB
     batch.project(&used).expect("columns")
 }
 
-fn security(own: &[(&str, FieldType)], lines: &str) -> (Dataset, RecordBatch) {
-    (Dataset::SecurityEvents, rows(Dataset::SecurityEvents, own, lines))
+fn of(dataset: Dataset, own: &[(&str, FieldType)], lines: &str) -> (Dataset, RecordBatch) {
+    (dataset, rows(dataset, own, lines))
 }
 
 /// What is in the ingest log, batch by batch: offsets 0–4, 5–7, 8–9, 10–12, 13–15, 16–17, 18–23.
@@ -257,7 +257,8 @@ pub fn story() -> Vec<(Dataset, RecordBatch)> {
     use tidegate_events::Scalar;
     let ints = FieldType::list_of(Scalar::Int);
     vec![
-        security(
+        of(
+            Dataset::SecurityEvents,
             &[("winlog.event_data.Image", FieldType::TEXT), ("n", FieldType::INT), ("Case", FieldType::TEXT)],
             r#"
 {"time":"2026-01-01T00:00:00Z","received_time":"2026-01-01T00:00:01Z","event_id":"a1","org_id":"acme","source":"windows","severity":1,"actor":"alice","message":"logon","winlog.event_data.Image":"C:\\x.exe","n":1}
@@ -267,7 +268,8 @@ pub fn story() -> Vec<(Dataset, RecordBatch)> {
 {"time":"2026-01-01T00:40:00Z","received_time":"2026-01-01T00:40:01Z","event_id":"same","org_id":"globex","source":"cloudtrail","severity":2,"actor":"mallory","message":"globex same id"}
 "#,
         ),
-        security(
+        of(
+            Dataset::SecurityEvents,
             &[("n", FieldType::FLOAT), ("flag", FieldType::BOOL), ("ports", ints)],
             r#"
 {"time":"2026-01-01T01:00:00Z","received_time":"2026-01-01T01:00:01Z","event_id":"a4","org_id":"acme","source":"suricata","severity":4,"src_ip":"10.0.0.2","n":2.5,"flag":true,"ports":[80,443]}
@@ -275,18 +277,16 @@ pub fn story() -> Vec<(Dataset, RecordBatch)> {
 {"time":"2026-01-01T01:20:00Z","received_time":"2026-01-01T01:20:01Z","event_id":"same","org_id":"acme","source":"suricata","severity":0,"asset":"db-1"}
 "#,
         ),
-        (
+        of(
             Dataset::CostEvents,
-            rows(
-                Dataset::CostEvents,
-                &[("tags.team", FieldType::TEXT)],
-                r#"
+            &[("tags.team", FieldType::TEXT)],
+            r#"
 {"time":"2026-01-01T00:00:00Z","received_time":"2026-01-01T02:00:00Z","event_id":"c1","org_id":"acme","source":"focus","billed_cost":"12.345678901234567","billing_currency":"EUR","service_name":"Compute","tags.team":"ml"}
 {"time":"2026-01-02T00:00:00Z","received_time":"2026-01-02T02:00:00Z","event_id":"c2","org_id":"acme","source":"focus","billed_cost":"0.1","billing_currency":"EUR","service_name":"Storage","tags.team":"web"}
 "#,
-            ),
         ),
-        security(
+        of(
+            Dataset::SecurityEvents,
             &[("n", FieldType::TEXT), ("ports", FieldType::INT), ("globex.secret_field", FieldType::TEXT)],
             r#"
 {"time":"2026-01-01T02:00:00Z","received_time":"2026-01-01T02:00:01Z","event_id":"a6","org_id":"acme","source":"windows","severity":3,"actor":"bob","n":"three","ports":22}
@@ -294,35 +294,27 @@ pub fn story() -> Vec<(Dataset, RecordBatch)> {
 {"time":"2026-01-01T02:20:00Z","received_time":"2026-01-01T02:20:01Z","event_id":"a7","org_id":"acme","source":"windows","severity":3,"actor":"carol"}
 "#,
         ),
-        (
+        of(
             Dataset::Changes,
-            rows(
-                Dataset::Changes,
-                &[],
-                r#"
+            &[],
+            r#"
 {"time":"2026-01-01T03:00:00Z","received_time":"2026-01-01T03:00:00Z","event_id":"ch1","org_id":"acme","source":"api","actor":"admin","kind":"rule","target_id":"r1","action":"put","body":"{}"}
 {"time":"2026-01-01T03:10:00Z","received_time":"2026-01-01T03:10:00Z","event_id":"ch2","org_id":"*","source":"cli","actor":"root","kind":"rule","target_id":"r2","action":"put","body":"{}"}
 {"time":"2026-01-01T03:20:00Z","received_time":"2026-01-01T03:20:00Z","event_id":"ch3","org_id":"default","source":"cli","actor":"root","kind":"rule","target_id":"r3","action":"put","body":"{}"}
 "#,
-            ),
         ),
-        (
+        of(
             Dataset::DeadLetters,
-            rows(
-                Dataset::DeadLetters,
-                &[],
-                r#"
+            &[],
+            r#"
 {"time":"2026-01-01T04:00:00Z","received_time":"2026-01-01T04:00:00Z","event_id":"d1","org_id":"acme","source":"windows","dataset":"security_events","stage":"decode","code":"invalid_body","reason":"not JSON","item_index":3}
 {"time":"2026-01-01T04:10:00Z","received_time":"2026-01-01T04:10:00Z","event_id":"d2","org_id":"globex","source":"windows","dataset":"security_events","stage":"decode","code":"invalid_body","reason":"globex reason","item_index":1}
 "#,
-            ),
         ),
-        (
+        of(
             Dataset::Changes,
-            rows(
-                Dataset::Changes,
-                &[],
-                r#"
+            &[],
+            r#"
 {"time":"2026-01-01T06:00:00Z","received_time":"2026-01-01T06:00:00Z","event_id":"fb1","org_id":"acme","source":"tidegate","actor":"kim","kind":"alert_feedback","target_id":"acme-alert-0","action":"create","body":"{\"rule_id\":\"rule-0\",\"group_key\":\"actor=alice\",\"verdict\":\"true_positive\"}"}
 {"time":"2026-01-01T06:10:00Z","received_time":"2026-01-01T06:10:00Z","event_id":"fb2","org_id":"acme","source":"tidegate","actor":"lee","kind":"alert_feedback","target_id":"acme-alert-0","action":"update","body":"{\"rule_id\":\"rule-0\",\"group_key\":\"actor=alice\",\"verdict\":\"false_positive\",\"comment\":\"a scan\",\"silence_scope\":\"group\",\"silence_until_us\":1767829200000000}"}
 {"time":"2026-01-01T06:20:00Z","received_time":"2026-01-01T06:20:00Z","event_id":"fb3","org_id":"acme","source":"tidegate","actor":"kim","kind":"alert_feedback","target_id":"acme-alert-2","action":"create","body":"{\"rule_id\":\"rule-0\",\"group_key\":\"\",\"verdict\":\"benign\"}"}
@@ -330,7 +322,6 @@ pub fn story() -> Vec<(Dataset, RecordBatch)> {
 {"time":"2026-01-01T06:40:00Z","received_time":"2026-01-01T06:40:00Z","event_id":"fb5","org_id":"acme","source":"tidegate","actor":"kim","kind":"alert_feedback","target_id":"acme-alert-3","action":"create","body":"no JSON"}
 {"time":"2026-01-01T06:50:00Z","received_time":"2026-01-01T06:50:00Z","event_id":"fb6","org_id":"globex","source":"tidegate","actor":"eve","kind":"alert_feedback","target_id":"acme-alert-0","action":"create","body":"{\"rule_id\":\"rule-0\",\"verdict\":\"benign\",\"comment\":\"globex only\"}"}
 "#,
-            ),
         ),
     ]
 }
@@ -368,13 +359,10 @@ pub fn raised() -> Vec<(Dataset, RecordBatch)> {
     ];
     vec![
         (Dataset::Alerts, alerts_to_batch(&alerts, 0, 1_767_225_700_000_000).expect("alerts")),
-        (
+        of(
             Dataset::DeadLetters,
-            rows(
-                Dataset::DeadLetters,
-                &[],
-                r#"{"time":"2026-01-01T05:00:00Z","received_time":"2026-01-01T05:00:00Z","event_id":"d3","org_id":"acme","source":"sink","dataset":"alerts","stage":"store","code":"sink_fatal","reason":"full"}"#,
-            ),
+            &[],
+            r#"{"time":"2026-01-01T05:00:00Z","received_time":"2026-01-01T05:00:00Z","event_id":"d3","org_id":"acme","source":"sink","dataset":"alerts","stage":"store","code":"sink_fatal","reason":"full"}"#,
         ),
     ]
 }
