@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::compute::cast;
 use arrow::datatypes::SchemaRef;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result, internal_err};
@@ -28,19 +29,27 @@ use crate::metrics;
 pub(crate) struct HistoryRowsExec {
     store: Arc<dyn HistoryRows>,
     ask: RowsAsk,
+    /// What the plan expects: the columns of the answer, times in the unit that the plan has for them.
+    schema: SchemaRef,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
 
 impl HistoryRowsExec {
+    /// A leaf whose rows have the columns of `ask`.
     pub(crate) fn new(store: Arc<dyn HistoryRows>, ask: RowsAsk) -> Self {
+        let schema = ask.schema.clone();
+        Self::with_schema(store, ask, schema)
+    }
+
+    fn with_schema(store: Arc<dyn HistoryRows>, ask: RowsAsk, schema: SchemaRef) -> Self {
         let properties = PlanProperties::new(
-            EquivalenceProperties::new(ask.schema.clone()),
+            EquivalenceProperties::new(schema.clone()),
             Partitioning::UnknownPartitioning(1),
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        Self { store, ask, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() }
+        Self { store, ask, schema, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() }
     }
 
     /// What is asked.
@@ -48,9 +57,9 @@ impl HistoryRowsExec {
         &self.ask
     }
 
-    /// The same store, asked something else.
-    pub(crate) fn with_ask(&self, ask: RowsAsk) -> Self {
-        Self::new(self.store.clone(), ask)
+    /// The same store, asked something else, the answer brought to the types of `schema`.
+    pub(crate) fn with_ask(&self, ask: RowsAsk, schema: SchemaRef) -> Self {
+        Self::with_schema(self.store.clone(), ask, schema)
     }
 }
 
@@ -158,6 +167,7 @@ impl ExecutionPlan for HistoryRowsExec {
         let reading = Reading {
             store: self.store.clone(),
             ask: self.ask.clone(),
+            schema: self.schema.clone(),
             rows: None,
             reservation: MemoryConsumer::new("history rows").register(context.memory_pool()),
             measured: BaselineMetrics::new(&self.metrics, partition),
@@ -166,7 +176,7 @@ impl ExecutionPlan for HistoryRowsExec {
             let batch = reading.next().await?;
             Ok(batch.map(|batch| (batch, reading)))
         });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(self.ask.schema.clone(), batches)))
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), batches)))
     }
 
     fn metrics(&self) -> Option<MetricsSet> {
@@ -178,6 +188,7 @@ impl ExecutionPlan for HistoryRowsExec {
 struct Reading {
     store: Arc<dyn HistoryRows>,
     ask: RowsAsk,
+    schema: SchemaRef,
     rows: Option<mpsc::Receiver<Result<RecordBatch, HistoryError>>>,
     reservation: MemoryReservation,
     measured: BaselineMetrics,
@@ -188,7 +199,7 @@ impl Reading {
         let rows = self.rows.get_or_insert_with(|| self.store.read(self.ask.clone()));
         while let Some(batch) = rows.recv().await {
             let batch = batch.map_err(|error| DataFusionError::External(Box::new(told(error))))?;
-            let batch = checked(&batch, &self.ask)?;
+            let batch = checked(&batch, &self.ask.orgs, &self.schema)?;
             metrics::counter(metrics::HISTORY_ROWS, batch.num_rows() as u64);
             if batch.num_rows() > 0 {
                 let size: u128 = batch.columns().iter().map(bytes).sum();
@@ -203,15 +214,16 @@ impl Reading {
 }
 
 /// The tenant's rows of a batch, as the plan expects them.
-fn checked(batch: &RecordBatch, ask: &RowsAsk) -> Result<RecordBatch> {
-    let schema: &SchemaRef = &ask.schema;
+fn checked(batch: &RecordBatch, orgs: &[Arc<str>], schema: &SchemaRef) -> Result<RecordBatch> {
     if batch.num_columns() != schema.fields().len() + 1 {
         return internal_err!("history answered {} columns of {}", batch.num_columns(), schema.fields().len() + 1);
     }
     let asked: Vec<usize> = (0..schema.fields().len()).collect();
-    let own = own(batch, &ask.orgs, &asked)?;
-    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(own.num_rows()));
-    Ok(RecordBatch::try_new_with_options(schema.clone(), own.columns().to_vec(), &options)?)
+    let own = own(batch, orgs, &asked)?;
+    let options = RecordBatchOptions::new().with_row_count(Some(own.num_rows()));
+    let columns = own.columns().iter().zip(schema.fields());
+    let columns = columns.map(|(column, field)| cast(column, field.data_type())).collect::<Result<Vec<_>, _>>()?;
+    Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)
 }
 
 /// What the client is told. The cause goes to the log of the program.

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Schema};
+use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::common::{Result, ScalarValue};
@@ -94,7 +94,8 @@ fn first_rows(plan: &Plan, steps: &[PhysicalSortExpr], limit: usize) -> Result<O
     };
     let Some(order) = steps.iter().map(order).collect::<Option<Vec<_>>>() else { return Ok(None) };
     let ask = RowsAsk { order, limit: Some(limit as u64), ..ask.clone() };
-    Ok(Some(Arc::new(history.with_ask(ask))))
+    let schema = ask.schema.clone();
+    Ok(Some(Arc::new(history.with_ask(ask, schema))))
 }
 
 fn over(plan: &Plan, input: Plan) -> Result<Plan> {
@@ -130,8 +131,9 @@ fn grouped(aggregate: &AggregateExec) -> Result<Option<Plan>> {
     if outputs.is_empty() || !fits(&outputs, ask, &schema) {
         return Ok(None);
     }
-    let asked: Plan =
-        Arc::new(history.with_ask(RowsAsk { outputs, schema, grouped: true, order: Vec::new(), ..ask.clone() }));
+    let answer = Arc::new(in_microseconds(&schema));
+    let ask = RowsAsk { outputs, schema: answer, grouped: true, order: Vec::new(), ..ask.clone() };
+    let asked: Plan = Arc::new(history.with_ask(ask, schema));
     let mut rest: Vec<Plan> = rest.into_iter().cloned().collect();
     let mut tail = match rest.len() {
         0 => return Ok(Some(asked)),
@@ -185,7 +187,11 @@ fn key(expr: &Expr, ask: &RowsAsk) -> Option<Output> {
     }
     let call = expr.downcast_ref::<ScalarFunctionExpr>()?;
     let literal = |at: usize| call.args().get(at)?.downcast_ref::<Literal>().map(|literal| literal.value().clone());
-    let column = core_column(call.args().get(1)?, ask)?;
+    // Times may be brought to another unit before they are cut.
+    let time = call.args().get(1)?;
+    let other_unit = |cast: &&CastExpr| matches!(cast.cast_type(), DataType::Timestamp(_, Some(_)));
+    let time = time.downcast_ref::<CastExpr>().filter(other_unit).map_or(time, |cast| cast.expr());
+    let column = core_column(time, ask).filter(|name| is_time(ask, name))?;
     match (call.name(), call.args().len()) {
         ("date_trunc", 2) => {
             let unit = literal(0)?;
@@ -199,6 +205,7 @@ fn key(expr: &Expr, ask: &RowsAsk) -> Option<Output> {
                 2 => 0,
                 _ => match literal(2)? {
                     ScalarValue::TimestampMicrosecond(Some(us), Some(_)) => us,
+                    ScalarValue::TimestampNanosecond(Some(ns), Some(_)) if ns % 1000 == 0 => ns / 1000,
                     _ => return None,
                 },
             };
@@ -238,15 +245,31 @@ fn value(expr: &AggregateFunctionExpr, base: &dyn Fn(&Expr) -> Option<Expr>, ask
     }
 }
 
+fn is_time(ask: &RowsAsk, name: &str) -> bool {
+    let core = ask.dataset.core_schema();
+    core.field_with_name(name).is_ok_and(|field| *field.data_type() == timestamp_type())
+}
+
+fn is_utc(kind: &DataType) -> bool {
+    matches!(kind, DataType::Timestamp(_, Some(zone)) if matches!(&**zone, "UTC" | "+00:00" | "Z"))
+}
+
+/// The columns as a store answers them.
+fn in_microseconds(schema: &Schema) -> Schema {
+    let column = |field: &Arc<Field>| match field.data_type() {
+        DataType::Timestamp(..) => field.as_ref().clone().with_data_type(timestamp_type()),
+        _ => field.as_ref().clone(),
+    };
+    Schema::new(schema.fields().iter().map(column).collect::<Vec<_>>())
+}
+
 /// Whether the answers to `outputs` have the types that the final aggregate expects of a partial one.
 fn fits(outputs: &[Output], ask: &RowsAsk, schema: &Schema) -> bool {
     let core = ask.dataset.core_schema();
     let kind = |name: &str| core.field_with_name(name).ok().map(|field| field.data_type().clone());
     let fits = |(output, wanted): (&Output, &DataType)| match output {
         Output::Column(name) | Output::Min(name) | Output::Max(name) => kind(name).as_ref() == Some(wanted),
-        Output::TimeTrunc(_, name) | Output::TimeBin { column: name, .. } => {
-            kind(name).as_ref() == Some(wanted) && *wanted == timestamp_type()
-        }
+        Output::TimeTrunc(..) | Output::TimeBin { .. } => is_utc(wanted),
         Output::Count | Output::CountOf(_) => *wanted == DataType::Int64,
         Output::Sum(name) => match (kind(name), wanted) {
             (Some(DataType::Int32 | DataType::Int64), DataType::Int64) => true,

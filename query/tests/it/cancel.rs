@@ -8,7 +8,7 @@ use hyper::Request;
 use tidegate_pipeline::keys::Role;
 use tidegate_query::{QueryConfig, QueryError, Scope};
 
-use crate::fixture::{Mode, QUIET, World, principal};
+use super::fixture::{Mode, QUIET, World, principal};
 
 /// Statements that would run for minutes, each stuck in another place.
 const ENDLESS: [&str; 5] = [

@@ -1,4 +1,4 @@
-//! A small world of two tenants, in three modes: all rows in the logs, all in Parquet, and a cursor within a batch.
+//! A small world of two tenants, in several modes: all rows in the logs, all in history, and a cursor within a batch.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,6 +20,8 @@ use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{Append, EventBatch, FieldCatalog, History, HistoryFile, Snapshot, StreamLog};
 use tidegate_query::{Query, QueryConfig, QueryParts};
 
+use super::twin::{Twin, TwinRows};
+
 /// Held by tests that look at the clock or at memory: one at a time.
 pub static QUIET: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
@@ -32,9 +34,13 @@ pub enum Mode {
     Parquet,
     /// In Parquet up to a row in the middle of a batch; after it in the logs.
     Mixed,
+    /// In a store that answers questions only; the logs have forgotten them.
+    Asked,
+    /// In such a store up to a row in the middle of a batch; after it in the logs.
+    AskedMixed,
 }
 
-pub const MODES: [Mode; 3] = [Mode::Tail, Mode::Parquet, Mode::Mixed];
+pub const MODES: [Mode; 5] = [Mode::Tail, Mode::Parquet, Mode::Mixed, Mode::Asked, Mode::AskedMixed];
 
 /// A history whose snapshot a test can replace.
 #[derive(Default)]
@@ -99,8 +105,10 @@ impl World {
             Mode::Tail => {}
             Mode::Parquet => world.store(world.log.bounds().next, world.output.bounds().next),
             Mode::Mixed => world.store(9, 2),
+            Mode::Asked => drop(world.answer(world.log.bounds().next, world.output.bounds().next)),
+            Mode::AskedMixed => drop(world.answer(9, 2)),
         }
-        if mode == Mode::Parquet {
+        if matches!(mode, Mode::Parquet | Mode::Asked) {
             world.log.forget(world.log.bounds().next).expect("forgotten");
             world.output.forget(world.output.bounds().next).expect("forgotten");
             *world.fields.lock() = Arc::default();
@@ -112,6 +120,24 @@ impl World {
     pub async fn append(&self, dataset: Dataset, rows: RecordBatch) {
         observe(Arc::make_mut(&mut self.fields.lock()), dataset, &rows);
         append(&self.log, dataset, rows).await;
+    }
+
+    /// Gives what the logs hold to a store that answers questions, and makes what is below two cursors the snapshot.
+    pub fn answer(&self, log_cursor: u64, output_cursor: u64) -> Arc<TwinRows> {
+        let all = |log: &MemoryLog| log.read(0, usize::MAX).expect("read");
+        let rows = Arc::new(TwinRows { log: all(&self.log), output: all(&self.output), ..TwinRows::default() });
+        let mut fields = FieldCatalog::default();
+        for batch in rows.log.iter().filter(|batch| batch.offset < log_cursor) {
+            observe(&mut fields, batch.dataset, &batch.rows);
+        }
+        *self.history.0.lock() = Arc::new(Snapshot {
+            rows: Some(Arc::new(Twin(rows.clone()))),
+            fields: Arc::new(fields),
+            log_cursor,
+            output_cursor,
+            ..Snapshot::default()
+        });
+        rows
     }
 
     /// Writes what the logs hold below two cursors to Parquet, two files a dataset, and makes that the snapshot.
@@ -221,7 +247,7 @@ fn joined(dataset: Dataset, batches: &[RecordBatch]) -> RecordBatch {
     concat_batches(&schema, &batches.collect::<Vec<_>>()).expect("one batch")
 }
 
-fn widen(column: &ArrayRef, target: &DataType) -> ArrayRef {
+pub fn widen(column: &ArrayRef, target: &DataType) -> ArrayRef {
     match (column.data_type(), target) {
         (from, to) if from == to => column.clone(),
         (DataType::List(_), _) => cast(column, target).expect("a cast"),

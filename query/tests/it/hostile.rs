@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use tidegate_query::{QueryConfig, QueryError, Scope};
 
-use crate::fixture::{Mode, QUIET, World};
+use super::fixture::{Mode, QUIET, World};
 
 /// The statements of the file, one a line after `verdict | `, with `{name*count}` written out `count` times.
 const STATEMENTS: &str = include_str!("../hostile.txt");

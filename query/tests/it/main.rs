@@ -5,6 +5,8 @@ mod doors;
 mod fixture;
 mod hostile;
 mod moving;
+mod pushed;
 mod scan;
 mod slt;
 mod tenants;
+mod twin;

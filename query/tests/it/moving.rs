@@ -9,7 +9,7 @@ use tidegate_events::{Dataset, FieldType};
 use tidegate_pipeline::{FieldCatalog, History, Snapshot, StreamLog};
 use tidegate_query::{Query, QueryConfig, QueryParts, Scope};
 
-use crate::fixture::{Mode, World, rows};
+use super::fixture::{Mode, World, rows};
 
 /// Rows `from..to`, numbered by `n`, in an order of time of their own.
 fn numbered(from: u64, to: u64) -> arrow::array::RecordBatch {

@@ -7,7 +7,7 @@ use tidegate_events::Dataset;
 use tidegate_query::Scope;
 use tidegate_query::scan::Stretch;
 
-use crate::fixture::{MODES, World};
+use super::fixture::{MODES, World};
 
 /// 2026-01-01T00:00:00Z.
 const START_US: i64 = 1_767_225_600_000_000;

@@ -7,7 +7,7 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 use tidegate_query::{Query, QueryError, Scope};
 
-use crate::fixture::{MODES, World};
+use super::fixture::{MODES, World};
 
 struct Tenant {
     query: Query,
@@ -50,7 +50,7 @@ impl AsyncDB for Tenant {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_file_gives_the_same_answers_from_tail_parquet_and_both() {
+async fn every_file_gives_the_same_answers_wherever_the_rows_are() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/slt");
     let mut files: Vec<_> =
         std::fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("a file").path()).collect();

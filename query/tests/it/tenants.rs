@@ -5,7 +5,7 @@ use hyper::Request;
 use tidegate_pipeline::keys::Role;
 use tidegate_query::{QueryError, Scope};
 
-use crate::fixture::{MODES, World, principal};
+use super::fixture::{MODES, World, principal};
 
 /// Words that only globex's rows, fields and files hold.
 const SECRETS: [&str; 6] = ["globex", "mallory", "hidden", "secret", "g1\"", "parquet"];
@@ -130,7 +130,7 @@ async fn each_tenant_sees_its_own_rows_and_only_admins_of_default_the_global_cha
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_file_is_an_error_without_its_name() {
-    let world = World::told(crate::fixture::Mode::Parquet).await;
+    let world = World::told(super::fixture::Mode::Parquet).await;
     for entry in std::fs::read_dir(world.dir.path()).expect("the folder") {
         let path = entry.expect("a file").path();
         let length = std::fs::metadata(&path).expect("metadata").len();
