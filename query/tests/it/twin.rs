@@ -74,7 +74,8 @@ impl TwinRows {
             ask.outputs.iter().enumerate().map(|(at, of)| (of.is_aggregate(), output(of).alias(format!("o{at}"))));
         let org = (false, column(Dataset::ORG_ID).alias("org"));
         let all: Vec<(bool, Expr)> = outputs.chain([org]).collect();
-        let names: Vec<Expr> = (0..ask.outputs.len()).map(|at| column(&format!("o{at}"))).chain([column("org")]).collect();
+        let names: Vec<Expr> =
+            (0..ask.outputs.len()).map(|at| column(&format!("o{at}"))).chain([column("org")]).collect();
         let of = |wanted: bool| all.iter().filter(|(is, _)| *is == wanted).map(|(_, expr)| expr.clone()).collect();
         rows = if ask.grouped {
             rows.aggregate(of(false), of(true)).and_then(|rows| rows.select(names)).expect("groups")
