@@ -42,6 +42,18 @@ pub enum SinksError {
         /// Where the cursor is.
         now: u64,
     },
+    /// The database, or the way to it: trying again may work. Says what was tried, what the server said, and what to do.
+    #[error("{reason}")]
+    Database {
+        /// With the SQLSTATE where there is one.
+        reason: String,
+    },
+    /// The rows: the database refuses one of them, with its own words. Without that row the others can be stored.
+    #[error("{reason}")]
+    Refused {
+        /// With the SQLSTATE.
+        reason: String,
+    },
     /// The operator of the program: a configured value is not valid.
     #[error("{0}")]
     Invalid(String),
@@ -68,7 +80,7 @@ impl SinksError {
     /// Whether the rows, and not the machine, are the reason why a commit failed: with the same rows it fails again.
     pub(crate) fn is_of_the_rows(&self) -> bool {
         match self {
-            Self::Rows { .. } | Self::Arrow(_) => true,
+            Self::Rows { .. } | Self::Refused { .. } | Self::Arrow(_) => true,
             Self::Parquet(parquet::errors::ParquetError::External(cause)) => !cause.is::<std::io::Error>(),
             Self::Parquet(_) => true,
             _ => false,

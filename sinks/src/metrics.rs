@@ -27,6 +27,19 @@ pub const PARQUET_QUARANTINED_FILES: &str = "tidegate_sinks_parquet_quarantined_
 /// Files no longer visible that wait for readers or for the next edit before they are removed from disk.
 pub const PARQUET_CONDEMNED_FILES: &str = "tidegate_sinks_parquet_condemned_files";
 
+/// Commits to the database, by `source` (`ingest`, `output`) and `outcome` (`done`, `failed`).
+pub const TIMESCALE_COMMITS: &str = "tidegate_sinks_timescale_commits_total";
+/// Rows committed to the database, by `source`.
+pub const TIMESCALE_ROWS: &str = "tidegate_sinks_timescale_rows_total";
+/// Bytes of COPY that were committed, by `source`.
+pub const TIMESCALE_BYTES: &str = "tidegate_sinks_timescale_bytes_total";
+/// How long a commit took, by `source`.
+pub const TIMESCALE_COMMIT_SECONDS: &str = "tidegate_sinks_timescale_commit_seconds";
+/// Bytes of rows that wait for a commit, by `source`; bounded by `commit_bytes` and a delivery.
+pub const TIMESCALE_BUFFER_BYTES: &str = "tidegate_sinks_timescale_buffer_bytes";
+/// Values in which NUL was replaced, by `source`.
+pub const TIMESCALE_REPLACED: &str = "tidegate_sinks_timescale_replaced_values_total";
+
 /// Subscribers of the alert feed now.
 pub const FEED_SUBSCRIBERS: &str = "tidegate_sinks_feed_subscribers";
 /// Frames sent to subscribers.
@@ -55,6 +68,12 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (PARQUET_EXPIRED_ROWS, "counter", "Rows that retention removed"),
     (PARQUET_QUARANTINED_FILES, "counter", "Files set aside because they are damaged"),
     (PARQUET_CONDEMNED_FILES, "gauge", "Files no longer visible that wait to be removed from disk"),
+    (TIMESCALE_COMMITS, "counter", "Commits to the database by source and outcome"),
+    (TIMESCALE_ROWS, "counter", "Rows committed to the database by source"),
+    (TIMESCALE_BYTES, "counter", "Bytes of COPY committed to the database by source"),
+    (TIMESCALE_COMMIT_SECONDS, "histogram", "How long a commit to the database took by source"),
+    (TIMESCALE_BUFFER_BYTES, "gauge", "Bytes of rows waiting for a commit by source, bounded by commit_bytes"),
+    (TIMESCALE_REPLACED, "counter", "Values in which NUL became U+FFFD, which PostgreSQL cannot hold, by source"),
     (FEED_SUBSCRIBERS, "gauge", "Subscribers of the alert feed now"),
     (FEED_FRAMES, "counter", "Frames sent to subscribers of the alert feed"),
     (FEED_GAPS, "counter", "Subscribers told that they missed alerts, bounded by lag_rows_max"),

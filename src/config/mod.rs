@@ -453,6 +453,6 @@ fn conflicts(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<ConfigP
     );
     check("log.level", directives.map(|error| error.to_string()), "info, debug, or info,tidegate_ingest=debug");
     let timescale = config.sinks.timescale.as_ref().and_then(|timescale| timescale.check().err());
-    check("sinks.timescale.url", timescale.map(|error| error.to_string()), "see docs/sinks/timescale.md");
+    check("sinks.timescale", timescale.map(|error| error.to_string()), "see docs/sinks/timescale.md");
     problems
 }

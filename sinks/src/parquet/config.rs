@@ -121,7 +121,7 @@ pub struct DatasetDays {
 }
 
 impl DatasetDays {
-    fn of(&self, dataset: Dataset) -> Option<u32> {
+    pub(crate) fn of(&self, dataset: Dataset) -> Option<u32> {
         match dataset {
             Dataset::SecurityEvents => self.security_events,
             Dataset::CostEvents => self.cost_events,

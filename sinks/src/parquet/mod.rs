@@ -51,6 +51,7 @@ mod sink;
 mod store;
 mod verify;
 
+pub(crate) use columns::{check_batch, row_bytes};
 pub use compact::Compacted;
 pub use config::{DatasetDays, ParquetConfig, RetentionConfig};
 pub use manifest::Ledger;

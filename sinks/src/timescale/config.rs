@@ -30,7 +30,7 @@ pub struct TimescaleConfig {
     pub password: Option<String>,
     /// A file that holds the password. It is read at every connection, so that a new password needs no restart.
     pub password_file: Option<PathBuf>,
-    /// The schema that holds all tables. Made when it is missing. One server (data folder) a schema.
+    /// The schema that holds all tables. Made when it is missing. Servers (data folders) that share it get a `log_id` each.
     pub schema: String,
     /// Whether the tables are made with the TimescaleDB extension. Decided once, when they are made.
     pub extension: ExtensionUse,
@@ -115,7 +115,6 @@ impl TimescaleConfig {
         let letters = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'_';
         let plain = name.iter().all(letters) && name.first().is_some_and(|first| !first.is_ascii_digit());
         let wrong = [
-            (self.url.is_empty(), "url is missing: postgres://user@host:5432/database"),
             (
                 !plain || name.len() > 40 || name.starts_with(b"pg_"),
                 "schema must be 1 to 40 of a-z, 0-9 and _, start with no digit and not with pg_",

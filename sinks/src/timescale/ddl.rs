@@ -5,6 +5,10 @@
 //! - `log_id smallint`, `log_offset bigint`: where the row stands in which log. The pair is unique; nothing enforces it but
 //!   the cursors.
 //!
+//! Rows whose time is far away, past the bound of partitions, stand in `<table>_default`. On plain PostgreSQL that is a
+//! partition of the table; a hypertable has no such thing, so there it is a table beside it with the same columns, which who
+//! wants all rows reads as well.
+//!
 //! Beside them are three small tables: `migrations` (what was run); `logs`: which log (`ingest`, `output`) of which server
 //! (`origin`, an id of its data folder) has which `log_id`, 1 and 2 for the first server; and `cursors`: a row for each lane
 //! (connection) of each log, `next_offset` being the offset below which that lane's rows are
@@ -110,17 +114,17 @@ fn table(config: &TimescaleConfig, dataset: Dataset, layout: Layout) -> Vec<Stri
     let mut statements = vec![format!(
         "CREATE TABLE {table} ({columns}\n  {ATTRIBUTES} jsonb,\n  {LOG_ID} int2 NOT NULL,\n  {LOG_OFFSET} int8 NOT NULL\n){partitioned}"
     )];
+    let default = qualified(schema, &format!("{name}_default"));
     match layout {
-        Layout::Partitions => {
-            // Rows whose time is far away, or past the bound of partitions, have a place here.
-            let default = qualified(schema, &format!("{name}_default"));
-            statements.push(format!("CREATE TABLE {default} PARTITION OF {table} DEFAULT"));
-        }
-        Layout::Hypertables => statements.push(format!(
-            "SELECT create_hypertable('{table}', 'time', chunk_time_interval => INTERVAL '{} hours', \
-             create_default_indexes => false)",
-            chunk_hours(config, dataset)
-        )),
+        Layout::Partitions => statements.push(format!("CREATE TABLE {default} PARTITION OF {table} DEFAULT")),
+        Layout::Hypertables => statements.extend([
+            format!("CREATE TABLE {default} (LIKE {table} INCLUDING DEFAULTS)"),
+            format!(
+                "SELECT create_hypertable('{table}', 'time', chunk_time_interval => INTERVAL '{} hours', \
+                 create_default_indexes => false)",
+                chunk_hours(config, dataset)
+            ),
+        ]),
     }
     statements
         .push(format!("CREATE INDEX {} ON {table} (org_id, \"time\" DESC)", quoted(&format!("{name}_org_id_time"))));

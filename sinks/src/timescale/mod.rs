@@ -1,6 +1,29 @@
 //! TimescaleDB, or plain PostgreSQL 15 and later: the rows of both logs in tables of a schema, exactly once.
+//!
+//! A log's sink buffers batches and commits them about once a second. The rows of a tenant go over one of several connections
+//! (lanes), as binary `COPY` made straight from the Arrow columns; each lane commits its rows and its cursor in one
+//! transaction. So whatever breaks, on either side, a lane goes on where its cursor stands, and each row is there once.
+//!
+//! - [`config`]: the settings. `connect`: the pool, TLS, bounds on waiting.
+//! - [`ddl`]: the tables. [`policies`]: what lies over them. `schema`: migrations.
+//! - `binary`, `json`, `rows`: rows as the wire has them. `lanes`: transactions. `sink`: what the delivery drives.
+//! - `chunks`: partitions, and where rows of odd times go. `failure`: what the database said, for people.
 
+mod binary;
+mod chunks;
 pub mod config;
+mod connect;
 pub mod ddl;
+mod failure;
+mod json;
+mod lanes;
+pub mod policies;
+mod rows;
+mod schema;
+mod sink;
+mod store;
 
 pub use config::{ExtensionUse, TimescaleConfig};
+pub use schema::script;
+pub use sink::TimescaleSink;
+pub use store::TimescaleStore;

@@ -1,0 +1,94 @@
+//! What the database said, as something to tell an operator, and whether trying again may help.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use deadpool_postgres::{PoolError, TimeoutType};
+use tokio_postgres::Error;
+use tokio_postgres::error::SqlState;
+
+use crate::error::SinksError;
+
+/// A statement, or a step of a COPY, that failed.
+pub(super) fn failed(doing: &str, error: &Error) -> SinksError {
+    let Some(said) = error.as_db_error() else {
+        let cause = error.source().map_or_else(String::new, |cause| format!(": {cause}"));
+        let reason = format!("{doing}: {error}{cause}; is the database up and reachable?");
+        return SinksError::Database { reason };
+    };
+    let code = said.code();
+    let mut reason = format!("{doing}: {} (SQLSTATE {})", said.message(), code.code());
+    for more in [said.detail(), said.where_()].into_iter().flatten() {
+        reason.push_str("; ");
+        reason.push_str(more);
+    }
+    if is_of_the_rows(code) {
+        return SinksError::Refused { reason };
+    }
+    if let Some(advice) = advice(code) {
+        reason.push_str("; ");
+        reason.push_str(advice);
+    }
+    SinksError::Database { reason }
+}
+
+/// A step that made no progress in time.
+pub(super) fn late(doing: &str, after: Duration) -> SinksError {
+    let reason = format!(
+        "{doing}: no answer in {} ms: the database or the network hangs, or a lock is held there; the bound is statement_ms_max",
+        after.as_millis()
+    );
+    SinksError::Database { reason }
+}
+
+/// No connection.
+pub(super) fn unconnected(error: PoolError, connect: Duration) -> SinksError {
+    let reason = match error {
+        PoolError::Backend(error) => return failed("connect", &error),
+        PoolError::Timeout(TimeoutType::Create | TimeoutType::Recycle) => format!(
+            "connect: no answer in {} ms (connect_ms_max): the address or a firewall swallows the packets, or the server hangs",
+            connect.as_millis()
+        ),
+        other => format!("connect: {other}"),
+    };
+    SinksError::Database { reason }
+}
+
+/// Whether the rows are the reason: a data exception (22), an integrity constraint (23), a value too large for a type (54),
+/// or a trigger of the operator's own that raises (P0001). Other rows go on.
+fn is_of_the_rows(code: &SqlState) -> bool {
+    let class = code.code().get(..2).unwrap_or_default();
+    matches!(class, "22" | "23") || [SqlState::PROGRAM_LIMIT_EXCEEDED, SqlState::RAISE_EXCEPTION].contains(code)
+}
+
+/// What to do about it.
+fn advice(code: &SqlState) -> Option<&'static str> {
+    const ADVICE: &[(&SqlState, &str)] = &[
+        (&SqlState::DISK_FULL, "free space on the database's disk; it goes on by itself"),
+        (&SqlState::OUT_OF_MEMORY, "the database is out of memory: give it more, or fewer connections"),
+        (&SqlState::TOO_MANY_CONNECTIONS, "raise max_connections there or lower sinks.timescale.connections"),
+        (&SqlState::INVALID_PASSWORD, "the user or the password is wrong: see url, password, password_file"),
+        (&SqlState::INVALID_AUTHORIZATION_SPECIFICATION, "pg_hba.conf of the database does not let this user in"),
+        (&SqlState::INVALID_CATALOG_NAME, "the database in the url does not exist: create it"),
+        (&SqlState::UNDEFINED_TABLE, "a table is gone: restore it, or recreate it with `tidegate timescale ddl`"),
+        (&SqlState::UNDEFINED_COLUMN, "a column is gone or renamed: restore it as `tidegate timescale ddl` has it"),
+        (&SqlState::DATATYPE_MISMATCH, "a column was changed: restore it as `tidegate timescale ddl` has it"),
+        (&SqlState::INVALID_SCHEMA_NAME, "the schema is gone: restore it from a backup"),
+        (
+            &SqlState::INSUFFICIENT_PRIVILEGE,
+            "grant the user the rights to write to the schema, and CREATE on the database for the first start",
+        ),
+        (
+            &SqlState::READ_ONLY_SQL_TRANSACTION,
+            "this server takes no writes (a standby?): name all hosts in the url, the one that takes writes is found",
+        ),
+        (
+            &SqlState::LOCK_NOT_AVAILABLE,
+            "another connection holds a lock: one that the database has not missed yet, another server with a copy of this data folder, or a migration",
+        ),
+        (&SqlState::CANNOT_CONNECT_NOW, "the database is starting or stopping"),
+        (&SqlState::ADMIN_SHUTDOWN, "the database was stopped"),
+        (&SqlState::CRASH_SHUTDOWN, "the database has crashed and restarts"),
+    ];
+    ADVICE.iter().find(|(known, _)| *known == code).map(|(_, advice)| *advice)
+}
