@@ -201,19 +201,8 @@ impl Worker {
                 }
             }
         }
-        while careful && self.taken_since.is_some() {
-            match self.guard(|sink| sink.flush(), stop).await? {
-                Ok(()) => {
-                    self.taken_since = None;
-                    self.succeeded();
-                }
-                Err(SinkError::Retryable(reason) | SinkError::Fatal(reason)) => {
-                    self.wait("flush", &reason, stop).await?;
-                }
-                Err(SinkError::Withdrawn(reason)) => {
-                    return Ok(self.withdrawn(careful.then_some(from), part.next_offset, reason));
-                }
-            }
+        if careful && let Some(reason) = self.flush_taken(stop).await? {
+            return Ok(self.withdrawn(Some(from), part.next_offset, reason));
         }
         Ok(Written::Taken)
     }
@@ -241,9 +230,22 @@ impl Worker {
     }
 
     async fn flush(&mut self, stop: &mut Stopping) -> Result<(), Stopped> {
-        while self.taken_since.is_some() {
+        if self.taken_since.is_some() {
             // Before the call, so that one that never comes back shows as stuck.
             self.stage.waiting(1, Instant::now());
+        }
+        if let Some(reason) = self.flush_taken(stop).await? {
+            self.withdrawn(None, self.cursor, reason);
+            return Ok(());
+        }
+        self.stage.waiting(0, Instant::now());
+        self.publish();
+        Ok(())
+    }
+
+    /// Flushes what the sink took until that succeeds, or the sink withdraws it: then the reason.
+    async fn flush_taken(&mut self, stop: &mut Stopping) -> Result<Option<String>, Stopped> {
+        while self.taken_since.is_some() {
             match self.guard(|sink| sink.flush(), stop).await? {
                 Ok(()) => {
                     self.taken_since = None;
@@ -253,15 +255,10 @@ impl Worker {
                 Err(SinkError::Retryable(reason) | SinkError::Fatal(reason)) => {
                     self.wait("flush", &reason, stop).await?;
                 }
-                Err(SinkError::Withdrawn(reason)) => {
-                    self.withdrawn(None, self.cursor, reason);
-                    return Ok(());
-                }
+                Err(SinkError::Withdrawn(reason)) => return Ok(Some(reason)),
             }
         }
-        self.stage.waiting(0, Instant::now());
-        self.publish();
-        Ok(())
+        Ok(None)
     }
 
     /// Calls the sink. A panic is a failure to be tried again, but for the last of several in a row.
