@@ -33,6 +33,9 @@ use super::reply::{self, ReplyBody};
 use super::socket::{Overdue, Patience, Progress, Serving, Socket};
 use crate::metrics as names;
 
+/// For handshakes under way to end once no further one is begun.
+const HANDSHAKES: Duration = Duration::from_millis(150);
+
 /// Bounds of the HTTP listener.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -151,12 +154,22 @@ where
             }
         }
     }
+    let deadline = Instant::now() + Duration::from_millis(config.drain_ms_max);
+    let _ = drain.send(Drain::Closing);
+    let handshakes = tokio::time::sleep(if pass_over_handshakes(&listener) { HANDSHAKES } else { Duration::ZERO });
+    tokio::pin!(handshakes);
+    loop {
+        tokio::select! {
+            () = &mut handshakes => break,
+            (tcp, peer, place) = accept(&listener, &places) => {
+                connections.spawn(shared.clone().serve(tcp, peer, place));
+            }
+        }
+    }
     for (tcp, peer) in accepted_already(listener) {
         let Ok(place) = places.clone().try_acquire_owned() else { break };
         connections.spawn(shared.clone().serve(tcp, peer, place));
     }
-    let deadline = Instant::now() + Duration::from_millis(config.drain_ms_max);
-    let _ = drain.send(Drain::Closing);
     let quiet = tokio::time::sleep(Duration::from_millis(config.drain_quiet_ms));
     tokio::pin!(quiet);
     loop {
@@ -178,6 +191,38 @@ where
         tracing::warn!(connections = cut, "cut the connections that did not finish within the drain bound");
     }
     Drained { cut }
+}
+
+/// Makes the operating system pass over further handshakes, while those that it has answered go on: a connection that is made
+/// in the very instant in which the listener closes would be reset. Whoever is passed over tries again after a second, by when
+/// there is another server, or an honest refusal. Whether it can be done here; if not, that instant is left.
+#[cfg(target_os = "linux")]
+fn pass_over_handshakes(listener: &TcpListener) -> bool {
+    use socket2::{SockFilter, SockRef};
+    // Classic BPF over a segment from its TCP header on (linux/bpf_common.h).
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const FLAGS_AT: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    let program = [
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS_AT),
+        SockFilter::new(AND, 0, 0, SYN | ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ];
+    let attached = SockRef::from(listener).attach_filter(&program);
+    attached
+        .inspect_err(|error| tracing::debug!(%error, "new connections cannot be held back while the listener closes"))
+        .is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn pass_over_handshakes(_listener: &TcpListener) -> bool {
+    false
 }
 
 /// Closes the listener. What the operating system has accepted for us already would be reset by that, so it is taken first;

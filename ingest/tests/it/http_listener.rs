@@ -315,7 +315,7 @@ async fn a_drain_finishes_requests_and_resets_nobody() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     server.stop();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert!(TcpStream::connect(server.at).await.is_err(), "no longer listening");
+    let newcomer = tokio::spawn(TcpStream::connect(server.at));
     late.send(b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n").await;
     let answer = late.answer().await.expect("a request within the quiet time is served");
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
@@ -325,6 +325,9 @@ async fn a_drain_finishes_requests_and_resets_nobody() {
         assert_eq!(wire.ended().await.unwrap_or_else(|error| panic!("{name} was reset: {error}")), "");
     }
     assert_eq!(server.drained().await.cut, 0);
+    // It was passed over while the listener closed, and asked again a second later.
+    let refused = newcomer.await.expect("no panic").expect_err("nobody listens");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{refused}");
 }
 
 #[tokio::test]
