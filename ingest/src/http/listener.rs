@@ -156,18 +156,7 @@ where
     }
     let deadline = Instant::now() + Duration::from_millis(config.drain_ms_max);
     let _ = drain.send(Drain::Closing);
-    let handshakes = tokio::time::sleep(if pass_over_handshakes(&listener) { HANDSHAKES } else { Duration::ZERO });
-    tokio::pin!(handshakes);
-    loop {
-        tokio::select! {
-            () = &mut handshakes => break,
-            (tcp, peer, place) = accept(&listener, &places) => {
-                connections.spawn(shared.clone().serve(tcp, peer, place));
-            }
-        }
-    }
-    for (tcp, peer) in accepted_already(listener) {
-        let Ok(place) = places.clone().try_acquire_owned() else { break };
+    for (tcp, peer, place) in close(listener, &places).await {
         connections.spawn(shared.clone().serve(tcp, peer, place));
     }
     let quiet = tokio::time::sleep(Duration::from_millis(config.drain_quiet_ms));
@@ -191,6 +180,19 @@ where
         tracing::warn!(connections = cut, "cut the connections that did not finish within the drain bound");
     }
     Drained { cut }
+}
+
+/// Closes the listener; the connections that came until then.
+async fn close(listener: TcpListener, places: &Arc<Semaphore>) -> Vec<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let mut taken = Vec::new();
+    if pass_over_handshakes(&listener) {
+        tokio::time::sleep(HANDSHAKES).await;
+    }
+    for (tcp, peer) in accepted_already(listener) {
+        let Ok(place) = places.clone().try_acquire_owned() else { break };
+        taken.push((tcp, peer, place));
+    }
+    taken
 }
 
 /// Makes the operating system pass over further handshakes, while those that it has answered go on: a connection that is made

@@ -232,8 +232,8 @@ fn spellings(value: f64) -> Vec<String> {
     texts
 }
 
-#[test]
-fn numbers_are_read_as_the_nearest_float() {
+/// Numbers that are hard to read, and thousands of others.
+fn numbers() -> Vec<String> {
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = || {
         seed ^= seed << 13;
@@ -287,9 +287,14 @@ fn numbers_are_read_as_the_nearest_float() {
     // Written without a point or an exponent it is no float.
     texts.retain(|text| text.contains(['.', 'e']) && text.parse::<f64>().is_ok_and(f64::is_finite));
     assert!(texts.len() > 5_000);
+    texts
+}
+
+#[test]
+fn numbers_are_read_as_the_nearest_float() {
+    let texts = numbers();
     // In a column, and in the text of what has no column.
-    let numbers = |texts: &[String]| texts.join(",");
-    let event = |texts: &[String]| format!("{{\"f\":[{0}],\"rest\":[[{0}]]}}\n", numbers(texts));
+    let event = |texts: &[String]| format!("{{\"f\":[{0}],\"rest\":[[{0}]]}}\n", texts.join(","));
     let outcome = decode(&[Case::json(texts.chunks(20).map(event).collect::<String>())]);
     assert_eq!(outcome.results[0].rejected.len(), 0);
     let mut seen = 0;

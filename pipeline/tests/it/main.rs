@@ -10,6 +10,7 @@ mod keys_access;
 mod log_bits;
 mod log_contract;
 mod log_damage;
+mod log_edges;
 mod log_faults;
 mod log_ledger;
 mod log_long;
