@@ -341,3 +341,32 @@ async fn a_drain_cuts_what_does_not_end() {
     assert_eq!(drained.cut, 1);
     assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
 }
+
+/// One request after the other, each on a connection of its own, until nobody listens; how many were answered.
+fn fresh_connections(at: std::net::SocketAddr) -> std::io::Result<usize> {
+    use std::io::{Read, Write};
+    for answered in 0.. {
+        let Ok(mut tcp) = std::net::TcpStream::connect(at) else { return Ok(answered) };
+        tcp.write_all(b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer)?;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    }
+    Ok(usize::MAX)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_made_while_the_listener_closes_is_served_or_refused_and_never_reset() {
+    for round in 0..3 {
+        let (mut server, _) = start(quick()).await;
+        let at = server.at;
+        let clients: Vec<_> = (0..8).map(|_| std::thread::spawn(move || fresh_connections(at))).collect();
+        tokio::time::sleep(Duration::from_millis(60 + round * 17)).await;
+        server.stop();
+        assert_eq!(server.drained().await.cut, 0);
+        for client in clients {
+            let answered = client.join().expect("no panic").unwrap_or_else(|error| panic!("round {round}: {error}"));
+            assert!(answered > 0, "round {round}");
+        }
+    }
+}
