@@ -97,3 +97,34 @@ fn keys_len(header: &FrameHeader) -> usize {
 fn bad(reason: &str) -> ArrowError {
     ArrowError::IpcError(reason.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use tidegate_events::Dataset;
+
+    use super::super::format::FrameKind;
+    use super::*;
+
+    #[test]
+    fn keys_longer_than_their_payload_are_an_error_and_never_a_panic() {
+        for (rows, bytes) in [(2, 0), (2, 31), (2, 32), (2, 33), (u32::MAX, 64)] {
+            let header = FrameHeader {
+                kind: FrameKind::Batch,
+                dataset: Dataset::SecurityEvents,
+                has_keys: true,
+                starts_group: true,
+                rows,
+                schema_id: 0,
+                base: 0,
+                time_us: 0,
+                salt: 0,
+                payload_len: bytes,
+                payload_crc: 0,
+            };
+            let payload = Buffer::from_vec(vec![0u8; bytes as usize]);
+            let schema = Arc::new(arrow::datatypes::Schema::empty());
+            assert!(super::rows(&header, &payload, schema).is_err(), "{rows} rows, {bytes} bytes");
+            assert_eq!(keys(&header, &payload).len(), if bytes >= rows.saturating_mul(16) { 2 } else { 0 });
+        }
+    }
+}

@@ -220,6 +220,13 @@ async fn every_letter_of_the_hash_counts() {
         log.push(Dataset::Changes, changes_to_batch(&[change]).expect("a batch"));
         assert_eq!(bearer(&keys_over(&log), &secret), Err(AuthError::Unknown), "letter {at}");
     }
+    for wrong in [format!("{hash}0"), format!("{hash}00"), hash[..62].to_owned(), format!("{}é", &hash[..62])] {
+        let mut change = made.clone();
+        change.body["sha256"] = wrong.clone().into();
+        let log = ScriptedLog::new();
+        log.push(Dataset::Changes, changes_to_batch(&[change]).expect("a batch"));
+        assert_eq!(bearer(&keys_over(&log), &secret), Err(AuthError::Unknown), "{wrong} is no hash");
+    }
     assert!(bearer(&keys_over(&log), &secret).is_ok());
 }
 
