@@ -67,6 +67,13 @@ Example: tidegate sql \"SELECT source, count(*) AS n FROM security_events GROUP 
         #[command(subcommand)]
         command: LogCommand,
     },
+    /// Show what the TimescaleDB sink does to a database
+    #[command(after_help = "Example: tidegate timescale ddl --extension off | less")]
+    Timescale {
+        /// What to show.
+        #[command(subcommand)]
+        command: TimescaleCommand,
+    },
     /// Make, list and revoke API keys, whether the server runs or not
     #[command(after_help = "Example: tidegate key create --org acme --role ingest --label 'edge agents'")]
     Key {
@@ -241,6 +248,25 @@ pub struct TailArgs {
     /// One line of JSON an alert
     #[arg(long = "json", id = "tail.json")]
     pub json: bool,
+}
+
+/// What `timescale` can do.
+#[derive(Debug, Subcommand)]
+pub enum TimescaleCommand {
+    /// Print all statements that make the schema, without connecting to a database
+    #[command(after_help = "Example: tidegate timescale ddl --schema tidegate")]
+    Ddl(TimescaleArgs),
+}
+
+/// Flags of `timescale ddl`.
+#[derive(Debug, Args)]
+pub struct TimescaleArgs {
+    /// The schema that holds all tables
+    #[arg(long = "schema", id = "sinks.timescale.schema", value_name = "NAME")]
+    pub schema: Option<String>,
+    /// With the extension (auto), or for plain PostgreSQL (off)
+    #[arg(long = "extension", id = "sinks.timescale.extension", value_name = "USE")]
+    pub extension: Option<String>,
 }
 
 /// What `log` can do.

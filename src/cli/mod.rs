@@ -13,6 +13,7 @@ pub mod send;
 pub mod sql;
 pub mod style;
 pub mod tail;
+pub mod timescale;
 
 use std::io::Write;
 use std::path::Path;
@@ -109,6 +110,7 @@ fn run(invocation: Invocation, parts: Parts, out: &mut (dyn Write + Send)) -> an
         Command::Sql(args) => block_on(sql::run(&config, args.query.as_deref(), out)).map(|()| Ending::Good),
         Command::Tail(_) => block_on(tail::run(&config, Style::of_stdout(), out)).map(|()| Ending::Good),
         Command::Log { command } => log::run(&config, &command, out),
+        Command::Timescale { command } => timescale::run(&config, &command, out),
         Command::Key { command } => block_on(key::run(&config, &command, out)),
         Command::Rules { command } => rules::run(&config, &command, Style::of_stdout(), out),
         Command::Doctor(_) => Ok(doctor::run(&config, out)?),

@@ -9,11 +9,13 @@ use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::log::{Offset, SegmentLog};
 use tidegate_pipeline::registry::Registry;
 use tidegate_pipeline::run::RunStatus;
-use tidegate_pipeline::{Health, StreamLog};
+use tidegate_pipeline::{Health, Stage, StreamLog};
 use tidegate_sinks::SinksError;
 use tidegate_sinks::parquet::{LogSource, ParquetStore, RetentionConfig};
-use tokio::sync::Mutex;
+use tidegate_sinks::timescale::TimescaleStore;
+use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::MissedTickBehavior;
 
 use super::Parts;
 use super::process::show_gauges;
@@ -33,6 +35,14 @@ const SAVE_EVERY: Duration = Duration::from_secs(60);
 /// The same while the registry alone keeps much of the log.
 const SAVE_EARLY: Duration = Duration::from_secs(5);
 
+/// What is kept in order.
+pub(super) struct Stores {
+    /// The Parquet store.
+    pub(super) parquet: Arc<ParquetStore>,
+    /// The database, when one is configured.
+    pub(super) timescale: Option<Arc<TimescaleStore>>,
+}
+
 /// The tasks beside the stream.
 pub(super) struct Housekeeping {
     task: JoinHandle<()>,
@@ -50,7 +60,7 @@ impl Housekeeping {
 /// Starts the tasks. One that ends by itself shows in `/readyz` as the stage `housekeeping`.
 pub(super) fn start(
     parts: &Parts,
-    store: Arc<ParquetStore>,
+    Stores { parquet: store, timescale }: Stores,
     rules: Arc<Mutex<RulesSync>>,
     config: &Config,
     (metrics, health): (PrometheusHandle, &Health),
@@ -60,6 +70,7 @@ pub(super) fn start(
         log: parts.log.clone(),
         output: parts.output.clone(),
         store: store.clone(),
+        delivered: parts.delivered.clone(),
         registry: parts.registry.clone(),
         status: Box::new(parts.run.status_reader()),
         log_bytes_max: config.log_store.log_bytes_max,
@@ -70,6 +81,9 @@ pub(super) fn start(
     tasks.spawn(watch_rules(rules));
     tasks.spawn(compact(store.clone(), stopping.clone()));
     tasks.spawn(retain(store, config.retention.clone(), stopping.clone()));
+    if let (Some(timescale), Some(settings)) = (timescale, &config.sinks.timescale) {
+        tasks.spawn(keep_database(timescale, settings.refresh_s, health.stage("timescale:housekeeping")));
+    }
     let task = tokio::spawn(async move {
         if let Some(ended) = tasks.join_next().await {
             tracing::error!(?ended, "a task of the housekeeping ended: a bug; start the server again");
@@ -85,6 +99,8 @@ struct Forget {
     log: Arc<SegmentLog>,
     output: Arc<SegmentLog>,
     store: Arc<ParquetStore>,
+    /// Up to where the other destinations have each log.
+    delivered: Vec<(LogSource, watch::Receiver<Offset>)>,
     registry: Registry,
     status: Box<dyn Fn() -> RunStatus + Send + Sync>,
     log_bytes_max: u64,
@@ -115,10 +131,17 @@ impl Forget {
     /// Lets both logs forget what nobody needs; says what the ingest log is needed from but for the registry.
     fn forget(&self) -> Offset {
         let status = (self.status)();
-        let needed = self.store.oldest_live_cursor(LogSource::Ingest).min(status.needed_from);
+        let needed = self.needed(LogSource::Ingest).min(status.needed_from);
         forget(&self.log, needed.min(self.registry.covered()));
-        forget(&self.output, self.store.oldest_live_cursor(LogSource::Output).min(status.output_needed_from));
+        forget(&self.output, self.needed(LogSource::Output).min(status.output_needed_from));
         needed
+    }
+
+    /// From where on the destinations, and readers of the store, need a log.
+    fn needed(&self, log: LogSource) -> Offset {
+        let others =
+            self.delivered.iter().filter(|(source, _)| *source == log).map(|(_, delivered)| *delivered.borrow());
+        others.fold(self.store.oldest_live_cursor(log), Offset::min)
     }
 }
 
@@ -167,6 +190,24 @@ async fn retain(store: Arc<ParquetStore>, config: RetentionConfig, stopping: Arc
             Ok(())
         };
         aside("retention", work).await;
+    }
+}
+
+/// What a database wants done now and then. One that is down is told of by its deliveries too; it is tried again.
+async fn keep_database(store: Arc<TimescaleStore>, every_s: u64, stage: Arc<Stage>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(every_s.max(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        ticks.tick().await;
+        let kept = store.keep_house().await;
+        if let Err(error) = &kept
+            && !failing
+        {
+            tracing::warn!(%error, "the housekeeping of the database failed; it is tried again");
+        }
+        failing = kept.is_err();
+        stage.set_detail(kept.err().map(|error| error.to_string()));
     }
 }
 

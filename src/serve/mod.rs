@@ -2,9 +2,11 @@
 //!
 //! Follow one batch: [`router`] → `tidegate_ingest::http` → `tidegate_ingest::batcher` → the ingest log →
 //! `tidegate_pipeline::run` → the output log → `tidegate_sinks::feed`; and from both logs through
-//! `tidegate_pipeline::delivery` → `tidegate_sinks::parquet`. `tidegate_query` reads the store and the logs.
+//! `tidegate_pipeline::delivery` → `tidegate_sinks::parquet` and what else the configuration names ([`destinations`]).
+//! `tidegate_query` reads the store and the logs.
 
 pub mod demo;
+mod destinations;
 pub mod feedback_door;
 pub mod housekeeping;
 pub mod keys_door;
@@ -33,7 +35,7 @@ use tidegate_ingest::http::Ingest;
 use tidegate_ingest::mapping::Mappings;
 use tidegate_pipeline::PipelineError;
 use tidegate_pipeline::checkpoint::Checkpoints;
-use tidegate_pipeline::delivery::{DeliveryHandle, DeliveryParts, deliver};
+use tidegate_pipeline::delivery::DeliveryHandle;
 use tidegate_pipeline::fs::{Fs, RealFs, make_dir_durable};
 use tidegate_pipeline::keys::Keys;
 use tidegate_pipeline::log::{LogConfig, LogLock, SegmentLog};
@@ -52,6 +54,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
+use destinations::{Deliveries, DeliveriesParts, Destinations};
 use feedback_door::FeedbackDoor;
 use housekeeping::Housekeeping;
 use keys_door::{KeysDoor, LOCAL};
@@ -132,6 +135,7 @@ struct Parts {
     batcher: Arc<Batcher>,
     run: RunHandle,
     deliveries: Vec<DeliveryHandle>,
+    delivered: Vec<(LogSource, watch::Receiver<Offset>)>,
     registry: Registry,
     log: Arc<SegmentLog>,
     output: Arc<SegmentLog>,
@@ -151,7 +155,10 @@ impl Server {
         let lock = lock_log(&fs, &data.join("log")).await?;
         let output_lock = lock_log(&fs, &data.join("output")).await?;
         let store = open_store(&fs, data, config)?;
+        let destinations = Destinations::open(fs.as_ref(), data, config).await?;
         let (log_held, output_held) = rows_held(&fs, config, &store)?;
+        let log_held = log_held.max(destinations.held(LogSource::Ingest));
+        let output_held = output_held.max(destinations.held(LogSource::Output));
         let log = open_log(lock, log_held, &config.log_store, &health, "log")?;
         let output = open_log(output_lock, output_held, &config.log_store, &health, "output log")?;
         let (ingest_log, output_log): (Arc<dyn StreamLog>, Arc<dyn StreamLog>) = (log.clone(), output.clone());
@@ -194,18 +201,13 @@ impl Server {
             config: config.run.clone(),
             stage: health.stage("run loop"),
         })?;
-        let deliveries = [(LogSource::Ingest, &ingest_log), (LogSource::Output, &output_log)]
-            .map(|(source, log)| {
-                let parts = DeliveryParts {
-                    sink: Box::new(store.sink(source)),
-                    log: log.clone(),
-                    output: writer.clone(),
-                    config: config.delivery.clone(),
-                    stage: health.stage(&format!("parquet:{}", source.as_str())),
-                };
-                deliver(parts, &Handle::current())
-            })
-            .into();
+        let Deliveries { handles: deliveries, delivered } = destinations.start(&DeliveriesParts {
+            store: &store,
+            logs: [ingest_log.clone(), output_log.clone()],
+            output: writer.clone(),
+            config,
+            health: &health,
+        });
 
         let (fields, compile_on) = (log.clone(), cpu.clone());
         let query = Arc::new(Query::new(QueryParts {
@@ -258,8 +260,9 @@ impl Server {
         let listening = tidegate_ingest::http::listen(listener, config.http.clone(), routes, until_stopped);
         let listener = tokio::spawn(listening);
         let rules = Arc::new(tokio::sync::Mutex::new(rules));
-        let parts = Parts { batcher, run, deliveries, registry, log, output };
-        let housekeeping = housekeeping::start(&parts, store, rules.clone(), config, (metrics, &health));
+        let parts = Parts { batcher, run, deliveries, delivered, registry, log, output };
+        let stores = housekeeping::Stores { parquet: store, timescale: destinations.timescale };
+        let housekeeping = housekeeping::start(&parts, stores, rules.clone(), config, (metrics, &health));
         file.write()?;
         Ok(Self { address, open: keys.is_open(), file, stop, listener, housekeeping, rules, parts })
     }
@@ -325,7 +328,7 @@ impl Server {
             tracing::warn!(connections = drained.cut, "connections were cut at the end of the drain");
         }
         self.housekeeping.stop();
-        let Parts { batcher, run, deliveries, registry, log, output } = self.parts;
+        let Parts { batcher, run, deliveries, delivered: _, registry, log, output } = self.parts;
         let mut late = Vec::new();
         let decoded = tokio::task::spawn_blocking(move || batcher.stop());
         late.extend(within(deadline, "the decode threads", decoded).await);

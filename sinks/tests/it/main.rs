@@ -3,6 +3,7 @@
 #[path = "../../../pipeline/tests/contract/mod.rs"]
 #[allow(dead_code, reason = "no stream log is implemented here")]
 mod contract;
+mod faulty_proxy;
 mod feed_door;
 mod feed_stream;
 mod parquet_columns;
@@ -23,3 +24,5 @@ mod spine_ledger;
 mod spine_power;
 mod spine_world;
 mod timescale_contract;
+mod timescale_failures;
+mod timescale_rows;

@@ -1,0 +1,295 @@
+//! When the database or the way to it breaks: what is said, that nothing is lost or doubled, and that it goes on by itself.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::AsArray;
+use tidegate_events::Dataset;
+use tidegate_pipeline::log::MemoryLog;
+use tidegate_pipeline::{
+    Append, Delivery, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogBatch, OutputLog, Sink, StreamLog,
+    deliver,
+};
+use tidegate_sinks::parquet::LogSource;
+use tidegate_sinks::timescale::TimescaleStore;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::contract::rows::{batch, events, ids, one};
+use crate::faulty_proxy::{Mode, Proxy};
+use crate::postgres::{ORIGIN, Schema};
+
+/// A log that is delivered to a database behind a proxy.
+struct Case {
+    schema: Schema,
+    proxy: Proxy,
+    log: Arc<MemoryLog>,
+    output: Arc<MemoryLog>,
+    health: Health,
+    runtime: Runtime,
+    handle: Option<DeliveryHandle>,
+    sent: u64,
+}
+
+impl Case {
+    fn new(arrange: impl FnOnce(&mut Schema)) -> Self {
+        let mut schema = Schema::new();
+        let (head, rest) = schema.config.url.split_once('@').expect("user@host");
+        let (host, path) = rest.split_once('/').expect("host/database");
+        let proxy = Proxy::new(host);
+        let url = format!("{head}@{}/{path}", proxy.address);
+        schema.config.statement_ms_max = 2_000;
+        schema.config.connect_ms_max = 1_000;
+        schema.config.commit_interval_ms = 20;
+        schema.config.commit_rows = 500;
+        arrange(&mut schema);
+        let through = tidegate_sinks::timescale::TimescaleConfig { url, ..schema.config.clone() };
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        let (log, output) = (Arc::new(MemoryLog::new(1 << 20, 1 << 30)), Arc::new(MemoryLog::new(1 << 20, 1 << 30)));
+        let mut case = Self { schema, proxy, log, output, health: Health::default(), runtime, handle: None, sent: 0 };
+        case.start(through);
+        case
+    }
+
+    fn start(&mut self, config: tidegate_sinks::timescale::TimescaleConfig) {
+        let store = TimescaleStore::open(config, ORIGIN).expect("a store");
+        let parts = DeliveryParts {
+            sink: Box::new(store.sink(LogSource::Ingest, 0)),
+            log: self.log.clone(),
+            output: Arc::new(OutputLog::new(self.output.clone())),
+            config: DeliveryConfig { flush_interval_ms: 20, retry_ms_min: 20, retry_ms_max: 100, ..Default::default() },
+            stage: self.health.stage("database"),
+        };
+        self.handle = Some(deliver(parts, self.runtime.handle()));
+    }
+
+    /// Appends rows of several tenants.
+    fn send(&mut self, rows: u64) {
+        for chunk in (0..rows).collect::<Vec<_>>().chunks(100) {
+            let names: Vec<String> = chunk
+                .iter()
+                .map(|_| {
+                    self.sent += 1;
+                    self.sent.to_string()
+                })
+                .collect();
+            let orgs: Vec<String> = chunk.iter().map(|at| format!("org{}", at % 7)).collect();
+            let (orgs, names): (Vec<&str>, Vec<&str>) =
+                (orgs.iter().map(String::as_str).collect(), names.iter().map(String::as_str).collect());
+            self.append(one(batch(Dataset::SecurityEvents, &orgs, &names)));
+        }
+    }
+
+    fn append(&self, append: Append) {
+        self.log.append(append).blocking_recv().expect("an answer").expect("stored");
+    }
+
+    fn committed(&self) -> u64 {
+        *self.handle.as_ref().expect("runs").committed().borrow()
+    }
+
+    /// Waits until everything that was sent is there, and looks that it is there once.
+    fn settle(&self) {
+        until("everything is delivered", || self.committed() >= self.log.bounds().next);
+        let mut found = self.schema.ids();
+        found.sort_unstable();
+        let before = found.len();
+        found.dedup();
+        assert_eq!(found.len(), before, "rows are doubled");
+        let letters = ids(&self.output.read(0, usize::MAX).expect("letters")).len();
+        assert_eq!((found.len() + letters) as u64, self.log.bounds().next, "rows are lost");
+    }
+
+    fn detail(&self) -> String {
+        self.health.details().pop().map(|(_, detail)| detail).unwrap_or_default()
+    }
+
+    /// Waits until the stage says so.
+    fn says(&self, words: &[&str]) {
+        until(&format!("{words:?} is said"), || {
+            let detail = self.detail();
+            words.iter().all(|word| detail.contains(word))
+        });
+    }
+}
+
+fn until(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_connection_that_is_refused_hangs_is_slow_or_cut_loses_and_doubles_nothing() {
+    let mut case = Case::new(|_| {});
+    case.send(300);
+    case.settle();
+    for (mode, words) in [
+        (Mode::Refuse, &["failed", "connect"][..]),
+        (Mode::Hang, &["failed", "ms"]),
+        (Mode::CutAfter(40_000), &["failed"]),
+        (Mode::CutAfter(5_000), &["failed"]),
+    ] {
+        case.proxy.set(mode);
+        case.send(1_200);
+        case.says(words);
+        case.proxy.set(Mode::Pass);
+        case.settle();
+        assert_eq!(case.detail(), "", "{mode:?}");
+    }
+    case.proxy.set(Mode::Slow(200));
+    case.send(1_200);
+    case.settle();
+}
+
+#[test]
+fn what_the_operator_broke_is_named_and_mended_without_a_restart() {
+    let mut case = Case::new(|_| {});
+    case.send(10);
+    case.settle();
+    for (broken, mended, words) in [
+        (
+            "ALTER TABLE security_events RENAME TO gone",
+            "ALTER TABLE gone RENAME TO security_events",
+            &["security_events", "gone"][..],
+        ),
+        (
+            "ALTER TABLE security_events RENAME COLUMN message TO note",
+            "ALTER TABLE security_events RENAME COLUMN note TO message",
+            &["message", "timescale ddl"],
+        ),
+        (
+            "ALTER TABLE security_events ALTER COLUMN source TYPE bytea USING NULL",
+            "ALTER TABLE security_events ALTER COLUMN source TYPE text USING NULL",
+            &["source", "bytea"],
+        ),
+        (
+            "ALTER TABLE security_events DROP COLUMN actor; ALTER TABLE security_events ADD COLUMN actor int",
+            "ALTER TABLE security_events DROP COLUMN actor; ALTER TABLE security_events ADD COLUMN actor text",
+            &["actor", "integer", "text"],
+        ),
+        (
+            "CREATE FUNCTION full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'could not extend file' USING ERRCODE = \
+             '53100'; END $$; CREATE TRIGGER full BEFORE INSERT ON security_events FOR EACH ROW EXECUTE FUNCTION full()",
+            "DROP TRIGGER full ON security_events",
+            &["53100", "free space"],
+        ),
+    ] {
+        case.schema.query(&format!("{broken}; SELECT 1"));
+        case.send(10);
+        case.says(words);
+        case.schema.query(&format!("{mended}; SELECT 1"));
+        case.settle();
+        assert_eq!(case.detail(), "", "{broken}");
+    }
+}
+
+#[test]
+fn a_wrong_password_is_named_and_a_right_one_is_taken_without_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("password");
+    std::fs::write(&file, "wrong\n").expect("written");
+    let right =
+        crate::postgres::url().split_once(':').and_then(|(_, rest)| rest.split(['@', ':']).nth(1).map(str::to_owned));
+    let mut case = Case::new(|schema| schema.config.password_file = Some(file.clone()));
+    case.send(10);
+    case.says(&["28P01", "password"]);
+    std::fs::write(&file, right.expect("a password")).expect("written");
+    case.settle();
+}
+
+#[test]
+fn rows_that_the_database_refuses_become_dead_letters_with_its_words() {
+    let mut case = Case::new(|_| {});
+    case.send(10);
+    case.settle();
+    case.schema.query("ALTER TABLE security_events ADD CONSTRAINT no_evil CHECK (event_id NOT LIKE 'evil%'); SELECT 1");
+    case.append(one(events("acme", &["a", "evil1", "b", "c", "evil2", "d"])));
+    case.send(200);
+    case.settle();
+    let letters = case.output.read(0, usize::MAX).expect("letters");
+    let reasons: Vec<String> = letters
+        .iter()
+        .flat_map(|batch| batch.rows.column_by_name("reason").expect("reason").as_string::<i32>().iter())
+        .map(|reason| reason.expect("a reason").to_owned())
+        .collect();
+    assert_eq!(reasons.len(), 2);
+    assert!(reasons.iter().all(|reason| reason.contains("no_evil") && reason.contains("23514")), "{reasons:?}");
+}
+
+#[test]
+fn a_server_that_is_not_there_at_the_start_keeps_nobody_from_starting() {
+    let mut schema = Schema::new();
+    let url = schema.config.url.clone();
+    schema.config.url = "postgres://u@127.0.0.1:9/d".to_owned();
+    let store = schema.store();
+    let said = schema.block_on(async { store.cursor(LogSource::Ingest).await }).expect_err("nobody there").to_string();
+    assert!(said.contains("connect") && said.contains("reachable"), "{said}");
+    let mut sink = store.sink(LogSource::Ingest, 42);
+    assert_eq!(sink.committed(), 42);
+    let rows = events("a", &["x"]);
+    let rows = Arc::new(LogBatch { offset: 42, dataset: rows.dataset, rows: rows.rows });
+    let write = schema.block_on(async {
+        sink.write(Delivery { batches: vec![rows], next_offset: 43 }).await.expect("taken");
+        sink.flush().await
+    });
+    assert!(write.is_err());
+    assert_eq!(sink.committed(), 42);
+    schema.config.url = url;
+}
+
+#[test]
+fn a_second_writer_with_the_same_identity_is_fenced_off() {
+    let schema = Schema::new();
+    let (mut first, mut second) = (schema.sink(LogSource::Ingest), schema.sink(LogSource::Ingest));
+    let delivery = |offset: u64, id: &str| {
+        let rows = events("a", &[id]);
+        let batch = LogBatch { offset, dataset: rows.dataset, rows: rows.rows };
+        Delivery { batches: vec![Arc::new(batch)], next_offset: offset + 1 }
+    };
+    schema.block_on(async move {
+        second.connect().await.expect("connected");
+        first.write(delivery(0, "a")).await.expect("taken");
+        first.flush().await.expect("committed");
+        second.write(delivery(0, "b")).await.expect("taken");
+        let fenced = second.flush().await.expect_err("fenced").to_string();
+        assert!(fenced.contains("another server"), "{fenced}");
+        first.write(delivery(1, "c")).await.expect("taken");
+        first.flush().await.expect("committed");
+    });
+    let mut ids = schema.ids();
+    ids.sort_unstable();
+    assert_eq!(ids, ["a", "c"]);
+}
+
+#[test]
+fn lanes_change_in_number_across_restarts_without_loss() {
+    let mut schema = Schema::new();
+    let mut offset = 0;
+    for connections in [1, 4, 2] {
+        schema.config.connections = connections;
+        let mut sink = schema.sink(LogSource::Ingest);
+        assert_eq!(sink.committed(), offset);
+        let orgs: Vec<String> = (0..20).map(|at| format!("org{at}")).collect();
+        let names: Vec<String> = (0..20).map(|at| format!("{connections}-{at}")).collect();
+        let (orgs, names): (Vec<&str>, Vec<&str>) =
+            (orgs.iter().map(String::as_str).collect(), names.iter().map(String::as_str).collect());
+        let rows = batch(Dataset::SecurityEvents, &orgs, &names);
+        let batch = Arc::new(LogBatch { offset, dataset: rows.dataset, rows: rows.rows });
+        offset += 20;
+        schema.block_on(async move {
+            sink.write(Delivery { batches: vec![batch], next_offset: offset }).await.expect("taken");
+            sink.flush().await.expect("committed");
+        });
+        assert_eq!(schema.one("SELECT count(*) FROM cursors WHERE log_id = 1"), connections.to_string());
+    }
+    assert_eq!(schema.ids().len(), 60);
+    // Lanes that do not stand together are kept as they are until they do.
+    schema.query("UPDATE cursors SET next_offset = 50 WHERE log_id = 1 AND lane = 1; SELECT 1");
+    schema.config.connections = 3;
+    let mut sink = schema.sink(LogSource::Ingest);
+    assert_eq!(sink.committed(), 50);
+    schema.block_on(async { sink.connect().await.expect("connected") });
+    assert_eq!(schema.one("SELECT count(*) FROM cursors WHERE log_id = 1"), "2");
+}

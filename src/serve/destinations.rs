@@ -1,0 +1,137 @@
+//! The destinations of both logs: opens what the configuration names beside the Parquet store, starts a delivery for each,
+//! and knows from where on they still need the logs.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tidegate_events::IdGenerator;
+use tidegate_pipeline::clock::now_us;
+use tidegate_pipeline::delivery::{DeliveryConfig, DeliveryHandle, DeliveryParts, deliver};
+use tidegate_pipeline::fs::{Fs, read_file, replace_file};
+use tidegate_pipeline::output::OutputLog;
+use tidegate_pipeline::{Health, Offset, Sink, Stage, StreamLog};
+use tidegate_sinks::parquet::{LogSource, ParquetStore};
+use tidegate_sinks::timescale::TimescaleStore;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::config::Config;
+
+/// The logs with their names.
+const SOURCES: [LogSource; 2] = [LogSource::Ingest, LogSource::Output];
+
+/// What is opened before the logs are: each of them may know that rows of a log are at a destination already.
+pub(super) struct Destinations {
+    /// The database, when one is configured.
+    pub(super) timescale: Option<Arc<TimescaleStore>>,
+    /// Where the database stands, of each log, when it could be asked.
+    cursors: Option<[Offset; 2]>,
+}
+
+/// The running deliveries.
+pub(super) struct Deliveries {
+    /// All of them.
+    pub(super) handles: Vec<DeliveryHandle>,
+    /// Of those that are not the Parquet store: the log, and up to where it is delivered.
+    pub(super) delivered: Vec<(LogSource, watch::Receiver<Offset>)>,
+}
+
+/// What deliveries are made of.
+pub(super) struct DeliveriesParts<'a> {
+    pub(super) store: &'a Arc<ParquetStore>,
+    /// The ingest log and the output log.
+    pub(super) logs: [Arc<dyn StreamLog>; 2],
+    pub(super) output: Arc<OutputLog>,
+    pub(super) config: &'a Config,
+    pub(super) health: &'a Health,
+}
+
+impl Destinations {
+    /// Opens the destinations beside the Parquet store. One that does not answer keeps nobody from starting.
+    pub(super) async fn open(fs: &dyn Fs, data: &Path, config: &Config) -> anyhow::Result<Self> {
+        let Some(timescale) = &config.sinks.timescale else { return Ok(Self { timescale: None, cursors: None }) };
+        let origin = origin(fs, data)?;
+        let patience = Duration::from_millis(timescale.connect_ms_max.saturating_mul(2));
+        let store = TimescaleStore::open(timescale.clone(), &origin)?;
+        let asked = async {
+            let [ingest, output] = SOURCES;
+            anyhow::Ok([store.cursor(ingest).await?, store.cursor(output).await?])
+        };
+        let asked = tokio::time::timeout(patience, asked).await;
+        let cursors = match asked.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {} ms", patience.as_millis()))) {
+            Ok(cursors) => Some(cursors),
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the database does not take rows now: the log keeps them, and it is tried again"
+                );
+                None
+            }
+        };
+        Ok(Self { timescale: Some(store), cursors })
+    }
+
+    /// The offset below which a destination holds rows of a log.
+    pub(super) fn held(&self, source: LogSource) -> Offset {
+        self.cursor(source).unwrap_or_default()
+    }
+
+    fn cursor(&self, source: LogSource) -> Option<Offset> {
+        self.cursors.map(|[ingest, output]| if source == LogSource::Ingest { ingest } else { output })
+    }
+
+    /// Starts the deliveries of both logs.
+    pub(super) fn start(&self, parts: &DeliveriesParts<'_>) -> Deliveries {
+        let mut started = Deliveries { handles: Vec::new(), delivered: Vec::new() };
+        let DeliveriesParts { store, logs, output, config, health } = parts;
+        let start = |sink: Box<dyn Sink>, log: &Arc<dyn StreamLog>, config: DeliveryConfig, stage: Arc<Stage>| {
+            let parts = DeliveryParts { sink, log: log.clone(), output: output.clone(), config, stage };
+            deliver(parts, &Handle::current())
+        };
+        for (source, log) in SOURCES.into_iter().zip(logs) {
+            let sink = Box::new(store.sink(source));
+            let stage = health.stage(&format!("parquet:{}", source.as_str()));
+            started.handles.push(start(sink, log, config.delivery.clone(), stage));
+        }
+        if let (Some(timescale), Some(settings)) = (&self.timescale, &config.sinks.timescale) {
+            for (source, log) in SOURCES.into_iter().zip(logs) {
+                // While the database cannot be asked, nothing that the log still holds is taken to be there.
+                let from = self.cursor(source).unwrap_or_else(|| log.bounds().first);
+                let sink = Box::new(timescale.sink(source, from));
+                let stage = health.stage(&format!("timescale:{}", source.as_str()));
+                let pace = DeliveryConfig { flush_interval_ms: settings.commit_interval_ms, ..config.delivery.clone() };
+                let handle = start(sink, log, pace, stage);
+                started.delivered.push((source, handle.committed()));
+                started.handles.push(handle);
+            }
+        }
+        started
+    }
+}
+
+/// The id of the data folder, a UUID made at the first start: tells a database whose log a row is from.
+fn origin(fs: &dyn Fs, data: &Path) -> anyhow::Result<String> {
+    let path = data.join("origin");
+    match read_file(fs, &path, 64) {
+        Ok(bytes) => {
+            let text = String::from_utf8(bytes).ok().map(|text| text.trim().to_owned()).filter(|text| text.len() == 36);
+            text.with_context(|| {
+                format!(
+                    "{} does not hold a UUID: restore it from a backup; or remove it, and the rows of this folder get a new \
+                     log_id in the database, those that the log still holds a second time",
+                    path.display()
+                )
+            })
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let id = IdGenerator::new(getrandom::u64().context("random bits")?).next(now_us());
+            let id = String::from_utf8_lossy(&id).into_owned();
+            replace_file(fs, &path, format!("{id}\n").as_bytes())
+                .with_context(|| format!("write {}", path.display()))?;
+            Ok(id)
+        }
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
