@@ -30,3 +30,4 @@ mod tenant_probes;
 mod tenants;
 mod threat_detection;
 mod threat_detection_analyze;
+mod timescale;

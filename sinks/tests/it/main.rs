@@ -26,3 +26,4 @@ mod spine_world;
 mod timescale_contract;
 mod timescale_failures;
 mod timescale_rows;
+mod timescale_speed;

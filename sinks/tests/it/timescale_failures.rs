@@ -160,14 +160,9 @@ fn what_the_operator_broke_is_named_and_mended_without_a_restart() {
             &["message", "timescale ddl"],
         ),
         (
-            "ALTER TABLE security_events ALTER COLUMN source TYPE bytea USING NULL",
-            "ALTER TABLE security_events ALTER COLUMN source TYPE text USING NULL",
-            &["source", "bytea"],
-        ),
-        (
-            "ALTER TABLE security_events DROP COLUMN actor; ALTER TABLE security_events ADD COLUMN actor int",
-            "ALTER TABLE security_events DROP COLUMN actor; ALTER TABLE security_events ADD COLUMN actor text",
-            &["actor", "integer", "text"],
+            "ALTER TABLE security_events ALTER COLUMN log_offset TYPE int",
+            "ALTER TABLE security_events ALTER COLUMN log_offset TYPE bigint",
+            &["log_offset", "integer", "bigint"],
         ),
         (
             "CREATE FUNCTION full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'could not extend file' USING ERRCODE = \
