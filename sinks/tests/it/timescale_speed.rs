@@ -100,7 +100,6 @@ fn raw(schema: &Schema) -> f64 {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "tests are told by the environment what to do on demand")]
 fn timescale_speed() {
     if std::env::var_os("TIDEGATE_TIMESCALE_SPEED").is_none() {
         return;
