@@ -52,9 +52,9 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// A store with an empty cache.
-    pub(crate) fn new(config: &QueryConfig) -> Result<Self> {
-        let files: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new());
+    /// A store with an empty cache, over the object store that holds the files, or else the local disk.
+    pub(crate) fn new(config: &QueryConfig, files: Option<Arc<dyn ObjectStore>>) -> Result<Self> {
+        let files = files.unwrap_or_else(|| Arc::new(LocalFileSystem::new()));
         let url = ObjectStoreUrl::parse(STORE)?;
         let runtime = RuntimeEnvBuilder::new()
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))

@@ -61,6 +61,8 @@ pub struct QueryParts {
     pub output: Arc<dyn StreamLog>,
     /// The store of history: Parquet files, or a database.
     pub history: Arc<dyn History>,
+    /// Where the files of history lie, when it is not the local disk.
+    pub files: Option<Arc<dyn object_store::ObjectStore>>,
     /// The own fields of the rows in the ingest log. Must know a row's fields once the row is visible.
     pub log_fields: Arc<dyn Fn() -> Arc<FieldCatalog> + Send + Sync>,
     /// The bounds.
@@ -98,8 +100,8 @@ impl Query {
     /// # Errors
     /// When the operating system gives no thread.
     pub fn new(parts: QueryParts) -> Result<Self, QueryError> {
-        let QueryParts { log, output, history, log_fields, config, cpu } = parts;
-        let store = Store::new(&config).map_err(|error| error::internal(&error))?;
+        let QueryParts { log, output, history, files, log_fields, config, cpu } = parts;
+        let store = Store::new(&config, files).map_err(|error| error::internal(&error))?;
         let workers = Workers::start(&config).map_err(|error| error::internal(&error))?;
         let planners = Planners::start(&config).map_err(|error| error::internal(&error))?;
         let watch = Watch::start(config.rss_growth_bytes_max).map_err(|error| error::internal(&error))?;

@@ -54,6 +54,31 @@ pub enum SinksError {
         /// With the SQLSTATE.
         reason: String,
     },
+    /// The operator of the program: another server has opened the same object store and writes it now. Start this one again when
+    /// the other is stopped, or give it a place of its own.
+    #[error(
+        "{place} was taken over by {by}: this server writes to it no more, and its log keeps what is not stored; stop the other \
+         server and start this one again, or give each a parquet.url of its own"
+    )]
+    Replaced {
+        /// Which store.
+        place: String,
+        /// Who has it.
+        by: String,
+    },
+    /// The operator of the program: an object store holds the rows of another server's log.
+    #[error(
+        "{place} holds the rows of the log {log} of {host}, and the log in data_dir is another one, with rows of its own; give this \
+         server a parquet.url of its own, or an empty data_dir to go on where the other log ended"
+    )]
+    Foreign {
+        /// Which store.
+        place: String,
+        /// The machine that wrote it.
+        host: String,
+        /// Its log.
+        log: String,
+    },
     /// The operator of the program: a configured value is not valid.
     #[error("{0}")]
     Invalid(String),

@@ -39,6 +39,23 @@ pub const TIMESCALE_COMMIT_SECONDS: &str = "tidegate_sinks_timescale_commit_seco
 pub const TIMESCALE_BUFFER_BYTES: &str = "tidegate_sinks_timescale_buffer_bytes";
 /// Values in which NUL was replaced, by `source`.
 pub const TIMESCALE_REPLACED: &str = "tidegate_sinks_timescale_replaced_values_total";
+/// 1 when another server has taken over the store, so that this one writes to it no more.
+pub const PARQUET_REPLACED: &str = "tidegate_sinks_parquet_replaced";
+/// Requests to the object store, by `op` (`get`, `head`, `list`, `put`, `part`, `upload`, `copy`, `delete`) and `outcome`
+/// (`done`, `missing`, `exists`, `failed`).
+pub const BUCKET_REQUESTS: &str = "tidegate_sinks_bucket_requests_total";
+/// Blocks of the object store's files that queries found in the cache.
+pub const CACHE_HITS: &str = "tidegate_sinks_cache_hits_total";
+/// Blocks that had to be fetched.
+pub const CACHE_MISSES: &str = "tidegate_sinks_cache_misses_total";
+/// Bytes that were fetched.
+pub const CACHE_FETCHED_BYTES: &str = "tidegate_sinks_cache_fetched_bytes_total";
+/// Blocks that made room for others.
+pub const CACHE_EVICTED_BLOCKS: &str = "tidegate_sinks_cache_evicted_blocks_total";
+/// Blocks that did not hold what they should and were dropped.
+pub const CACHE_DAMAGED: &str = "tidegate_sinks_cache_damaged_blocks_total";
+/// Bytes of the cache; bounded by `cache_bytes_max`.
+pub const CACHE_BYTES: &str = "tidegate_sinks_cache_bytes";
 
 /// Subscribers of the alert feed now.
 pub const FEED_SUBSCRIBERS: &str = "tidegate_sinks_feed_subscribers";
@@ -74,6 +91,14 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (TIMESCALE_COMMIT_SECONDS, "histogram", "How long a commit to the database took by source"),
     (TIMESCALE_BUFFER_BYTES, "gauge", "Bytes of rows waiting for a commit by source, bounded by commit_bytes"),
     (TIMESCALE_REPLACED, "counter", "Values in which NUL became U+FFFD, which PostgreSQL cannot hold, by source"),
+    (PARQUET_REPLACED, "gauge", "1 when another server has taken over the object store"),
+    (BUCKET_REQUESTS, "counter", "Requests to the object store by op and outcome, without those of queries"),
+    (CACHE_HITS, "counter", "Blocks of the object store that queries found in the cache"),
+    (CACHE_MISSES, "counter", "Blocks of the object store that were fetched for queries"),
+    (CACHE_FETCHED_BYTES, "counter", "Bytes of the object store that were fetched for queries"),
+    (CACHE_EVICTED_BLOCKS, "counter", "Blocks of the cache that made room for others"),
+    (CACHE_DAMAGED, "counter", "Blocks of the cache that were damaged and dropped"),
+    (CACHE_BYTES, "gauge", "Bytes of the cache of the object store, bounded by cache_bytes_max"),
     (FEED_SUBSCRIBERS, "gauge", "Subscribers of the alert feed now"),
     (FEED_FRAMES, "counter", "Frames sent to subscribers of the alert feed"),
     (FEED_GAPS, "counter", "Subscribers told that they missed alerts, bounded by lag_rows_max"),

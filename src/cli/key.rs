@@ -16,13 +16,13 @@ use tidegate_pipeline::keys::{KeyRecord, Keys, Role};
 use tidegate_pipeline::log::LogLock;
 use tidegate_pipeline::registry::Registry;
 use tidegate_pipeline::{PipelineError, StreamLog};
-use tidegate_sinks::parquet::ParquetStore;
 
 use super::args::KeyCommand;
 use super::http::Client;
 use super::{Ending, UsageError};
 use crate::config::{ClientConfig, Config};
 use crate::serve::rows_held;
+use crate::serve::store::open_store;
 
 /// What is to be done, checked.
 #[derive(Debug)]
@@ -130,9 +130,8 @@ async fn offline(config: &Config, wish: &Wish<'_>) -> anyhow::Result<Value> {
         other => anyhow!(other).context(format!("open the log in {}", data.display())),
     })?;
     // As in the server: the log goes on after what others hold, should it have lost its end.
-    let store = ParquetStore::open(fs.clone(), &data.join("store"), config.parquet.clone());
-    let (store, _) = store.with_context(|| format!("open the Parquet store in {}", data.display()))?;
-    let (held, _) = rows_held(&fs, config, &store)?;
+    let opened = open_store(&fs, config).await?;
+    let (held, _) = rows_held(&fs, config, &opened.store)?;
     let opened = lock.open(config.log_store.clone(), held);
     let (log, _) = opened.with_context(|| format!("open the log in {}", data.display()))?;
     let log = Arc::new(log);

@@ -18,6 +18,7 @@ pub mod router;
 pub mod routes;
 pub mod rules_sync;
 pub mod server_file;
+pub mod store;
 pub mod telemetry;
 pub mod threat_detection;
 
@@ -36,7 +37,7 @@ use tidegate_ingest::mapping::Mappings;
 use tidegate_pipeline::PipelineError;
 use tidegate_pipeline::checkpoint::Checkpoints;
 use tidegate_pipeline::delivery::DeliveryHandle;
-use tidegate_pipeline::fs::{Fs, RealFs, make_dir_durable};
+use tidegate_pipeline::fs::{Fs, FsFile, RealFs, make_dir_durable};
 use tidegate_pipeline::keys::Keys;
 use tidegate_pipeline::log::{LogConfig, LogLock, SegmentLog};
 use tidegate_pipeline::output::OutputLog;
@@ -139,6 +140,8 @@ struct Parts {
     registry: Registry,
     log: Arc<SegmentLog>,
     output: Arc<SegmentLog>,
+    /// Of a store outside of the data folder.
+    store_lock: Option<Arc<dyn FsFile>>,
 }
 
 impl Server {
@@ -154,7 +157,7 @@ impl Server {
         // The logs' locks keep a second server from the store too, so they come first; the logs go by what the store holds.
         let lock = lock_log(&fs, &data.join("log")).await?;
         let output_lock = lock_log(&fs, &data.join("output")).await?;
-        let store = open_store(&fs, data, config)?;
+        let store::OpenedStore { store, lock: store_lock } = store::open_store(&fs, config).await?;
         let destinations = Destinations::open(fs.as_ref(), data, config).await?;
         let (log_held, output_held) = rows_held(&fs, config, &store)?;
         let log_held = log_held.max(destinations.held(LogSource::Ingest));
@@ -214,6 +217,7 @@ impl Server {
             log: ingest_log.clone(),
             output: output_log.clone(),
             history: store.clone(),
+            files: store.reads(),
             log_fields: Arc::new(move || fields.fields()),
             config: config.query.clone(),
             cpu,
@@ -260,7 +264,7 @@ impl Server {
         let listening = tidegate_ingest::http::listen(listener, config.http.clone(), routes, until_stopped);
         let listener = tokio::spawn(listening);
         let rules = Arc::new(tokio::sync::Mutex::new(rules));
-        let parts = Parts { batcher, run, deliveries, delivered, registry, log, output };
+        let parts = Parts { batcher, run, deliveries, delivered, registry, log, output, store_lock };
         let stores = housekeeping::Stores { parquet: store, timescale: destinations.timescale };
         let housekeeping = housekeeping::start(&parts, stores, rules.clone(), config, (metrics, &health));
         file.write()?;
@@ -328,7 +332,7 @@ impl Server {
             tracing::warn!(connections = drained.cut, "connections were cut at the end of the drain");
         }
         self.housekeeping.stop();
-        let Parts { batcher, run, deliveries, delivered: _, registry, log, output } = self.parts;
+        let Parts { batcher, run, deliveries, delivered: _, registry, log, output, store_lock } = self.parts;
         let mut late = Vec::new();
         let decoded = tokio::task::spawn_blocking(move || batcher.stop());
         late.extend(within(deadline, "the decode threads", decoded).await);
@@ -341,6 +345,7 @@ impl Server {
         late.extend(within(deadline, "the registry", async { registry.save().await }).await);
         let closed = tokio::task::spawn_blocking(move || (log.close(), output.close()));
         late.extend(within(deadline, "closing the logs", closed).await);
+        drop(store_lock);
         self.file.remove();
         for reason in late {
             tracing::warn!(reason, "not finished before the deadline; it goes on after the next start");
@@ -411,14 +416,6 @@ fn open_log(
     log.report_health(health.stage(name));
     tracing::info!(name, ?report, "log opened");
     Ok(Arc::new(log))
-}
-
-fn open_store(fs: &Arc<dyn Fs>, data: &Path, config: &Config) -> anyhow::Result<Arc<ParquetStore>> {
-    let dir = data.join("store");
-    let opened = ParquetStore::open(fs.clone(), &dir, config.parquet.clone());
-    let (store, report) = opened.with_context(|| format!("open the Parquet store in {}", dir.display()))?;
-    tracing::info!(dir = %dir.display(), ?report, "store opened");
-    Ok(store)
 }
 
 /// Binds the listener. While no key exists, only loopback will do.

@@ -79,6 +79,7 @@ impl World {
             log: log.clone(),
             output: output.clone(),
             history: history.clone(),
+            files: None,
             log_fields: Arc::new(move || known.lock().clone()),
             config,
             cpu: tokio::runtime::Handle::current(),

@@ -9,10 +9,11 @@ use tidegate_events::{Dataset, FieldType};
 use tidegate_pipeline::Offset;
 
 use super::columns::{Pick, Picked, SortKeys, joined_columns, schema_of};
-use super::encode::{FileBuild, PageEncoding, TenantCount, discard, file_path};
+use super::encode::{FileBuild, PageEncoding, TenantCount, file_path};
 use super::layout::{Split, SplitRule, hour_of};
 use super::manifest::{FileMeta, TenantFields, Why};
-use super::store::{Change, LogSource, ParquetStore};
+use super::publish::Change;
+use super::store::{LogSource, ParquetStore};
 use crate::error::SinksError;
 
 /// Rows on their way into the store: consecutive batches of one log, by dataset.
@@ -38,6 +39,12 @@ impl ParquetStore {
     /// Writes the rows and moves the cursor, all or nothing. Needs a thread that may block and compute.
     pub(crate) fn commit(&self, commit: Commit) -> Result<Committed, SinksError> {
         let Commit { source, from, to, batches } = commit;
+        // Rows that are there after all need not be written again.
+        self.settle_doubt()?;
+        let now = self.cursor(source);
+        if now != from {
+            return Err(SinksError::CursorMoved { expected: from, now });
+        }
         let mut files = NewFiles::new(self);
         let mut seen = FieldsSeen::default();
         for (dataset, batches) in batches {
@@ -87,7 +94,7 @@ impl<'a> NewFiles<'a> {
     ) -> Result<FileBuild, SinksError> {
         let store = self.store;
         let id = store.take_file_id();
-        let build = FileBuild::create(store.fs.as_ref(), (&store.dir, id, dataset), &store.config, encoding, schema);
+        let build = FileBuild::create(&store.place, (&store.dir, id, dataset), &store.config, encoding, schema);
         // Also when creating it failed: a name may be there all the same.
         self.started.push(file_path(&store.dir, dataset, id));
         build
@@ -105,7 +112,7 @@ impl<'a> NewFiles<'a> {
         folders.sort_unstable();
         folders.dedup();
         for folder in folders {
-            self.store.fs.sync_dir(folder).map_err(SinksError::io("sync", folder))?;
+            self.store.place.sync_names(folder).map_err(SinksError::io("sync", folder))?;
         }
         Ok(())
     }
@@ -121,9 +128,7 @@ impl Drop for NewFiles<'_> {
     fn drop(&mut self) {
         if !self.kept {
             for path in &self.started {
-                if self.store.fs.open(path, tidegate_pipeline::fs::Open::Read).is_ok() {
-                    discard(self.store.fs.as_ref(), path);
-                }
+                self.store.discard(path);
             }
         }
     }

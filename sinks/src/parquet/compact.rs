@@ -16,10 +16,11 @@ use super::layout::{Split, SplitRule, hour_of};
 use super::manifest::{FileMeta, Why};
 use super::merge::{InputError, NOWHERE, joined_fields, merge_order};
 use super::pick::pick;
+use super::publish::Change;
 use super::read::FileReader;
 use super::recover::SetAside;
 use super::rewrite::{Output, Source, rewrite};
-use super::store::{Change, ParquetStore};
+use super::store::ParquetStore;
 use crate::error::SinksError;
 use crate::metrics as names;
 
@@ -48,6 +49,7 @@ impl ParquetStore {
     /// [`SinksError::Io`], [`SinksError::Parquet`]: nothing has changed; try again later.
     pub fn compact_once(&self) -> Result<Compacted, SinksError> {
         let _alone = self.maintenance.lock();
+        self.settle_doubt()?;
         let spoiled = self.spoiled.lock().clone();
         let files: Vec<_> = self.metas().into_iter().filter(|file| !spoiled.contains(&file.id)).collect();
         let inputs = pick(&files, &self.config, now_us());
@@ -76,6 +78,7 @@ impl ParquetStore {
     pub(crate) fn blame(&self, file: &FileMeta, error: SinksError) -> Result<SetAside, SinksError> {
         match self.damage_of(file) {
             Ok(Some(reason)) => {
+                self.check_still_ours()?;
                 let bad = self.set_aside(file, &reason);
                 self.forget_bad(vec![file.id]);
                 Ok(bad)
@@ -132,7 +135,7 @@ impl ParquetStore {
 
     fn open_all(&self, files: &[Arc<FileMeta>]) -> Result<Vec<FileReader>, InputError> {
         let open = |(input, file): (usize, &Arc<FileMeta>)| {
-            FileReader::open(self.fs.as_ref(), &self.path_of(file)).map_err(|error| InputError { input, error })
+            FileReader::fetch(&self.place, &self.path_of(file), file.bytes).map_err(|error| InputError { input, error })
         };
         files.iter().enumerate().map(open).collect()
     }

@@ -12,6 +12,33 @@ use crate::error::SinksError;
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ParquetConfig {
+    /// Where the files lie: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`, or `file:///folder`. Without it in
+    /// the folder `store` of `data_dir`. Credentials come from the environment or the machine (`AWS_…`, `GOOGLE_…`, `AZURE_…`),
+    /// never from here.
+    pub url: Option<String>,
+    /// The server of an object store that is not the cloud's own, such as `http://127.0.0.1:9000`.
+    pub endpoint: Option<String>,
+    /// The region of an S3 bucket. By default that of the environment, or `us-east-1`.
+    pub region: Option<String>,
+    /// Whether requests to an object store may go without TLS.
+    pub allow_http: bool,
+    /// How long one request to an object store may take, in milliseconds.
+    #[schemars(range(min = 100, max = 600_000))]
+    pub request_timeout_ms: u64,
+    /// How long a connection to an object store may take to open, in milliseconds.
+    #[schemars(range(min = 100, max = 60_000))]
+    pub connect_timeout_ms: u64,
+    /// How often a request to an object store is repeated at once. After that the delivery waits and tries again.
+    #[schemars(range(max = 10))]
+    pub request_retries_max: usize,
+    /// A file larger than this goes to an object store in parts of this size.
+    #[schemars(range(min = 5_242_880, max = 1_073_741_824))]
+    pub upload_part_bytes: usize,
+    /// A file that no longer counts stays in an object store for this many seconds, for readers in other processes.
+    #[schemars(range(max = 604_800))]
+    pub reader_grace_s: u64,
+    /// Bytes of an object store's files that are kept in `data_dir` for queries. 0 keeps none.
+    pub cache_bytes_max: u64,
     /// Bytes of rows (in memory) that one log's sink holds at most before it commits. A commit needs up to about as much
     /// again while it runs.
     pub buffer_bytes_max: usize,
@@ -56,6 +83,16 @@ pub struct ParquetConfig {
 impl Default for ParquetConfig {
     fn default() -> Self {
         Self {
+            url: None,
+            endpoint: None,
+            region: None,
+            allow_http: false,
+            request_timeout_ms: 30_000,
+            connect_timeout_ms: 5_000,
+            request_retries_max: 2,
+            upload_part_bytes: 16 << 20,
+            reader_grace_s: 600,
+            cache_bytes_max: 2 << 30,
             buffer_bytes_max: 96 << 20,
             commit_bytes: 64 << 20,
             commit_rows: 1 << 20,

@@ -14,13 +14,13 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
 use tidegate_events::Dataset;
 use tidegate_pipeline::clock::now_us;
-use tidegate_pipeline::fs::{DirChange, Fs};
 
 use super::columns::{Column, Picked, SortKeys};
 use super::config::ParquetConfig;
 use super::encoding::for_values;
 use super::file_io::{FileWriter, Trouble};
 use super::manifest::{FileMeta, TenantRows};
+use super::place::Place;
 use crate::error::SinksError;
 
 /// The key of the footer under which all tenants of a file stand, when they are too many for the manifest.
@@ -101,17 +101,17 @@ fn leaf_index(schema: &Schema, name: &str) -> Option<i32> {
 impl FileBuild {
     /// Creates the file in the folder of its dataset.
     pub(crate) fn create(
-        fs: &dyn Fs,
-        place: (&Path, u64, Dataset),
+        place: &Place,
+        name: (&Path, u64, Dataset),
         config: &ParquetConfig,
         encoding: PageEncoding,
         schema: SchemaRef,
     ) -> Result<Self, SinksError> {
-        let (dir, id, dataset) = place;
+        let (dir, id, dataset) = name;
         let path = file_path(dir, dataset, id);
         let properties = properties(config, encoding, &schema)?;
         let trouble = Trouble::default();
-        let file = FileWriter::create(fs, &path, trouble.clone())?;
+        let file = FileWriter::create(place, &path, trouble.clone())?;
         // By way of `ArrowWriter`, which puts the Arrow schema into the footer.
         let writer = ArrowWriter::try_new(file, schema, Some(properties)).and_then(ArrowWriter::into_serialized_writer);
         let (writer, _) = writer.map_err(|error| trouble.blame(&path, error.into()))?;
@@ -270,11 +270,4 @@ pub(crate) fn write_column(writer: &mut ArrowColumnWriter, field: &Field, array:
 /// Where the file with this number is.
 pub(crate) fn file_path(dir: &Path, dataset: Dataset, id: u64) -> PathBuf {
     dir.join(dataset.table_name()).join(format!("{id:020}.parquet"))
-}
-
-/// Removes a file that no edit names. A failure is only worth a word: the next start removes it.
-pub(crate) fn discard(fs: &dyn Fs, path: &Path) {
-    if let Err(error) = fs.change(DirChange::Remove(path)) {
-        tracing::warn!(path = %path.display(), %error, "a Parquet file that nothing refers to could not be removed");
-    }
 }

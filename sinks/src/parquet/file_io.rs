@@ -1,4 +1,4 @@
-//! Parquet over the file seam: a sequential writer that sums what it writes, and a reader of ranges.
+//! Parquet in its place: a sequential writer that sums what it writes, and a reader of ranges.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::path::{Path, PathBuf};
@@ -7,8 +7,10 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
-use tidegate_pipeline::fs::{Fs, FsFile, Open};
+use tidegate_pipeline::fs::{FsFile, Open};
 
+use super::bucket::{Bucket, Upload};
+use super::place::Place;
 use crate::error::SinksError;
 
 /// Small writes (page headers, footers) are put together up to this size.
@@ -20,11 +22,17 @@ const READ_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct FileWriter {
     path: PathBuf,
-    file: Arc<dyn FsFile>,
+    target: Target,
     buffer: Vec<u8>,
     written: u64,
     crc: u32,
     trouble: Trouble,
+}
+
+#[derive(Debug)]
+enum Target {
+    Disk(Arc<dyn FsFile>),
+    Bucket(Upload),
 }
 
 /// The first file operation of a writer that failed. Parquet turns some of them into errors of its own, which do not tell any
@@ -49,16 +57,22 @@ impl Trouble {
 
 impl FileWriter {
     /// Creates the file; it must not exist.
-    pub(crate) fn create(fs: &dyn Fs, path: &Path, trouble: Trouble) -> Result<Self, SinksError> {
-        let file = fs.open(path, Open::Create).map_err(SinksError::io("create", path))?;
-        Ok(Self { path: path.to_owned(), file, buffer: Vec::new(), written: 0, crc: 0, trouble })
+    pub(crate) fn create(place: &Place, path: &Path, trouble: Trouble) -> Result<Self, SinksError> {
+        let target = match place {
+            Place::Disk(fs) => Target::Disk(fs.open(path, Open::Create).map_err(SinksError::io("create", path))?),
+            Place::Bucket(bucket) => Target::Bucket(Upload::new(bucket.clone(), path)),
+        };
+        Ok(Self { path: path.to_owned(), target, buffer: Vec::new(), written: 0, crc: 0, trouble })
     }
 
-    /// Writes what is buffered and makes the contents durable (not yet the name: that is for `sync_dir`). Says the length
-    /// and the CRC32C.
+    /// Writes what is buffered and makes the contents durable (not yet the name: that is for [`Place::sync_names`]). Says the
+    /// length and the CRC32C.
     pub(crate) fn finish(mut self) -> Result<(u64, u32), SinksError> {
         self.spill().map_err(SinksError::io("write", &self.path))?;
-        self.file.sync_data().map_err(SinksError::io("sync", &self.path))?;
+        match self.target {
+            Target::Disk(file) => file.sync_data().map_err(SinksError::io("sync", &self.path))?,
+            Target::Bucket(upload) => upload.finish().map_err(SinksError::io("write", &self.path))?,
+        }
         Ok((self.written, self.crc))
     }
 
@@ -73,7 +87,10 @@ impl FileWriter {
     }
 
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let written = self.file.write_all_at(&[IoSlice::new(bytes)], self.written);
+        let written = match &mut self.target {
+            Target::Disk(file) => file.write_all_at(&[IoSlice::new(bytes)], self.written),
+            Target::Bucket(upload) => upload.write(bytes),
+        };
         written.map_err(|error| self.trouble.note(error))?;
         self.written += bytes.len() as u64;
         self.crc = crc32c::crc32c_append(self.crc, bytes);
@@ -102,16 +119,44 @@ impl Write for FileWriter {
 /// An open file for Parquet's readers.
 #[derive(Debug, Clone)]
 pub(crate) struct FileSource {
-    file: Arc<dyn FsFile>,
+    content: Content,
     len: u64,
 }
 
+#[derive(Debug, Clone)]
+enum Content {
+    Disk(Arc<dyn FsFile>),
+    /// A request for each piece.
+    Ranges(Arc<Bucket>, Arc<Path>),
+    Whole(Bytes),
+}
+
 impl FileSource {
-    /// Opens a file for reading.
-    pub(crate) fn open(fs: &dyn Fs, path: &Path) -> Result<Self, SinksError> {
-        let file = fs.open(path, Open::Read).map_err(SinksError::io("open", path))?;
-        let len = file.size().map_err(SinksError::io("read", path))?;
-        Ok(Self { file, len })
+    /// Opens a file for reading a few pieces of it. `bytes` is its size, as far as it is known.
+    pub(crate) fn open(place: &Place, path: &Path, bytes: Option<u64>) -> Result<Self, SinksError> {
+        match place {
+            Place::Disk(fs) => {
+                let file = fs.open(path, Open::Read).map_err(SinksError::io("open", path))?;
+                let len = file.size().map_err(SinksError::io("read", path))?;
+                Ok(Self { content: Content::Disk(file), len })
+            }
+            Place::Bucket(bucket) => {
+                let known = bytes.map_or_else(|| bucket.size(path), Ok);
+                let len = known.map_err(SinksError::io("open", path))?;
+                Ok(Self { content: Content::Ranges(bucket.clone(), path.into()), len })
+            }
+        }
+    }
+
+    /// The same for reading most of it: what is far away is fetched now.
+    pub(crate) fn fetched(self) -> io::Result<Self> {
+        match &self.content {
+            Content::Ranges(bucket, path) => {
+                let whole = bucket.read_whole(path, self.len)?;
+                Ok(Self { content: Content::Whole(whole), len: self.len })
+            }
+            _ => Ok(self),
+        }
     }
 
     /// The length in bytes.
@@ -120,28 +165,39 @@ impl FileSource {
     }
 
     /// Exactly `length` bytes at `start`.
-    pub(crate) fn exact(&self, start: u64, length: usize) -> io::Result<Vec<u8>> {
+    pub(crate) fn exact(&self, start: u64, length: usize) -> io::Result<Bytes> {
         let end = start.checked_add(length as u64).filter(|end| *end <= self.len);
-        if end.is_none() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let mut bytes = vec![0; length];
-        let read = self.file.read_at(&mut bytes, start)?;
-        if read < length {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(bytes)
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let bytes = match &self.content {
+            Content::Disk(file) => {
+                let mut bytes = vec![0; length];
+                let read = file.read_at(&mut bytes, start)?;
+                bytes.truncate(read);
+                bytes.into()
+            }
+            Content::Ranges(..) if length == 0 => Bytes::new(),
+            Content::Ranges(bucket, path) => bucket.read_range(path, start, end)?,
+            Content::Whole(whole) => whole.slice(start as usize..end as usize),
+        };
+        if bytes.len() < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(bytes) }
+    }
+
+    /// Up to `length` bytes at `at`; fewer only at the end.
+    fn some(&self, at: u64, length: usize) -> io::Result<Bytes> {
+        let left = self.len.saturating_sub(at);
+        self.exact(at, usize::try_from(left).unwrap_or(usize::MAX).min(length))
     }
 
     /// The CRC32C of all bytes.
     pub(crate) fn crc(&self) -> io::Result<u32> {
-        let mut buffer = vec![0; WRITE_BYTES];
         let (mut at, mut crc) = (0, 0);
         loop {
-            let read = self.file.read_at(&mut buffer, at)?;
-            let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { return Ok(crc) };
-            crc = crc32c::crc32c_append(crc, bytes);
-            at += read as u64;
+            let bytes = self.some(at, WRITE_BYTES)?;
+            if bytes.is_empty() {
+                return Ok(crc);
+            }
+            crc = crc32c::crc32c_append(crc, &bytes);
+            at += bytes.len() as u64;
         }
     }
 }
@@ -156,11 +212,11 @@ impl ChunkReader for FileSource {
     type T = SequentialReader;
 
     fn get_read(&self, start: u64) -> Result<SequentialReader, ParquetError> {
-        Ok(SequentialReader { source: self.clone(), at: start, buffer: Vec::new(), filled: 0, taken: 0 })
+        Ok(SequentialReader { source: self.clone(), at: start, buffer: Bytes::new() })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
-        self.exact(start, length).map(Bytes::from).map_err(|error| ParquetError::External(Box::new(error)))
+        self.exact(start, length).map_err(|error| ParquetError::External(Box::new(error)))
     }
 }
 
@@ -169,26 +225,18 @@ impl ChunkReader for FileSource {
 pub(crate) struct SequentialReader {
     source: FileSource,
     at: u64,
-    buffer: Vec<u8>,
-    filled: usize,
-    taken: usize,
+    buffer: Bytes,
 }
 
 impl Read for SequentialReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.taken == self.filled {
-            if self.buffer.is_empty() {
-                self.buffer = vec![0; READ_BYTES];
-            }
-            self.filled = self.source.file.read_at(&mut self.buffer, self.at)?;
-            self.at += self.filled as u64;
-            self.taken = 0;
+        if self.buffer.is_empty() {
+            self.buffer = self.source.some(self.at, READ_BYTES)?;
+            self.at += self.buffer.len() as u64;
         }
-        let waiting = self.buffer.get(self.taken..self.filled).unwrap_or_default();
-        let length = waiting.len().min(out.len());
-        let (Some(to), Some(from)) = (out.get_mut(..length), waiting.get(..length)) else { return Ok(0) };
-        to.copy_from_slice(from);
-        self.taken += length;
+        let length = self.buffer.len().min(out.len());
+        let (Some(to), from) = (out.get_mut(..length), self.buffer.split_to(length)) else { return Ok(0) };
+        to.copy_from_slice(&from);
         Ok(length)
     }
 }

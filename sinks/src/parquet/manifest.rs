@@ -12,9 +12,18 @@
 //! - `diff` is the change: files added and removed, cursors, new own fields.
 //! - `previous` repeats the diff of the edit before, so that one damaged edit among good ones loses nothing.
 //! - `state` is the whole state after the diff; every `edits_per_snapshot`th edit has one, and so has the first.
+//! - `writer` says who made the edit, in an object store.
 //!
-//! An edit is written to a temporary file, synced, renamed and its folder synced: that rename is the moment in which the
-//! change becomes visible. No two edits have the same number (put if absent, on an object store).
+//! In a folder, an edit is written to a temporary file, synced, renamed and its folder synced: that rename is the moment in
+//! which the change becomes visible. In an object store, it is put if there is none of its number, so that of two writers one
+//! is refused.
+//!
+//! # Writers of an object store
+//!
+//! A writer begins with an edit of its own (a *claim*). From then on the number that a writer before it would use next is
+//! taken: its edits are refused, and it stops. The claim also takes the next 2³² file numbers, so that no two writers ever give
+//! a file the same name. Files below the claim that no edit names can never be named any more: they are removed once readers of
+//! older edits had time to end.
 //!
 //! Reading starts at the newest edit with a good `state` and goes on to the last good edit. A last edit that is damaged
 //! is as if it had never been: what it named is set aside, and the cursors stand where they stood before. Two generations
@@ -27,6 +36,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tidegate_events::{Dataset, FieldType};
 use tidegate_pipeline::FieldCatalog;
+
+use super::bucket::Writer;
 
 const MAGIC: &str = "tidegate-manifest 1";
 
@@ -132,6 +143,9 @@ pub(crate) struct Edit {
     pub(crate) previous: Option<Diff>,
     pub(crate) diff: Diff,
     pub(crate) state: Option<State>,
+    /// Who made it, where others could.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) writer: Option<Writer>,
 }
 
 impl Edit {

@@ -32,10 +32,13 @@
 //! zstd pages, dictionaries, page index, bloom filters on event_id, actor, src_ip, asset and resource, statistics.
 //! The CRC32C of the whole file is in the manifest.
 
+mod bucket;
+mod cache;
 mod columns;
 mod commit;
 mod compact;
 mod config;
+mod connect;
 mod encode;
 mod encoding;
 mod file_io;
@@ -43,8 +46,11 @@ mod layout;
 mod manifest;
 mod merge;
 mod pick;
+mod place;
+mod publish;
 mod read;
 mod recover;
+mod refusal;
 mod retain;
 mod rewrite;
 mod sink;
@@ -52,8 +58,11 @@ mod store;
 mod verify;
 
 pub(crate) use columns::{check_batch, row_bytes};
+pub use bucket::{Bucket, BucketParts, Writer};
+pub use cache::{BlockCache, CachedReads};
 pub use compact::Compacted;
 pub use config::{DatasetDays, ParquetConfig, RetentionConfig};
+pub use connect::{BucketUrl, Opener, StorePlace};
 pub use manifest::Ledger;
 pub use recover::{OpenReport, SetAside};
 pub use retain::Retained;

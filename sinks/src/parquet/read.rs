@@ -10,12 +10,12 @@ use parquet::arrow::arrow_reader::{
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::statistics::Statistics;
 use tidegate_events::Dataset;
-use tidegate_pipeline::fs::Fs;
 
 use super::columns::{SortKeys, range_fits_float};
 use super::encode::TENANTS_KEY;
 use super::file_io::FileSource;
 use super::manifest::TenantRows;
+use super::place::Place;
 use crate::error::SinksError;
 
 /// A file with its footer read.
@@ -25,8 +25,18 @@ pub(crate) struct FileReader {
 }
 
 impl FileReader {
-    pub(crate) fn open(fs: &dyn Fs, path: &Path) -> Result<Self, SinksError> {
-        let source = FileSource::open(fs, path)?;
+    /// Opens a file of this size for a look at its footer.
+    pub(crate) fn open(place: &Place, path: &Path, bytes: u64) -> Result<Self, SinksError> {
+        Self::over(FileSource::open(place, path, Some(bytes))?)
+    }
+
+    /// Opens it for reading all of it.
+    pub(crate) fn fetch(place: &Place, path: &Path, bytes: u64) -> Result<Self, SinksError> {
+        let source = FileSource::open(place, path, Some(bytes))?;
+        Self::over(source.fetched().map_err(SinksError::io("read", path))?)
+    }
+
+    fn over(source: FileSource) -> Result<Self, SinksError> {
         let metadata = ArrowReaderMetadata::load(&source, ArrowReaderOptions::default())?;
         Ok(Self { source, metadata })
     }

@@ -8,12 +8,14 @@ use std::sync::Arc;
 use metrics::counter;
 use serde::Serialize;
 use tidegate_events::Dataset;
-use tidegate_pipeline::fs::{DirChange, Fs, make_dir_durable, read_file};
 
-use super::encode::{discard, file_path};
+use super::bucket::Writer;
+use super::encode::file_path;
 use super::file_io::FileSource;
 use super::manifest::{Cursors, Edit, FileMeta, Table, Why};
-use super::store::{Change, Journal, ParquetStore};
+use super::place::{Listed, Place};
+use super::publish::{Change, Journal};
+use super::store::ParquetStore;
 use crate::error::SinksError;
 use crate::metrics as names;
 
@@ -72,6 +74,8 @@ impl OpenReport {
 pub(crate) struct Opened {
     pub(crate) table: Table,
     pub(crate) journal: Journal,
+    /// Before the last edit.
+    pub(crate) cursors_before: Cursors,
     pub(crate) bad_files: Vec<(Arc<FileMeta>, String)>,
     pub(crate) strays: Vec<PathBuf>,
     pub(crate) report: OpenReport,
@@ -83,28 +87,30 @@ pub(crate) fn edit_path(dir: &Path, number: u64) -> PathBuf {
 }
 
 /// Reads the store in `dir` and changes nothing but to make folders.
-pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Opened, SinksError> {
+pub(crate) fn load(place: &Place, dir: &Path) -> Result<Opened, SinksError> {
     let datasets = Dataset::ALL.map(Dataset::table_name);
     for folder in [MANIFEST, QUARANTINE].iter().chain(&datasets) {
         let folder = dir.join(folder);
-        make_dir_durable(fs, &folder).map_err(SinksError::io("make", &folder))?;
+        place.make_folder(&folder).map_err(SinksError::io("make", &folder))?;
     }
     let mut report = OpenReport::default();
     let manifest = dir.join(MANIFEST);
     let mut numbers = Vec::new();
     let mut strays = Vec::new();
-    for path in fs.list(&manifest).map_err(SinksError::io("list", &manifest))? {
+    for Listed { path, .. } in place.list(&manifest).map_err(SinksError::io("list", &manifest))? {
         match number_in(&path, "edit") {
             Some(number) => numbers.push(number),
             None => strays.push(path),
         }
     }
     numbers.sort_unstable();
-    let (table, journal) = replay(fs, dir, &numbers, &mut report)?;
-    let mut table = table;
+    let Replayed { mut table, journal, cursors_before, writer } = replay(place, dir, &numbers, &mut report)?;
+    check_log(place, writer, &table)?;
+    let mut sizes: BTreeMap<PathBuf, u64> = BTreeMap::new();
     for name in datasets {
         let folder = dir.join(name);
-        for path in fs.list(&folder).map_err(SinksError::io("list", &folder))? {
+        for Listed { path, bytes } in place.list(&folder).map_err(SinksError::io("list", &folder))? {
+            sizes.extend(bytes.map(|bytes| (path.clone(), bytes)));
             let id = number_in(&path, "parquet");
             table.next_file = table.next_file.max(id.map_or(0, |id| id.saturating_add(1)));
             let known = id.and_then(|id| table.files.get(&id)).is_some_and(|file| file.dataset.table_name() == name);
@@ -116,7 +122,7 @@ pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Opened, SinksError> {
     let mut bad_files = Vec::new();
     for file in table.files.values() {
         let path = file_path(dir, file.dataset, file.id);
-        match look(fs, &path, file) {
+        match look(place, &path, file, &sizes) {
             Look::Good => {}
             Look::Bad(reason) => bad_files.push((file.clone(), reason)),
             Look::Unknown(reason) => report.unreadable.push((path, reason)),
@@ -124,7 +130,7 @@ pub(crate) fn load(fs: &dyn Fs, dir: &Path) -> Result<Opened, SinksError> {
     }
     let ledger = table.ledger;
     report.ledger_agrees = report.lost_edits > 0 || ledger.committed == table.rows() + ledger.expired + ledger.lost;
-    Ok(Opened { table, journal, bad_files, strays, report })
+    Ok(Opened { table, journal, cursors_before, bad_files, strays, report })
 }
 
 fn number_in(path: &Path, extension: &str) -> Option<u64> {
@@ -133,13 +139,32 @@ fn number_in(path: &Path, extension: &str) -> Option<u64> {
     (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
 }
 
+/// What the manifest says.
+struct Replayed {
+    table: Table,
+    journal: Journal,
+    cursors_before: Cursors,
+    /// Who made the last edit.
+    writer: Option<Writer>,
+}
+
+/// Refuses the rows of another server's log: its offsets are not ours, and what the own log holds would count as stored.
+fn check_log(place: &Place, writer: Option<Writer>, table: &Table) -> Result<(), SinksError> {
+    let (Place::Bucket(bucket), Some(writer)) = (place, writer) else { return Ok(()) };
+    let parts = &bucket.parts;
+    if writer.log == parts.writer.log || parts.log_is_empty || table.cursors == Cursors::default() {
+        return Ok(());
+    }
+    Err(SinksError::Foreign { place: parts.url.clone(), host: writer.host, log: writer.log })
+}
+
 /// Replays the manifest from its newest good full edit.
-fn replay(fs: &dyn Fs, dir: &Path, numbers: &[u64], report: &mut OpenReport) -> Result<(Table, Journal), SinksError> {
+fn replay(place: &Place, dir: &Path, numbers: &[u64], report: &mut OpenReport) -> Result<Replayed, SinksError> {
     let mut edits: BTreeMap<u64, Edit> = BTreeMap::new();
     let mut start = None;
     for number in numbers.iter().rev() {
         let path = edit_path(dir, *number);
-        match read_edit(fs, &path, *number)? {
+        match read_edit(place, &path, *number)? {
             Ok(edit) => {
                 let full = edit.state.is_some();
                 edits.insert(*number, edit);
@@ -153,19 +178,19 @@ fn replay(fs: &dyn Fs, dir: &Path, numbers: &[u64], report: &mut OpenReport) -> 
     }
     let last = numbers.last().copied().unwrap_or(0);
     let first = numbers.first().copied().unwrap_or(1);
-    let cursors_before = Cursors::default();
-    let mut journal =
-        Journal { last, last_diff: None, cursors_before, last_full: 0, previous_full: first, first, needs_full: true };
+    let mut cursors_before = Cursors::default();
+    let mut journal = Journal::new(last, first);
+    let writer = edits.last_key_value().and_then(|(_, edit)| edit.writer.clone());
     let Some(start) = start else {
         // Nothing to stand on: the cursors go back to zero, the logs give again what they still have.
         report.lost_edits = edits.len() as u64 + report.damaged_edits.len() as u64;
-        return Ok((Table::default(), journal));
+        return Ok(Replayed { table: Table::default(), journal, cursors_before, writer });
     };
     let Some(Edit { state: Some(state), diff, previous, .. }) = edits.remove(&start) else {
         return Err(SinksError::Damaged { path: edit_path(dir, start), reason: "it has no state".into() });
     };
     let mut table = Table::from_state(state);
-    journal.cursors_before = previous.map_or(Cursors::default(), |previous| previous.cursors);
+    cursors_before = previous.map_or(cursors_before, |previous| previous.cursors);
     journal.last_full = start;
     journal.needs_full = !report.damaged_edits.is_empty();
     journal.last_diff = Some(diff);
@@ -186,17 +211,17 @@ fn replay(fs: &dyn Fs, dir: &Path, numbers: &[u64], report: &mut OpenReport) -> 
                 }
             }
         };
-        journal.cursors_before = table.cursors;
+        cursors_before = table.cursors;
         table.apply(&diff);
         journal.last_diff = Some(diff);
         report.edits_replayed += 1;
     }
-    Ok((table, journal))
+    Ok(Replayed { table, journal, cursors_before, writer })
 }
 
 /// The edit, or why there is none in the file.
-fn read_edit(fs: &dyn Fs, path: &Path, number: u64) -> Result<Result<Edit, String>, SinksError> {
-    match read_file(fs, path, EDIT_BYTES_MAX) {
+fn read_edit(place: &Place, path: &Path, number: u64) -> Result<Result<Edit, String>, SinksError> {
+    match place.read(path, EDIT_BYTES_MAX) {
         Ok(bytes) => Ok(Edit::decode(&bytes, number)),
         Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound) => {
             Ok(Err(error.to_string()))
@@ -212,9 +237,19 @@ enum Look {
     Unknown(String),
 }
 
-/// Checks length, magic bytes and the length of the footer. What the rest holds is for `verify`.
-fn look(fs: &dyn Fs, path: &Path, file: &FileMeta) -> Look {
-    let source = match FileSource::open(fs, path) {
+/// Checks length, magic bytes and the length of the footer. What the rest holds is for `verify`. Of an object store, which shows
+/// whole objects only, the sizes of its listing will do.
+fn look(place: &Place, path: &Path, file: &FileMeta, sizes: &BTreeMap<PathBuf, u64>) -> Look {
+    if let Place::Bucket(_) = place {
+        return match sizes.get(path) {
+            None => Look::Bad("it is missing".into()),
+            Some(bytes) if *bytes != file.bytes => {
+                Look::Bad(format!("it has {bytes} bytes, the manifest says {}", file.bytes))
+            }
+            Some(_) => Look::Good,
+        };
+    }
+    let source = match FileSource::open(place, path, None) {
         Ok(source) => source,
         Err(SinksError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
             return Look::Bad("it is missing".into());
@@ -230,11 +265,11 @@ fn look(fs: &dyn Fs, path: &Path, file: &FileMeta) -> Look {
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Look::Bad("it is too short".into()),
         Err(error) => return Look::Unknown(error.to_string()),
     };
-    let footer = match *tail.as_slice() {
+    let footer = match *tail {
         [a, b, c, d, b'P', b'A', b'R', b'1'] => u64::from(u32::from_le_bytes([a, b, c, d])),
         _ => return Look::Bad("it does not end like a Parquet file".into()),
     };
-    if head != b"PAR1" {
+    if *head != *b"PAR1" {
         return Look::Bad("it does not begin like a Parquet file".into());
     }
     if footer + 12 > file.bytes { Look::Bad("its footer is longer than the file".into()) } else { Look::Good }
@@ -242,18 +277,21 @@ fn look(fs: &dyn Fs, path: &Path, file: &FileMeta) -> Look {
 
 impl ParquetStore {
     /// The second half of opening: sets damaged files aside and clears away what nothing names.
-    pub(crate) fn settle(&self, bad: &[(Arc<FileMeta>, String)], strays: &[PathBuf], report: &mut OpenReport) {
+    pub(crate) fn settle_files(&self, bad: &[(Arc<FileMeta>, String)], strays: &[PathBuf], report: &mut OpenReport) {
         for (file, reason) in bad {
             report.set_aside.push(self.set_aside(file, reason));
         }
         let damaged = !report.damaged_edits.is_empty() || report.lost_edits > 0;
-        let fresh = self.stats().edit == 0;
+        // Another process may still read what an edit before the claim has dropped.
+        let elsewhere = matches!(self.place, Place::Bucket(_));
+        let fresh = self.stats().edit == u64::from(elsewhere);
         let orphans = strays.iter().any(|path| number_in(path, "parquet").is_some());
         if !bad.is_empty() {
             let removed: Vec<u64> = bad.iter().map(|(file, _)| file.id).collect();
             self.forget_bad(removed);
         }
-        if (fresh || damaged || orphans)
+        if !elsewhere
+            && (fresh || damaged || orphans)
             && let Err(error) = self.publish(&[], |table| Ok(Change::new(Why::Confirm, table.cursors)))
         {
             // What nothing names stays where it is until a start that can write.
@@ -265,7 +303,11 @@ impl ParquetStore {
             if kept && self.move_to_quarantine(path).is_ok() {
                 report.strays_kept += 1;
             } else {
-                discard(self.fs.as_ref(), path);
+                if elsewhere {
+                    self.condemn(path.clone())
+                } else {
+                    self.discard(path)
+                }
                 report.strays_removed += 1;
             }
         }
@@ -294,6 +336,6 @@ impl ParquetStore {
         let mut target = folder.to_owned();
         target.push(".");
         target.push(name);
-        self.fs.change(DirChange::Rename(path, &self.dir.join(QUARANTINE).join(target)))
+        self.place.move_aside(path, &self.dir.join(QUARANTINE).join(target))
     }
 }

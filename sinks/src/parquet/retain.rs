@@ -10,10 +10,11 @@ use super::config::{DAY_US, RetentionConfig};
 use super::encode::{PageEncoding, TenantCount};
 use super::manifest::{FileMeta, TenantRows, Why};
 use super::merge::{NOWHERE, merge_order};
+use super::publish::Change;
 use super::read::FileReader;
 use super::recover::SetAside;
 use super::rewrite::{Output, Source, rewrite};
-use super::store::{Change, ParquetStore};
+use super::store::ParquetStore;
 use crate::error::SinksError;
 use crate::metrics as names;
 
@@ -48,6 +49,7 @@ impl ParquetStore {
     /// [`SinksError::Io`], [`SinksError::Parquet`]: what was removed before stays removed; try again later.
     pub fn retain(&self, now_us: i64, policy: &RetentionConfig) -> Result<Retained, SinksError> {
         let _alone = self.maintenance.lock();
+        self.settle_doubt()?;
         let mut done = Retained::default();
         let mut dropped: Vec<Arc<FileMeta>> = Vec::new();
         let mut mixed: Vec<Arc<FileMeta>> = Vec::new();
@@ -96,7 +98,7 @@ impl ParquetStore {
         let tenants: &[TenantRows] = match &file.tenants {
             Some(tenants) => tenants,
             None => {
-                let reader = FileReader::open(self.fs.as_ref(), &self.path_of(file))?;
+                let reader = FileReader::open(&self.place, &self.path_of(file), file.bytes)?;
                 in_footer = reader.tenants().ok_or_else(|| SinksError::Damaged {
                     path: self.path_of(file),
                     reason: "its footer does not name its tenants".into(),
@@ -115,7 +117,7 @@ impl ParquetStore {
 
     /// Puts a file without expired rows in the place of one with; says how many rows went.
     fn drop_expired(&self, file: &Arc<FileMeta>, now_us: i64, policy: &RetentionConfig) -> Result<u64, SinksError> {
-        let reader = [FileReader::open(self.fs.as_ref(), &self.path_of(file))?];
+        let reader = [FileReader::fetch(&self.place, &self.path_of(file), file.bytes)?];
         let fields: Vec<_> = reader.iter().flat_map(|reader| reader.schema().fields().iter().cloned()).collect();
         let encoding =
             PageEncoding { zstd_level: self.config.compact_zstd_level, row_group_rows: self.config.row_group_rows };

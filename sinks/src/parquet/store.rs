@@ -1,20 +1,24 @@
-//! The store: what is visible, who still looks at what was, and the one place where a change becomes visible.
+//! The store: what is visible, and who still looks at what was.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use metrics::gauge;
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tidegate_events::Dataset;
-use tidegate_pipeline::fs::{DirChange, Fs, Open, replace_file};
+use tidegate_pipeline::fs::Fs;
 use tidegate_pipeline::{History, HistoryFile, Offset, Snapshot};
 
+use super::bucket::Bucket;
 use super::config::ParquetConfig;
-use super::encode::{discard, file_path};
-use super::manifest::{Cursors, Diff, Edit, FileMeta, Ledger, Table, Why};
+use super::encode::file_path;
+use super::manifest::{Cursors, Diff, FileMeta, Ledger, Table, Why};
+use super::place::Place;
+use super::publish::{Change, Journal};
 use super::recover::{self, OpenReport, Opened};
 use super::sink::ParquetSink;
 use crate::error::SinksError;
@@ -82,46 +86,39 @@ pub struct StoreStats {
     pub condemned: u64,
 }
 
-/// A Parquet store in one folder. One process and one `ParquetStore` at a time may use a folder.
+/// A Parquet store in one folder, or under one prefix of an object store. One process and one `ParquetStore` at a time may use a
+/// folder; of those that use a prefix, the one that opened it last may write.
 #[derive(Debug)]
 pub struct ParquetStore {
-    pub(crate) fs: Arc<dyn Fs>,
+    pub(crate) place: Place,
     pub(crate) dir: PathBuf,
     pub(crate) config: ParquetConfig,
-    held: Mutex<Held>,
+    /// Taken before `held`, and for as long as an edit is being written.
+    pub(crate) journal: Mutex<Journal>,
+    /// Never taken for longer than a look.
+    pub(crate) held: Mutex<Held>,
     current: RwLock<Arc<Snapshot>>,
-    next_file: AtomicU64,
+    pub(crate) next_file: AtomicU64,
     /// Compaction, retention and the setting aside of files go one at a time.
     pub(crate) maintenance: Mutex<()>,
     /// Files whose bytes are right and that cannot be merged all the same.
     pub(crate) spoiled: Mutex<BTreeSet<u64>>,
+    /// Files that no edit names and that could not be removed yet.
+    pub(crate) litter: Mutex<Vec<PathBuf>>,
 }
 
+/// What is visible.
 #[derive(Debug)]
-struct Held {
-    table: Table,
+pub(crate) struct Held {
+    pub(crate) table: Table,
+    /// The number of the last edit.
+    last: u64,
+    /// The cursors before the last edit: where reading would resume if that edit were lost.
+    cursors_before: Cursors,
     files: BTreeMap<u64, Arc<HistoryFile>>,
-    journal: Journal,
     condemned: Vec<Condemned>,
     /// Views given out before the current one, with their cursors, as long as someone holds them.
     views: Vec<(Weak<Snapshot>, Cursors)>,
-    /// New files of an edit that may or may not be on disk; the next edit with its number decides.
-    doubtful: Vec<PathBuf>,
-}
-
-/// Where the manifest stands.
-#[derive(Debug)]
-pub(crate) struct Journal {
-    pub(crate) last: u64,
-    pub(crate) last_diff: Option<Diff>,
-    /// The cursors before the last edit: where reading would resume if that edit were lost.
-    pub(crate) cursors_before: Cursors,
-    pub(crate) last_full: u64,
-    pub(crate) previous_full: u64,
-    /// The oldest edit on disk.
-    pub(crate) first: u64,
-    /// The next edit must hold the whole state.
-    pub(crate) needs_full: bool,
 }
 
 #[derive(Debug)]
@@ -130,6 +127,8 @@ struct Condemned {
     readers: Weak<HistoryFile>,
     /// The edit that dropped it.
     edit: u64,
+    /// Readers that this process does not know have until then.
+    due: Instant,
 }
 
 impl ParquetStore {
@@ -139,20 +138,58 @@ impl ParquetStore {
     /// # Errors
     /// [`SinksError::Io`] when the folder cannot be made, listed or read, [`SinksError::Invalid`] for the configuration.
     pub fn open(fs: Arc<dyn Fs>, dir: &Path, config: ParquetConfig) -> Result<(Arc<Self>, OpenReport), SinksError> {
-        config.check()?;
         let dir = std::path::absolute(dir).map_err(SinksError::io("open", dir))?;
-        let Opened { table, journal, bad_files, strays, mut report } = recover::load(fs.as_ref(), &dir)?;
+        Self::open_in(Place::Disk(fs), dir, config)
+    }
+
+    /// Opens the store in an object store, as its writer from now on. Needs a thread that may block.
+    ///
+    /// # Errors
+    /// [`SinksError::Io`] when it cannot be reached or used: trying again may work. [`SinksError::Foreign`] when it holds the
+    /// rows of another server's log, [`SinksError::Replaced`] when another writer opens it at the same time,
+    /// [`SinksError::Invalid`] for the configuration or an object store that is not up to it.
+    pub fn open_bucket(bucket: Bucket, config: ParquetConfig) -> Result<(Arc<Self>, OpenReport), SinksError> {
+        let dir = bucket.dir();
+        Self::open_in(Place::Bucket(Arc::new(bucket)), dir, config)
+    }
+
+    fn open_in(place: Place, dir: PathBuf, config: ParquetConfig) -> Result<(Arc<Self>, OpenReport), SinksError> {
+        config.check()?;
+        let Opened { table, journal, cursors_before, bad_files, strays, mut report } = recover::load(&place, &dir)?;
         let files = table.files.values().map(|file| (file.id, history_file(&dir, file))).collect();
         let next_file = AtomicU64::new(table.next_file);
-        let held = Held { table, files, journal, condemned: Vec::new(), views: Vec::new(), doubtful: Vec::new() };
-        let current = RwLock::new(Arc::new(held.snapshot()));
-        let maintenance = Mutex::new(());
-        let (held, spoiled) = (Mutex::new(held), Mutex::default());
-        let store = Self { fs, dir, config, held, current, next_file, maintenance, spoiled };
-        store.settle(&bad_files, &strays, &mut report);
+        let last = journal.last;
+        let held = Held { table, last, cursors_before, files, condemned: Vec::new(), views: Vec::new() };
+        let store = Self {
+            place,
+            dir,
+            config,
+            journal: Mutex::new(journal),
+            current: RwLock::new(Arc::new(held.snapshot())),
+            held: Mutex::new(held),
+            next_file,
+            maintenance: Mutex::new(()),
+            spoiled: Mutex::default(),
+            litter: Mutex::default(),
+        };
+        store.claim()?;
+        store.settle_files(&bad_files, &strays, &mut report);
         report.files = store.held.lock().table.files.len() as u64;
         store.show_gauges();
         Ok((Arc::new(store), report))
+    }
+
+    /// Reads the files of snapshots, when they are in an object store.
+    pub fn reads(&self) -> Option<Arc<dyn object_store::ObjectStore>> {
+        match &self.place {
+            Place::Disk(_) => None,
+            Place::Bucket(bucket) => Some(bucket.parts.reads.clone()),
+        }
+    }
+
+    /// What it is called in messages: a folder, or the URL of an object store.
+    pub fn name(&self) -> String {
+        self.shown()
     }
 
     /// A sink for one log. Use one at a time for each log.
@@ -168,13 +205,13 @@ impl ParquetStore {
 
     /// The smallest cursor of any snapshot that is still held, and of the manifest's last edit but one: the log must be
     /// kept from there on, so that readers of old snapshots see no gap and a damaged last edit can be made good. Hold the
-    /// `Arc` of a snapshot while reading; a clone of the `Snapshot` itself keeps the files, but is not seen here. May wait
-    /// for a manifest edit that is being written, as [`stats`](Self::stats) and [`sweep`](Self::sweep) may.
+    /// `Arc` of a snapshot while reading; a clone of the `Snapshot` itself keeps the files, but is not seen here. Never waits
+    /// for the disk.
     pub fn oldest_live_cursor(&self, source: LogSource) -> Offset {
         let held = self.held.lock();
         let views = held.views.iter().filter(|(view, _)| view.strong_count() > 0);
         let cursors = views.map(|(_, cursors)| *cursors);
-        let own = [held.table.cursors, held.journal.cursors_before];
+        let own = [held.table.cursors, held.cursors_before];
         cursors.chain(own).map(|cursors| source.cursor(cursors)).min().unwrap_or(0)
     }
 
@@ -193,7 +230,7 @@ impl ParquetStore {
             ledger: held.table.ledger,
             log_cursor: held.table.cursors.ingest,
             output_cursor: held.table.cursors.output,
-            edit: held.journal.last,
+            edit: held.last,
             condemned: held.condemned.len() as u64,
         }
     }
@@ -213,146 +250,92 @@ impl ParquetStore {
         file_path(&self.dir, file.dataset, file.id)
     }
 
-    /// Makes a change visible, all of it or nothing. `make` sees the state that the change will be applied to and says what
-    /// the change is; `added` are the files it may name, already durable. When the change fails they are removed (or kept
-    /// until it is known whether the edit is on disk).
-    pub(crate) fn publish(
-        &self,
-        added: &[FileMeta],
-        make: impl FnOnce(&Table) -> Result<Change, SinksError>,
-    ) -> Result<(), SinksError> {
+    /// Makes an edit visible that is durable now.
+    pub(crate) fn show(&self, diff: &Diff, number: u64) {
         let mut held = self.held.lock();
-        let new_paths: Vec<PathBuf> = added.iter().map(|file| self.path_of(file)).collect();
-        let change = match make(&held.table) {
-            Ok(change) => change,
-            Err(error) => {
-                new_paths.iter().for_each(|path| discard(self.fs.as_ref(), path));
-                return Err(error);
+        let due = Instant::now() + self.reader_grace();
+        for id in &diff.removed {
+            if let Some(file) = held.files.remove(id) {
+                let path = file.path.clone();
+                held.condemned.push(Condemned { path, readers: Arc::downgrade(&file), edit: number, due });
             }
-        };
-        let diff = Diff {
-            why: change.why,
-            added: added.to_vec(),
-            removed: change.removed,
-            cursors: change.cursors,
-            fields: change.fields,
-            next_file: self.next_file.load(Ordering::Relaxed),
-        };
-        if let Err(error) = self.write_edit(&mut held, diff) {
-            if self.edit_exists(held.journal.last + 1) {
-                held.doubtful.extend(new_paths);
-            } else {
-                new_paths.iter().for_each(|path| discard(self.fs.as_ref(), path));
-            }
-            return Err(error);
         }
+        for file in &diff.added {
+            held.files.insert(file.id, history_file(&self.dir, file));
+        }
+        held.cursors_before = held.table.cursors;
+        held.table.apply(diff);
+        held.last = number;
         let snapshot = Arc::new(held.snapshot());
-        let mut current = self.current.write();
-        let old = std::mem::replace(&mut *current, snapshot);
+        let old = std::mem::replace(&mut *self.current.write(), snapshot);
         held.views.retain(|(view, _)| view.strong_count() > 0);
         let cursors = Cursors { ingest: old.log_cursor, output: old.output_cursor };
         held.views.push((Arc::downgrade(&old), cursors));
-        Ok(())
     }
 
-    /// Drops damaged files from the manifest, or, when that cannot be written, from what is visible: the next start then
-    /// finds them damaged again.
-    pub(crate) fn forget_bad(&self, removed: Vec<u64>) {
-        let dropped = self.publish(&[], |table| {
-            let removed = removed.iter().copied().filter(|id| table.files.contains_key(id)).collect();
-            Ok(Change::new(Why::Quarantine, table.cursors).removing(removed))
-        });
-        if let Err(error) = dropped {
-            tracing::warn!(%error, "damaged files could not be dropped from the manifest; they are hidden until the next start");
-            let mut held = self.held.lock();
-            for id in &removed {
-                held.files.remove(id);
-                if let Some(file) = held.table.files.remove(id) {
-                    held.table.ledger.lost += file.rows;
-                }
-            }
-            *self.current.write() = Arc::new(held.snapshot());
-        }
-    }
-
-    /// Whether an edit that failed may be there after all. When in doubt: yes.
-    fn edit_exists(&self, number: u64) -> bool {
-        let opened = self.fs.open(&recover::edit_path(&self.dir, number), Open::Read);
-        !matches!(opened, Err(error) if error.kind() == std::io::ErrorKind::NotFound)
-    }
-
-    /// Writes the next edit, then applies it to the state in memory.
-    fn write_edit(&self, held: &mut Held, diff: Diff) -> Result<(), SinksError> {
-        let number = held.journal.last + 1;
-        let full = held.journal.needs_full || number - held.journal.last_full >= self.config.edits_per_snapshot;
-        let state = full.then(|| {
-            let mut after = held.table.clone();
-            after.apply(&diff);
-            after.to_state()
-        });
-        let edit = Edit { number, previous: held.journal.last_diff.take(), diff, state };
-        let path = recover::edit_path(&self.dir, number);
-        let bytes = edit.encode().map_err(|error| SinksError::Invalid(format!("manifest edit: {error}")));
-        let written = bytes
-            .and_then(|bytes| replace_file(self.fs.as_ref(), &path, &bytes).map_err(SinksError::io("write", &path)));
-        if let Err(error) = written {
-            held.journal.last_diff = edit.previous;
-            return Err(error);
-        }
-        held.accept(&self.dir, edit.diff, number);
-        if full {
-            held.journal.needs_full = false;
-            held.journal.previous_full = std::mem::replace(&mut held.journal.last_full, number);
-            self.drop_old_edits(&mut held.journal);
-        }
-        Ok(())
-    }
-
-    /// Removes the edits below the last full edit but one.
-    fn drop_old_edits(&self, journal: &mut Journal) {
-        while journal.first < journal.previous_full {
-            let path = recover::edit_path(&self.dir, journal.first);
-            match self.fs.change(DirChange::Remove(&path)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "an old manifest edit could not be removed");
-                    return;
-                }
-                _ => journal.first += 1,
+    /// Takes damaged files out of what is visible, although the manifest still names them.
+    pub(crate) fn hide(&self, removed: &[u64]) {
+        let mut held = self.held.lock();
+        for id in removed {
+            held.files.remove(id);
+            if let Some(file) = held.table.files.remove(id) {
+                held.table.ledger.lost += file.rows;
             }
         }
+        *self.current.write() = Arc::new(held.snapshot());
     }
 
-    /// Removes files from disk that no edit names, no reader holds, and whose removal a later edit has confirmed. Says how
+    /// Has a file removed that the last edit does not name, once readers of older edits had their time.
+    pub(crate) fn condemn(&self, path: PathBuf) {
+        let due = Instant::now() + self.reader_grace();
+        let mut held = self.held.lock();
+        let edit = held.last.saturating_sub(1);
+        held.condemned.push(Condemned { path, readers: Weak::new(), edit, due });
+    }
+
+    /// How long readers may hold what this process does not know of.
+    pub(crate) fn reader_grace(&self) -> Duration {
+        match &self.place {
+            Place::Disk(_) => Duration::ZERO,
+            Place::Bucket(bucket) => bucket.parts.reader_grace,
+        }
+    }
+
+    /// Removes files that no edit names, no reader holds, and whose removal a later edit has confirmed. Says how
     /// many were removed. Call it after compaction and retention, and now and then.
     ///
     /// # Errors
     /// [`SinksError::Io`] when an edit that confirms the removal could not be written; nothing is lost then.
     pub fn sweep(&self) -> Result<usize, SinksError> {
+        self.clear_litter();
+        let now = Instant::now();
         let unconfirmed = {
             let held = self.held.lock();
-            held.condemned.iter().any(|file| file.edit == held.journal.last && file.readers.strong_count() == 0)
+            held.condemned.iter().any(|file| file.edit == held.last && file.is_free(now))
         };
         if unconfirmed {
             self.publish(&[], |table| Ok(Change::new(Why::Confirm, table.cursors)))?;
         }
-        let mut held = self.held.lock();
-        let last = held.journal.last;
-        let mut swept = 0;
-        held.condemned.retain(|file| {
-            if file.edit >= last || file.readers.strong_count() > 0 {
-                return true;
-            }
-            match self.fs.change(DirChange::Remove(&file.path)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        let free: Vec<Condemned> = {
+            let mut held = self.held.lock();
+            let last = held.last;
+            let (free, waiting) =
+                std::mem::take(&mut held.condemned).into_iter().partition(|file| file.edit < last && file.is_free(now));
+            held.condemned = waiting;
+            free
+        };
+        let (mut swept, mut left) = (0, Vec::new());
+        for file in free {
+            match self.place.remove(&file.path) {
+                Ok(()) => swept += 1,
+                Err(error) => {
                     tracing::warn!(path = %file.path.display(), %error, "a Parquet file no longer needed stays on disk");
-                    true
-                }
-                _ => {
-                    swept += 1;
-                    false
+                    left.push(file);
                 }
             }
-        });
+        }
+        let mut held = self.held.lock();
+        held.condemned.append(&mut left);
         gauge!(names::PARQUET_CONDEMNED_FILES).set(held.condemned.len() as f64);
         Ok(swept)
     }
@@ -370,28 +353,9 @@ impl ParquetStore {
     }
 }
 
-/// A change to be published, without its new files.
-#[derive(Debug)]
-pub(crate) struct Change {
-    why: Why,
-    removed: Vec<u64>,
-    cursors: Cursors,
-    fields: Vec<super::manifest::TenantFields>,
-}
-
-impl Change {
-    pub(crate) fn new(why: Why, cursors: Cursors) -> Self {
-        Self { why, removed: Vec::new(), cursors, fields: Vec::new() }
-    }
-
-    pub(crate) fn removing(mut self, removed: Vec<u64>) -> Self {
-        self.removed = removed;
-        self
-    }
-
-    pub(crate) fn with_fields(mut self, fields: Vec<super::manifest::TenantFields>) -> Self {
-        self.fields = fields;
-        self
+impl Condemned {
+    fn is_free(&self, now: Instant) -> bool {
+        self.readers.strong_count() == 0 && self.due <= now
     }
 }
 
@@ -404,26 +368,6 @@ impl Held {
             log_cursor: self.table.cursors.ingest,
             output_cursor: self.table.cursors.output,
         }
-    }
-
-    /// The edit is durable: the state in memory follows.
-    fn accept(&mut self, dir: &Path, diff: Diff, number: u64) {
-        for id in &diff.removed {
-            if let Some(file) = self.files.remove(id) {
-                let path = file.path.clone();
-                self.condemned.push(Condemned { path, readers: Arc::downgrade(&file), edit: number });
-            }
-        }
-        for file in &diff.added {
-            self.files.insert(file.id, history_file(dir, file));
-        }
-        for path in self.doubtful.drain(..) {
-            self.condemned.push(Condemned { path, readers: Weak::new(), edit: number });
-        }
-        self.journal.cursors_before = self.table.cursors;
-        self.table.apply(&diff);
-        self.journal.last = number;
-        self.journal.last_diff = Some(diff);
     }
 }
 

@@ -57,7 +57,7 @@ impl ParquetStore {
 
     fn read_all(&self, file: &Arc<FileMeta>, rows: &mut u64) -> Result<(), SinksError> {
         let path = self.path_of(file);
-        let reader = FileReader::open(self.fs.as_ref(), &path)?;
+        let reader = FileReader::fetch(&self.place, &path, file.bytes)?;
         // A column at a time: each open one holds a codec and its pages.
         for column in 0..reader.schema().fields().len() {
             let mut found = 0;
@@ -86,7 +86,7 @@ impl ParquetStore {
     /// What is wrong with the bytes of a file, if anything.
     pub(crate) fn damage_of(&self, file: &FileMeta) -> Result<Option<String>, SinksError> {
         let path = self.path_of(file);
-        let source = match FileSource::open(self.fs.as_ref(), &path) {
+        let source = match FileSource::open(&self.place, &path, None) {
             Err(SinksError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(Some("it is missing".into()));
             }
@@ -95,6 +95,7 @@ impl ParquetStore {
         if source.len() != file.bytes {
             return Ok(Some(format!("it has {} bytes, the manifest says {}", source.len(), file.bytes)));
         }
+        let source = source.fetched().map_err(SinksError::io("read", &path))?;
         let crc = match source.crc() {
             // Waiting does not mend a sector, and whoever needs the file (a query, compaction) would fail for ever.
             Err(error) if is_bad_sector(&error) && has_bad_sector(&source) => {
@@ -114,6 +115,9 @@ impl ParquetStore {
         let _alone = self.maintenance.lock();
         let Some(file) = self.metas().into_iter().find(|file| self.path_of(file) == path) else { return Ok(None) };
         let Some(reason) = self.damage_of(&file)? else { return Ok(None) };
+        // Of what another writer may have taken away nothing can be said.
+        self.settle_doubt()?;
+        self.check_still_ours()?;
         let bad = self.set_aside(&file, &reason);
         self.forget_bad(vec![file.id]);
         Ok(Some(bad))

@@ -87,10 +87,15 @@ pub fn flush(sink: &mut ParquetSink) -> Result<(), tidegate_pipeline::SinkError>
     wait(sink.flush())
 }
 
+/// The runtime of the tests that are not async themselves.
+pub fn runtime() -> &'static Runtime {
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
+    &RUNTIME
+}
+
 /// Runs a future of a sink.
 pub fn wait<T>(future: impl Future<Output = T>) -> T {
-    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
-    RUNTIME.block_on(future)
+    runtime().block_on(future)
 }
 
 /// Commits a batch at the cursor.

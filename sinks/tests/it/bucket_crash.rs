@@ -1,0 +1,64 @@
+//! A call to the object store that fails, whichever: nothing is lost, doubled or half visible, before and after a restart.
+
+use tidegate_pipeline::History;
+
+use crate::bucket_world::{Faulty, LIFE_ROWS, Trouble, check_life, live, named, open_bucket};
+
+fn calls_of_a_life() -> u64 {
+    let objects = Faulty::default();
+    let (store, report) = open_bucket(&objects, "log").expect("opens");
+    assert!(report.is_clean(), "{report:?}");
+    live(&store, 0).expect("lives");
+    check_life(&objects, &store, "without a fault");
+    assert_eq!(store.snapshot().log_cursor, LIFE_ROWS);
+    assert_eq!((objects.files(), objects.open_uploads()), (named(&store), 0), "nothing else is left");
+    objects.calls()
+}
+
+fn troubles(calls: u64, sticky: bool) -> impl Iterator<Item = Trouble> {
+    (1..=calls).flat_map(move |nth| [false, true].map(|answer_lost| Trouble { nth, sticky, answer_lost }))
+}
+
+#[test]
+fn a_death_at_any_call_loses_and_doubles_nothing() {
+    let calls = calls_of_a_life();
+    assert!(calls > 60, "{calls} calls");
+    for trouble in troubles(calls, true) {
+        let what = format!("dies at {trouble:?}");
+        let objects = Faulty::default();
+        objects.trouble(Some(trouble));
+        let seen = match open_bucket(&objects, "log") {
+            Ok((store, _)) => {
+                live(&store, 1).err();
+                store.snapshot().log_cursor
+            }
+            Err(_) => 0,
+        };
+        objects.trouble(None);
+        let (store, report) = open_bucket(&objects, "log").unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(report.is_clean(), "{what}: {report:?}");
+        assert!(store.snapshot().log_cursor >= seen, "{what}: a committed cursor went back");
+        check_life(&objects, &store, &what);
+        live(&store, 0).unwrap_or_else(|error| panic!("{what}: {error}"));
+        check_life(&objects, &store, &what);
+        assert_eq!(store.snapshot().log_cursor, LIFE_ROWS, "{what}");
+        store.sweep().unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(objects.files(), named(&store), "{what}: what nobody names is cleared away");
+    }
+}
+
+#[test]
+fn a_call_that_fails_once_is_made_good_by_trying_again() {
+    for trouble in troubles(calls_of_a_life(), false) {
+        let what = format!("{trouble:?}");
+        let objects = Faulty::default();
+        objects.trouble(Some(trouble));
+        let opened = open_bucket(&objects, "log").or_else(|_| open_bucket(&objects, "log"));
+        let (store, _) = opened.unwrap_or_else(|error| panic!("{what}: {error}"));
+        live(&store, 2).unwrap_or_else(|error| panic!("{what}: {error}"));
+        check_life(&objects, &store, &what);
+        assert_eq!(store.snapshot().log_cursor, LIFE_ROWS, "{what}");
+        store.sweep().unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(objects.files(), named(&store), "{what}: nothing else is left");
+    }
+}
