@@ -48,7 +48,10 @@ fn lock_folder(fs: &dyn Fs, dir: &Path) -> anyhow::Result<Arc<dyn tidegate_pipel
     make_dir_durable(fs, dir).with_context(|| format!("make {}", dir.display()))?;
     fs.open(&dir.join("lock"), Open::Lock).map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => {
-            anyhow::anyhow!("another server uses the store in {}: give this one a parquet.url of its own", dir.display())
+            anyhow::anyhow!(
+                "another server uses the store in {}: give this one a parquet.url of its own",
+                dir.display()
+            )
         }
         _ => anyhow::anyhow!(error).context(format!("lock {}", dir.display())),
     })
@@ -56,7 +59,8 @@ fn lock_folder(fs: &dyn Fs, dir: &Path) -> anyhow::Result<Arc<dyn tidegate_pipel
 
 async fn open_bucket(fs: &Arc<dyn Fs>, url: &BucketUrl, config: &Config) -> anyhow::Result<Arc<ParquetStore>> {
     let data = config.data_dir.as_path();
-    let log_is_empty = !has_segments(fs.as_ref(), &data.join("log")) && !has_segments(fs.as_ref(), &data.join("output"));
+    let log_is_empty =
+        !has_segments(fs.as_ref(), &data.join("log")) && !has_segments(fs.as_ref(), &data.join("output"));
     let writer = Writer {
         log: log_name(fs.as_ref(), data)?,
         session: format!("{:016x}", getrandom::u64().context("a random number")?),
@@ -70,14 +74,10 @@ async fn open_bucket(fs: &Arc<dyn Fs>, url: &BucketUrl, config: &Config) -> anyh
     }
     let mut wait = RETRY.0;
     loop {
-        let opener = Opener {
-            runtime: Handle::current(),
-            writer: writer.clone(),
-            log_is_empty,
-            cache_dir: data.join("cache"),
-        };
-        let (url, parquet) = (url.clone(), config.parquet.clone());
-        let opening = move || ParquetStore::open_bucket(url.connect(&parquet, opener)?, parquet);
+        let opener =
+            Opener { runtime: Handle::current(), writer: writer.clone(), log_is_empty, cache_dir: data.join("cache") };
+        let (place, parquet) = (url.clone(), config.parquet.clone());
+        let opening = move || ParquetStore::open_bucket(place.connect(&parquet, opener)?, parquet);
         let opened = tokio::task::spawn_blocking(opening).await.context("the thread that opens the store")?;
         match opened {
             Ok((store, report)) => {

@@ -85,6 +85,16 @@ impl Server {
         Self::launch(Self { child: None, dir, flags, environment, small_disk: None, url: String::new() }, settings)
     }
 
+    /// A server with variables that are no settings of ours.
+    pub fn start_in(variables: &[(&str, &str)], settings: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let environment = variables.iter().map(|(name, value)| ((*name).to_owned(), PathBuf::from(value))).collect();
+        Self::launch(
+            Self { child: None, dir, flags: Vec::new(), environment, small_disk: None, url: String::new() },
+            settings,
+        )
+    }
+
     /// The id of the process.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("a running server").id()

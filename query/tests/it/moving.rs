@@ -103,7 +103,7 @@ async fn a_snapshot_whose_rows_are_forgotten_is_taken_anew() {
         log: world.log.clone(),
         output: world.output.clone(),
         history: Arc::new(Stale { stale: Arc::default(), fresh, asked: AtomicUsize::new(0) }),
-            files: None,
+        files: None,
         log_fields: Arc::new(|| Arc::new(FieldCatalog::default())),
         config: QueryConfig::default(),
         cpu: tokio::runtime::Handle::current(),

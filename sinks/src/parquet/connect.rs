@@ -106,7 +106,9 @@ impl BucketUrl {
     pub fn connect(&self, config: &ParquetConfig, opener: Opener) -> Result<Bucket, SinksError> {
         let Opener { runtime, writer, log_is_empty, cache_dir } = opener;
         let store = self.client(config, &runtime).map_err(|error| {
-            SinksError::Invalid(format!("{self}: {error}; see docs/sinks/object-store.md for what the environment must hold"))
+            SinksError::Invalid(format!(
+                "{self}: {error}; see docs/sinks/object-store.md for what the environment must hold"
+            ))
         })?;
         let reads: Arc<dyn ObjectStore> = match config.cache_bytes_max {
             0 => store.clone(),
@@ -216,8 +218,19 @@ mod tests {
             assert_eq!(place(url).as_deref(), Ok(shown), "{url}");
         }
         for url in [
-            "s3://", "s3:///x", "s3://a b/x", "s3://b/../x", "s3://b//x", "s3://b/ä", "http://b/x", "b/x", "file://x",
-            "file:///", "s3://AKIA:hush@b/x", "az://box/x?sig=hush", "s3://hush%41/x",
+            "s3://",
+            "s3:///x",
+            "s3://a b/x",
+            "s3://b/../x",
+            "s3://b//x",
+            "s3://b/ä",
+            "http://b/x",
+            "b/x",
+            "file://x",
+            "file:///",
+            "s3://AKIA:hush@b/x",
+            "az://box/x?sig=hush",
+            "s3://hush%41/x",
         ] {
             let refused = place(url).expect_err(url);
             assert!(refused.starts_with("parquet.url: ") && !refused.contains("hush"), "{refused}");

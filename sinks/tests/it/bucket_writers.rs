@@ -9,9 +9,7 @@ use tidegate_pipeline::{History, Sink, SinkError};
 use tidegate_sinks::SinksError;
 use tidegate_sinks::parquet::{Bucket, BucketParts, LogSource, ParquetStore};
 
-use crate::bucket_world::{
-    Faulty, LIFE_ROWS, bucket_ids, check_life, config, live, named, open_bucket, parts, writer,
-};
+use crate::bucket_world::{Faulty, LIFE_ROWS, bucket_ids, check_life, config, live, named, open_bucket, parts, writer};
 use crate::parquet_rows::{batch, commit, delivery, flush, wait, write};
 
 #[test]
@@ -29,7 +27,9 @@ fn the_later_writer_goes_on_and_the_earlier_one_says_so_and_stops() {
     for nth in 2..6 {
         commit(&second, &[("a", 3, nth)]);
     }
-    for refused in [first.compact_once().map(drop), first.sweep().map(drop), first.retain(0, &Default::default()).map(drop)] {
+    for refused in
+        [first.compact_once().map(drop), first.sweep().map(drop), first.retain(0, &Default::default()).map(drop)]
+    {
         assert!(matches!(refused, Ok(()) | Err(SinksError::Replaced { .. })), "{refused:?}");
     }
     assert!(matches!(first.compact_once(), Err(SinksError::Replaced { .. })));
@@ -197,12 +197,7 @@ impl ObjectStore for Careless {
         self.0.list_with_delimiter(prefix).await
     }
 
-    async fn copy_opts(
-        &self,
-        from: &Key,
-        to: &Key,
-        options: object_store::CopyOptions,
-    ) -> object_store::Result<()> {
+    async fn copy_opts(&self, from: &Key, to: &Key, options: object_store::CopyOptions) -> object_store::Result<()> {
         self.0.copy_opts(from, to, options).await
     }
 }

@@ -1,5 +1,11 @@
 //! The sinks from outside: one binary, one module for each behaviour.
 
+mod bucket_cache;
+mod bucket_crash;
+mod bucket_s3;
+mod bucket_server;
+mod bucket_world;
+mod bucket_writers;
 #[path = "../../../pipeline/tests/contract/mod.rs"]
 #[allow(dead_code, reason = "no stream log is implemented here")]
 mod contract;

@@ -1,0 +1,183 @@
+//! History in an object store: killed, cut off and taken over, the program loses and doubles nothing.
+//!
+//! `TIDEGATE_OUTAGE_S=60 cargo test -p tidegate --test it -- object_store --nocapture` keeps the object store away for longer, and
+//! holds ingest to 95 % of its rate.
+
+use std::time::{Duration, Instant};
+
+use crate::ledger::{Ledger, Load, Pace};
+use crate::s3_server::{CREDENTIALS, Ill, S3Server};
+use crate::server::{Caller, PATIENCE, Server, on_demand};
+
+/// Settings of the tests beside those of the object store: small commits, merged early.
+const SMALL: [(&str, &str); 6] = [
+    ("STARTER_PACK", "false"),
+    ("DELIVERY__FLUSH_INTERVAL_MS", "100"),
+    ("DELIVERY__RETRY_MS_MAX", "500"),
+    ("PARQUET__COMPACT_FILES_MIN", "4"),
+    ("PARQUET__READER_GRACE_S", "1"),
+    ("PARQUET__EDITS_PER_SNAPSHOT", "8"),
+];
+
+fn settings(objects: &S3Server) -> Vec<(&'static str, String)> {
+    let small = SMALL.map(|(name, value)| (name, value.to_owned()));
+    small.into_iter().chain(objects.settings()).collect()
+}
+
+fn borrowed<'a>(settings: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
+    settings.iter().map(|(name, value)| (*name, value.as_str())).collect()
+}
+
+/// Rows of the ingest log that the object store does not have yet.
+fn lag(client: &mut Caller) -> Option<f64> {
+    let metrics = String::from_utf8_lossy(&client.get("/metrics").body).into_owned();
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("tidegate_pipeline_delivery_lag_rows{sink=\"parquet:ingest\"}"))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+fn drained(client: &mut Caller) -> Duration {
+    let started = Instant::now();
+    while lag(client) != Some(0.0) {
+        assert!(started.elapsed() < PATIENCE, "{:?} rows wait still", lag(client));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    started.elapsed()
+}
+
+#[test]
+fn kills_under_load_lose_and_double_nothing_in_an_object_store() {
+    let rounds = on_demand("TIDEGATE_OBJECT_KILLS", 8);
+    let objects = S3Server::start();
+    let settings = settings(&objects);
+    let settings = borrowed(&settings);
+    let mut server = Server::start_in(&CREDENTIALS, &settings);
+    let mut ledger = Ledger::default();
+    let pace = Pace { workers: 2, events: 20, bytes: 0, until_refused: true };
+    for round in 0..rounds {
+        let load = Load::start(&server.url, &round.to_string(), pace);
+        std::thread::sleep(Duration::from_millis(150 + (round * 137) % 500));
+        server.kill();
+        ledger.merge(load.stop());
+        server.run(&settings);
+    }
+    let mut client = server.client();
+    ledger.agree(&mut client);
+    drained(&mut client);
+    ledger.agree(&mut client);
+    assert!(!server.data_dir().join("store/security_events").exists(), "nothing is on the local disk");
+    assert!(!objects.keys(".parquet").is_empty());
+    // All from the object store, by way of the cache.
+    let all = client.number("SELECT count(*) FROM security_events WHERE source = 'ledger'");
+    let cached = std::fs::read_dir(server.data_dir().join("cache")).expect("a cache").count();
+    assert!(all >= ledger.acknowledged.len() as i64 && cached > 0, "{all} rows, {cached} blocks");
+    assert!(!server.lines().contains("hush-hush"), "the secret is in the log");
+    println!("{rounds} kills: {} events acknowledged, none lost or doubled", ledger.acknowledged.len());
+}
+
+#[test]
+fn an_object_store_that_is_away_harms_nobody_and_is_caught_up_with() {
+    let seconds = on_demand("TIDEGATE_OUTAGE_S", 5);
+    let objects = S3Server::start();
+    let settings = settings(&objects);
+    let mut server = Server::start_in(&CREDENTIALS, &borrowed(&settings));
+    let pace = Pace { workers: 2, events: 50, bytes: 0, until_refused: false };
+    let time = Duration::from_secs(seconds);
+    let mut ledger = Ledger::default();
+    let mut run = |ledger: &mut Ledger, server: &Server, round: &str, time: Duration| {
+        let load = Load::start(&server.url, round, pace);
+        std::thread::sleep(time);
+        let done = load.stop();
+        assert_eq!(
+            (done.broken, done.count(429), done.count(503)),
+            (0, 0, 0),
+            "{round}: every request is answered with 200"
+        );
+        let rate = done.acknowledged.len() as f64 / time.as_secs_f64();
+        ledger.merge(done);
+        rate
+    };
+    let usual = run(&mut ledger, &server, "well", time);
+    let mut client = server.client();
+    let mut rates = Vec::new();
+    for (nth, ill) in
+        [Ill::Away, Ill::Hangs, Ill::Says(503), Ill::Slow(Duration::from_millis(500))].into_iter().enumerate()
+    {
+        objects.fall(ill);
+        rates.push((ill, run(&mut ledger, &server, &format!("ill-{nth}"), time)));
+        if !matches!(ill, Ill::Slow(_)) {
+            let told = || String::from_utf8_lossy(&server.client().get("/readyz").body).into_owned();
+            let started = Instant::now();
+            while !told().contains("parquet:ingest") {
+                assert!(started.elapsed() < PATIENCE, "{ill:?}: {}", told());
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        // Rows that were acknowledged are seen, wherever they are.
+        objects.fall(Ill::Well);
+        let took = drained(&mut client);
+        println!("{ill:?} for {seconds} s: drained within {took:?} of being well");
+    }
+    ledger.agree(&mut client);
+    assert!(!String::from_utf8_lossy(&client.get("/readyz").body).contains("parquet"), "all is well again");
+    println!("ingest: {usual:.0} events/s when well, {rates:?} when ill");
+    let least = if seconds >= 60 { 0.95 } else { 0.5 };
+    for (ill, rate) in rates {
+        assert!(rate > usual * least, "{ill:?}: {rate:.0} events/s of {usual:.0}");
+    }
+    server.stop();
+}
+
+#[test]
+fn a_server_waits_for_an_object_store_that_is_away_when_it_starts() {
+    let objects = S3Server::start();
+    let settings = settings(&objects);
+    let settings = borrowed(&settings);
+    let mut server = Server::start_in(&CREDENTIALS, &settings);
+    let load = Load::start(&server.url, "a", Pace { workers: 1, events: 20, bytes: 0, until_refused: true });
+    std::thread::sleep(Duration::from_millis(500));
+    server.kill();
+    let ledger = load.stop();
+    objects.fall(Ill::Away);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(2));
+            objects.fall(Ill::Well);
+        });
+        server.run(&settings);
+    });
+    assert!(server.lines().contains("cannot be opened yet"), "{}", server.lines());
+    ledger.agree(&mut server.client());
+}
+
+#[test]
+fn a_second_server_takes_over_only_with_an_empty_log() {
+    let objects = S3Server::start();
+    let settings = settings(&objects);
+    let settings = borrowed(&settings);
+    let first = Server::start_in(&CREDENTIALS, &settings);
+    let load = Load::start(&first.url, "first", Pace { workers: 1, events: 20, bytes: 0, until_refused: true });
+    std::thread::sleep(Duration::from_millis(500));
+    let mut ledger = load.stop();
+    drained(&mut first.client());
+    let second = Server::start_in(&CREDENTIALS, &settings);
+    let load = Load::start(&second.url, "second", Pace { workers: 1, events: 20, bytes: 0, until_refused: true });
+    std::thread::sleep(Duration::from_millis(500));
+    ledger.merge(load.stop());
+    ledger.agree(&mut second.client());
+    // The first one is told with its next rows, which stay in its log.
+    let pace = Pace { workers: 1, events: 20, bytes: 0, until_refused: true };
+    let late = Load::start(&first.url, "late", pace);
+    std::thread::sleep(Duration::from_millis(500));
+    let late = late.stop();
+    let started = Instant::now();
+    while !String::from_utf8_lossy(&first.client().get("/readyz").body).contains("taken over") {
+        assert!(started.elapsed() < PATIENCE, "{}", first.lines());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(lag(&mut first.client()) > Some(0.0));
+    assert!(!late.acknowledged.is_empty());
+    drained(&mut second.client());
+    ledger.agree(&mut second.client());
+}
