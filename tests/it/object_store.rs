@@ -85,7 +85,7 @@ fn an_object_store_that_is_away_harms_nobody_and_is_caught_up_with() {
     let pace = Pace { workers: 2, events: 50, bytes: 0, until_refused: false };
     let time = Duration::from_secs(seconds);
     let mut ledger = Ledger::default();
-    let mut run = |ledger: &mut Ledger, server: &Server, round: &str, time: Duration| {
+    let run = |ledger: &mut Ledger, server: &Server, round: &str, time: Duration| {
         let load = Load::start(&server.url, round, pace);
         std::thread::sleep(time);
         let done = load.stop();

@@ -2,7 +2,6 @@
 //! be away, and slow. What it keeps outlives the program under test.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,7 +100,7 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<
     let ill = state.lock().ill;
     match ill {
         Ill::Away => return Err(std::io::Error::other("away")),
-        Ill::Hangs => std::future::pending::<Infallible>().await,
+        Ill::Hangs => std::future::pending::<()>().await,
         Ill::Slow(time) => tokio::time::sleep(time).await,
         Ill::Says(status) => return Ok(reply(status, "<Error><Code>AsTold</Code></Error>")),
         Ill::Well => {}

@@ -3,17 +3,18 @@
 //! Requests run as tasks of the runtime that was given; the calling thread waits for the answer. Each request has a timeout and
 //! a few quick retries of its own; all longer waiting is the delivery's.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
+use std::{fmt, io};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use metrics::counter;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as Key;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
@@ -34,10 +35,12 @@ pub struct Writer {
 }
 
 /// How an object store is used.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct BucketParts {
     /// The object store.
     pub store: Arc<dyn ObjectStore>,
+    /// The same, for uploads in parts.
+    pub multipart: Arc<dyn MultipartStore>,
     /// The same for queries, with a cache.
     pub reads: Arc<dyn ObjectStore>,
     /// What it is called in messages, such as `s3://bucket/prefix`. Holds no secret.
@@ -54,6 +57,13 @@ pub struct BucketParts {
     pub part_bytes: usize,
     /// How long a file that no longer counts stays for readers in other processes.
     pub reader_grace: Duration,
+}
+
+impl fmt::Debug for BucketParts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Clients of an object store may show more than a log should hold.
+        f.debug_struct("BucketParts").field("url", &self.url).field("writer", &self.writer).finish_non_exhaustive()
+    }
 }
 
 /// A prefix of an object store.
@@ -74,18 +84,16 @@ impl Bucket {
     }
 
     /// Runs a request and waits for its answer.
-    fn run<T: Send + 'static>(
+    pub(crate) fn run<T: Send + 'static>(
         &self,
         op: &'static str,
         request: impl Future<Output = object_store::Result<T>> + Send + 'static,
     ) -> io::Result<T> {
         let answer = self.start(request);
-        let answer = wait(&answer);
-        counter!(names::BUCKET_REQUESTS, "op" => op, "outcome" => outcome(&answer)).increment(1);
-        self.told(op, answer)
+        self.wait(op, &answer)
     }
 
-    fn start<T: Send + 'static>(
+    pub(crate) fn start<T: Send + 'static>(
         &self,
         request: impl Future<Output = object_store::Result<T>> + Send + 'static,
     ) -> Receiver<object_store::Result<T>> {
@@ -94,7 +102,10 @@ impl Bucket {
         answered
     }
 
-    fn told<T>(&self, op: &'static str, answer: Option<object_store::Result<T>>) -> io::Result<T> {
+    /// Waits for the answer of a request.
+    pub(crate) fn wait<T>(&self, op: &'static str, answer: &Receiver<object_store::Result<T>>) -> io::Result<T> {
+        let answer = answer.recv().ok();
+        counter!(names::BUCKET_REQUESTS, "op" => op, "outcome" => outcome(&answer)).increment(1);
         match answer {
             Some(answer) => answer.map_err(|error| explain(op, &self.parts.url, &error)),
             None => Err(io::Error::other("the program is ending")),
@@ -199,10 +210,6 @@ impl Bucket {
     }
 }
 
-fn wait<T>(answer: &Receiver<object_store::Result<T>>) -> Option<object_store::Result<T>> {
-    answer.recv().ok()
-}
-
 fn outcome<T>(answer: &Option<object_store::Result<T>>) -> &'static str {
     match answer {
         Some(Ok(_)) => "done",
@@ -213,87 +220,6 @@ fn outcome<T>(answer: &Option<object_store::Result<T>>) -> &'static str {
 }
 
 /// The key of a path of ours.
-fn key_of(path: &Path) -> Key {
+pub(crate) fn key_of(path: &Path) -> Key {
     Key::from(path.to_string_lossy().trim_start_matches('/'))
-}
-
-/// An object on its way up. It is not there before [`finish`](Self::finish) has succeeded; one that is dropped leaves nothing.
-#[derive(Debug)]
-pub(crate) struct Upload {
-    bucket: Arc<Bucket>,
-    key: Key,
-    buffer: Vec<u8>,
-    /// Once there is more than one part.
-    parts: Option<Box<dyn MultipartUpload>>,
-    /// The part before, while the next one is filled.
-    under_way: Option<Receiver<object_store::Result<()>>>,
-}
-
-impl Upload {
-    pub(crate) fn new(bucket: Arc<Bucket>, path: &Path) -> Self {
-        Self { bucket, key: key_of(path), buffer: Vec::new(), parts: None, under_way: None }
-    }
-
-    pub(crate) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        let part_bytes = self.bucket.parts.part_bytes;
-        while self.buffer.len() + bytes.len() > part_bytes {
-            let (now, later) = bytes.split_at(part_bytes.saturating_sub(self.buffer.len()).min(bytes.len()));
-            self.buffer.extend_from_slice(now);
-            bytes = later;
-            self.send_part()?;
-        }
-        self.buffer.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn send_part(&mut self) -> io::Result<()> {
-        let bucket = self.bucket.clone();
-        if self.parts.is_none() {
-            let (store, key) = (bucket.parts.store.clone(), self.key.clone());
-            self.parts = Some(bucket.run("upload", async move { store.put_multipart(&key).await })?);
-        }
-        self.await_part()?;
-        let Some(parts) = &mut self.parts else { return Ok(()) };
-        let part = parts.put_part(PutPayload::from(std::mem::take(&mut self.buffer)));
-        self.under_way = Some(bucket.start(part));
-        Ok(())
-    }
-
-    fn await_part(&mut self) -> io::Result<()> {
-        let Some(under_way) = self.under_way.take() else { return Ok(()) };
-        let answer = wait(&under_way);
-        counter!(names::BUCKET_REQUESTS, "op" => "part", "outcome" => outcome(&answer)).increment(1);
-        self.bucket.told("put", answer)
-    }
-
-    /// Ends the upload: now the object is there.
-    pub(crate) fn finish(mut self) -> io::Result<()> {
-        let bucket = self.bucket.clone();
-        if self.parts.is_none() {
-            let payload = PutPayload::from(std::mem::take(&mut self.buffer));
-            let (store, key) = (bucket.parts.store.clone(), self.key.clone());
-            return bucket.run("put", async move { store.put(&key, payload).await }).map(drop);
-        }
-        if !self.buffer.is_empty() {
-            self.send_part()?;
-        }
-        self.await_part()?;
-        let Some(mut parts) = self.parts.take() else { return Ok(()) };
-        bucket.run("upload", async move {
-            let completed = parts.complete().await;
-            if completed.is_err() {
-                // What was sent costs space until it is given up; when that fails too, the bucket's own rule clears it away.
-                parts.abort().await.ok();
-            }
-            completed.map(drop)
-        })
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if let Some(mut parts) = self.parts.take() {
-            self.bucket.parts.runtime.spawn(async move { parts.abort().await.ok() });
-        }
-    }
 }

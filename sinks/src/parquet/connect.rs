@@ -8,6 +8,7 @@ use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::client::SpawnedReqwestConnector;
 use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::multipart::MultipartStore;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use tokio::runtime::Handle;
 
@@ -63,6 +64,19 @@ pub struct Opener {
     pub cache_dir: PathBuf,
 }
 
+/// One client in both of its roles.
+struct Client {
+    store: Arc<dyn ObjectStore>,
+    multipart: Arc<dyn MultipartStore>,
+}
+
+impl Client {
+    fn of(client: impl ObjectStore + MultipartStore) -> Self {
+        let client = Arc::new(client);
+        Self { store: client.clone(), multipart: client }
+    }
+}
+
 impl ParquetConfig {
     /// Where the files lie; `default` without a URL.
     ///
@@ -105,7 +119,7 @@ impl BucketUrl {
     /// [`SinksError::Invalid`] for settings or credentials of the environment that do not go together.
     pub fn connect(&self, config: &ParquetConfig, opener: Opener) -> Result<Bucket, SinksError> {
         let Opener { runtime, writer, log_is_empty, cache_dir } = opener;
-        let store = self.client(config, &runtime).map_err(|error| {
+        let Client { store, multipart } = self.client(config, &runtime).map_err(|error| {
             SinksError::Invalid(format!(
                 "{self}: {error}; see docs/sinks/object-store.md for what the environment must hold"
             ))
@@ -119,6 +133,7 @@ impl BucketUrl {
         };
         Ok(Bucket::new(BucketParts {
             store,
+            multipart,
             reads,
             url: self.to_string(),
             prefix: self.prefix.clone(),
@@ -130,7 +145,7 @@ impl BucketUrl {
         }))
     }
 
-    fn client(&self, config: &ParquetConfig, runtime: &Handle) -> object_store::Result<Arc<dyn ObjectStore>> {
+    fn client(&self, config: &ParquetConfig, runtime: &Handle) -> object_store::Result<Client> {
         let timeout = Duration::from_millis(config.request_timeout_ms);
         let options = ClientOptions::new()
             .with_timeout(timeout)
@@ -157,7 +172,7 @@ impl BucketUrl {
                 if let Some(region) = &config.region {
                     builder = builder.with_region(region);
                 }
-                Arc::new(builder.build()?)
+                Client::of(builder.build()?)
             }
             Scheme::Gcs => {
                 let mut builder = GoogleCloudStorageBuilder::from_env()
@@ -168,7 +183,7 @@ impl BucketUrl {
                 if let Some(endpoint) = &config.endpoint {
                     builder = builder.with_base_url(endpoint);
                 }
-                Arc::new(builder.build()?)
+                Client::of(builder.build()?)
             }
             Scheme::Azure => {
                 let mut builder = MicrosoftAzureBuilder::from_env()
@@ -179,7 +194,7 @@ impl BucketUrl {
                 if let Some(endpoint) = &config.endpoint {
                     builder = builder.with_endpoint(endpoint.clone());
                 }
-                Arc::new(builder.build()?)
+                Client::of(builder.build()?)
             }
         })
     }
@@ -252,7 +267,7 @@ mod tests {
             else {
                 panic!("{url} is a bucket");
             };
-            bucket.client(&config, runtime.handle()).expect(url);
+            assert!(bucket.client(&config, runtime.handle()).is_ok(), "{url}");
         }
     }
 }

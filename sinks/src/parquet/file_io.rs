@@ -9,8 +9,9 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 use tidegate_pipeline::fs::{FsFile, Open};
 
-use super::bucket::{Bucket, Upload};
+use super::bucket::Bucket;
 use super::place::Place;
+use super::upload::Upload;
 use crate::error::SinksError;
 
 /// Small writes (page headers, footers) are put together up to this size.

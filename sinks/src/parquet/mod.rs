@@ -55,6 +55,7 @@ mod retain;
 mod rewrite;
 mod sink;
 mod store;
+mod upload;
 mod verify;
 
 pub(crate) use columns::{check_batch, row_bytes};

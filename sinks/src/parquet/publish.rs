@@ -240,6 +240,19 @@ impl ParquetStore {
         litter.iter().for_each(|path| self.discard(path));
     }
 
+    /// Gives up the uploads of writers before this one.
+    pub(crate) fn clear_uploads(&self) {
+        let Place::Bucket(bucket) = &self.place else { return };
+        let claimed = self.next_file.load(Ordering::Relaxed) / CLAIM_FILES * CLAIM_FILES;
+        match bucket.give_up_uploads(claimed) {
+            Ok(0) => {}
+            Ok(uploads) => tracing::info!(uploads, "uploads that were never ended were given up"),
+            Err(error) => {
+                tracing::warn!(%error, "uploads that were never ended could not be given up; the next start tries")
+            }
+        }
+    }
+
     fn writer(&self) -> Option<Writer> {
         match &self.place {
             Place::Disk(_) => None,

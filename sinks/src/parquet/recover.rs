@@ -133,7 +133,7 @@ pub(crate) fn load(place: &Place, dir: &Path) -> Result<Opened, SinksError> {
     Ok(Opened { table, journal, cursors_before, bad_files, strays, report })
 }
 
-fn number_in(path: &Path, extension: &str) -> Option<u64> {
+pub(crate) fn number_in(path: &Path, extension: &str) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
     let digits = name.strip_suffix(extension)?.strip_suffix('.')?;
     (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
@@ -311,6 +311,7 @@ impl ParquetStore {
                 report.strays_removed += 1;
             }
         }
+        self.clear_uploads();
         for (path, reason) in &report.damaged_edits {
             tracing::error!(path = %path.display(), reason, "a manifest edit is damaged; see the open report in `tidegate doctor`");
         }

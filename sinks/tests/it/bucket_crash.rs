@@ -44,6 +44,9 @@ fn a_death_at_any_call_loses_and_doubles_nothing() {
         assert_eq!(store.snapshot().log_cursor, LIFE_ROWS, "{what}");
         store.sweep().unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(objects.files(), named(&store), "{what}: what nobody names is cleared away");
+        // But for one whose name no answer brought: nobody can know it.
+        let nameless = u64::from(trouble.answer_lost);
+        assert!(objects.open_uploads() <= nameless, "{what}: {} uploads are open", objects.open_uploads());
     }
 }
 

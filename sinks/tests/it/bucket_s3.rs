@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use arrow::array::AsArray;
 use arrow::record_batch::RecordBatch;
 use futures::TryStreamExt;
-use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
+use object_store::multipart::MultipartStore;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 use tempfile::TempDir;
 use tidegate_pipeline::fs::RealFs;
@@ -20,7 +21,7 @@ use crate::contract::sink::{Destination, check};
 use crate::parquet_rows::{Row, batch, batch_with, commit, delivery, flush, wait, write};
 
 /// A client with short bounds.
-fn client(server: &S3Server, secret: &str) -> Arc<dyn ObjectStore> {
+fn client(server: &S3Server, secret: &str) -> Arc<AmazonS3> {
     let options = ClientOptions::new().with_timeout(Duration::from_millis(400)).with_allow_http(true);
     let retry = RetryConfig {
         backoff: BackoffConfig { init_backoff: Duration::from_millis(5), ..BackoffConfig::default() },
@@ -39,10 +40,14 @@ fn client(server: &S3Server, secret: &str) -> Arc<dyn ObjectStore> {
     Arc::new(builder.build().expect("a client"))
 }
 
-fn open(store: &Arc<dyn ObjectStore>, config: ParquetConfig) -> Result<Arc<ParquetStore>, tidegate_sinks::SinksError> {
+fn open<S: ObjectStore + MultipartStore>(
+    store: &Arc<S>,
+    config: ParquetConfig,
+) -> Result<Arc<ParquetStore>, tidegate_sinks::SinksError> {
     let shared = parts(&Faulty::default(), "log");
     let parts = BucketParts {
         store: store.clone(),
+        multipart: store.clone(),
         reads: store.clone(),
         url: "s3://tests/team".into(),
         // The smallest part that S3 takes.
@@ -53,7 +58,7 @@ fn open(store: &Arc<dyn ObjectStore>, config: ParquetConfig) -> Result<Arc<Parqu
 }
 
 struct Remote {
-    objects: Arc<dyn ObjectStore>,
+    objects: Arc<AmazonS3>,
     config: ParquetConfig,
     source: LogSource,
     _server: S3Server,
@@ -80,7 +85,7 @@ impl Destination for Remote {
 }
 
 /// The store as it would be found now, opened in a copy of its objects.
-fn look(objects: &Arc<dyn ObjectStore>) -> Arc<ParquetStore> {
+fn look(objects: &Arc<AmazonS3>) -> Arc<ParquetStore> {
     let copy = Faulty::default();
     wait(async {
         for meta in objects.list(None).try_collect::<Vec<_>>().await.expect("listed") {
@@ -88,8 +93,7 @@ fn look(objects: &Arc<dyn ObjectStore>) -> Arc<ParquetStore> {
             copy.inner.put(&meta.location, bytes.into()).await.expect("put");
         }
     });
-    let copy: Arc<dyn ObjectStore> = Arc::new(copy);
-    open(&copy, config()).expect("opens")
+    open(&Arc::new(copy), config()).expect("opens")
 }
 
 #[test]

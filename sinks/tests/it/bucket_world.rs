@@ -12,10 +12,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt};
 use object_store::memory::InMemory;
+use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path as Key;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use parking_lot::Mutex;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -128,9 +129,7 @@ impl ObjectStore for Faulty {
     }
 
     async fn put_multipart_opts(&self, key: &Key, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        let upload = self.go(self.inner.put_multipart_opts(key, options)).await?;
-        self.shared.open_uploads.fetch_add(1, Ordering::SeqCst);
-        Ok(Box::new(FaultyUpload { upload, faulty: self.clone() }))
+        self.go(self.inner.put_multipart_opts(key, options)).await
     }
 
     async fn get_opts(&self, key: &Key, options: GetOptions) -> Result<GetResult> {
@@ -169,29 +168,40 @@ impl ObjectStore for Faulty {
     }
 }
 
-#[derive(Debug)]
-struct FaultyUpload {
-    upload: Box<dyn MultipartUpload>,
-    faulty: Faulty,
-}
-
 #[async_trait]
-impl MultipartUpload for FaultyUpload {
-    fn put_part(&mut self, payload: PutPayload) -> UploadPart {
-        let (part, faulty) = (self.upload.put_part(payload), self.faulty.clone());
-        Box::pin(async move { faulty.go(part).await })
+impl MultipartStore for Faulty {
+    async fn create_multipart(&self, key: &Key) -> Result<MultipartId> {
+        let counted = async {
+            let id = self.inner.create_multipart(key).await?;
+            self.shared.open_uploads.fetch_add(1, Ordering::SeqCst);
+            Ok(id)
+        };
+        self.go(counted).await
     }
 
-    async fn complete(&mut self) -> Result<PutResult> {
-        let done = self.faulty.clone().go(self.upload.complete()).await?;
-        self.faulty.shared.open_uploads.fetch_sub(1, Ordering::SeqCst);
-        Ok(done)
+    async fn put_part(&self, key: &Key, id: &MultipartId, number: usize, payload: PutPayload) -> Result<PartId> {
+        self.go(self.inner.put_part(key, id, number, payload)).await
     }
 
-    async fn abort(&mut self) -> Result<()> {
-        self.faulty.clone().go(self.upload.abort()).await?;
-        self.faulty.shared.open_uploads.fetch_sub(1, Ordering::SeqCst);
-        Ok(())
+    async fn complete_multipart(&self, key: &Key, id: &MultipartId, parts: Vec<PartId>) -> Result<PutResult> {
+        let counted = async {
+            let done = self.inner.complete_multipart(key, id, parts).await?;
+            self.shared.open_uploads.fetch_sub(1, Ordering::SeqCst);
+            Ok(done)
+        };
+        self.go(counted).await
+    }
+
+    async fn abort_multipart(&self, key: &Key, id: &MultipartId) -> Result<()> {
+        let counted = async {
+            self.inner
+                .abort_multipart(key, id)
+                .await
+                .map_err(|_| Error::NotFound { path: key.to_string(), source: "NoSuchUpload".into() })?;
+            self.shared.open_uploads.fetch_sub(1, Ordering::SeqCst);
+            Ok(())
+        };
+        self.go(counted).await
     }
 }
 
@@ -206,6 +216,7 @@ pub fn writer(log: &str) -> Writer {
 pub fn parts(store: &Faulty, log: &str) -> BucketParts {
     BucketParts {
         store: Arc::new(store.clone()),
+        multipart: Arc::new(store.clone()),
         reads: Arc::new(store.clone()),
         url: "mem://tests/team".to_owned(),
         prefix: "team".to_owned(),
