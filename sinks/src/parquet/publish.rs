@@ -152,6 +152,10 @@ impl ParquetStore {
         }
     }
 
+    fn is_replaced(&self) -> bool {
+        self.journal.lock().lost_to.is_some()
+    }
+
     /// Whether no other writer has taken the store, as far as is known.
     pub(crate) fn check_still_ours(&self) -> Result<(), SinksError> {
         self.settle(&mut self.journal.lock())
@@ -217,7 +221,8 @@ impl ParquetStore {
             let removed = removed.iter().copied().filter(|id| table.files.contains_key(id)).collect();
             Ok(Change::new(Why::Quarantine, table.cursors).removing(removed))
         });
-        if let Err(error) = dropped {
+        // What another writer has taken away is no damage: who asks for it is told so.
+        if let Err(error) = dropped.or_else(|error| if self.is_replaced() { Ok(()) } else { Err(error) }) {
             tracing::warn!(%error, "damaged files could not be dropped from the manifest; they are hidden until the next start");
             self.hide(&removed);
         }

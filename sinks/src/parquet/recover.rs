@@ -94,12 +94,15 @@ pub(crate) fn load(place: &Place, dir: &Path) -> Result<Opened, SinksError> {
         place.make_folder(&folder).map_err(SinksError::io("make", &folder))?;
     }
     let mut report = OpenReport::default();
+    // A folder is ours alone; under a prefix of a bucket people may have put something.
+    let foreign_stays = matches!(place, Place::Bucket(_));
     let manifest = dir.join(MANIFEST);
     let mut numbers = Vec::new();
     let mut strays = Vec::new();
     for Listed { path, .. } in place.list(&manifest).map_err(SinksError::io("list", &manifest))? {
         match number_in(&path, "edit") {
             Some(number) => numbers.push(number),
+            None if foreign_stays => {}
             None => strays.push(path),
         }
     }
@@ -114,7 +117,7 @@ pub(crate) fn load(place: &Place, dir: &Path) -> Result<Opened, SinksError> {
             let id = number_in(&path, "parquet");
             table.next_file = table.next_file.max(id.map_or(0, |id| id.saturating_add(1)));
             let known = id.and_then(|id| table.files.get(&id)).is_some_and(|file| file.dataset.table_name() == name);
-            if !known {
+            if !known && (id.is_some() || !foreign_stays) {
                 strays.push(path);
             }
         }
@@ -240,13 +243,13 @@ enum Look {
 /// Checks length, magic bytes and the length of the footer. What the rest holds is for `verify`. Of an object store, which shows
 /// whole objects only, the sizes of its listing will do.
 fn look(place: &Place, path: &Path, file: &FileMeta, sizes: &BTreeMap<PathBuf, u64>) -> Look {
-    if let Place::Bucket(_) = place {
-        return match sizes.get(path) {
-            None => Look::Bad("it is missing".into()),
-            Some(bytes) if *bytes != file.bytes => {
-                Look::Bad(format!("it has {bytes} bytes, the manifest says {}", file.bytes))
-            }
-            Some(_) => Look::Good,
+    if let Place::Bucket(bucket) = place {
+        // What a listing leaves out is asked for by name before it counts as gone.
+        return match sizes.get(path).map_or_else(|| bucket.size(path), |bytes| Ok(*bytes)) {
+            Ok(bytes) if bytes == file.bytes => Look::Good,
+            Ok(bytes) => Look::Bad(format!("it has {bytes} bytes, the manifest says {}", file.bytes)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Look::Bad("it is missing".into()),
+            Err(error) => Look::Unknown(error.to_string()),
         };
     }
     let source = match FileSource::open(place, path, None) {

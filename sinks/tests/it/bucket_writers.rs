@@ -128,6 +128,38 @@ fn files_without_a_manifest_are_kept_aside() {
 }
 
 #[test]
+fn what_others_put_under_the_prefix_stays() {
+    let objects = Faulty::default();
+    for key in ["team/security_events/mine.parquet", "team/manifest/readme.txt", "team/uploads/x", "other/a.parquet"] {
+        wait(objects.inner.put(&Key::from(key), PutPayload::from("theirs"))).expect("put");
+    }
+    let theirs = objects.keys();
+    let (store, report) = open_bucket(&objects, "log").expect("opens");
+    assert!(report.is_clean() && report.strays_removed == 0, "{report:?}");
+    live(&store, 0).expect("lives");
+    let (store, _) = open_bucket(&objects, "log").expect("opens");
+    store.sweep().expect("sweeps");
+    assert!(objects.keys().is_superset(&theirs), "{:?}", objects.keys());
+}
+
+#[test]
+fn a_replaced_writer_hides_nothing_from_its_readers() {
+    let objects = Faulty::default();
+    let (first, _) = open_bucket(&objects, "log").expect("opens");
+    live(&first, 0).expect("lives");
+    let snapshot = first.snapshot();
+    let (second, _) = open_bucket(&objects, "log").expect("opens");
+    for nth in LIFE_ROWS..LIFE_ROWS + 6 {
+        commit(&second, &[("ever", 1, nth)]);
+    }
+    while second.compact_once().expect("compacts").files_in > 0 {}
+    second.sweep().expect("sweeps");
+    let gone = snapshot.files.iter().filter(|file| first.suspect(file)).count();
+    assert_eq!((gone, first.snapshot().files.len()), (0, snapshot.files.len()), "a query fails rather than miss rows");
+    check_life(&objects, &second, "the second one");
+}
+
+#[test]
 fn a_file_that_is_gone_is_told_and_the_rest_served() {
     let objects = Faulty::default();
     let (store, _) = open_bucket(&objects, "log").expect("opens");
