@@ -74,7 +74,7 @@ pub enum QueryError {
     /// The store moved under the query three times in a row. The client should retry.
     #[error("the store is moving; try again")]
     Moved,
-    /// The database of history: it cannot be reached, or does not answer as it should. The client should retry.
+    /// The database or the object store of history: it cannot be reached, or does not answer as it should. The client should retry.
     #[error("stored history cannot be read now")]
     HistoryUnavailable,
     /// A bug or a damaged store. The log of the program says more.
@@ -140,7 +140,7 @@ impl QueryError {
             Self::TooLarge(_) => "add a LIMIT or page through the rows by time".into(),
             Self::Moved => "retry".into(),
             Self::HistoryUnavailable => {
-                "retry; the database of history is down or refuses: /readyz and the log of the server say more".into()
+                "retry; the database or the object store of history is down or refuses: /readyz and the log of the server say more".into()
             }
             Self::Internal => "the log of the server names the cause under this request id".into(),
             _ => String::new(),
@@ -155,6 +155,10 @@ impl QueryError {
 
 /// The words a message may use: the tables and columns that the tenant sees.
 pub(crate) fn from_datafusion(error: &DataFusionError) -> QueryError {
+    if let Some(cause) = away(error) {
+        tracing::warn!(%cause, "a query could not read the object store");
+        return QueryError::HistoryUnavailable;
+    }
     match error {
         DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => from_datafusion(inner),
         DataFusionError::Shared(inner) => from_datafusion(inner),
@@ -181,6 +185,18 @@ pub(crate) fn from_datafusion(error: &DataFusionError) -> QueryError {
         DataFusionError::ArrowError(arrow, _) => from_arrow(arrow, error),
         DataFusionError::ResourcesExhausted(_) => QueryError::Memory { bytes_max: 0 },
         _ => internal(error),
+    }
+}
+
+/// What an object store that is not the local disk said, when that is why a query failed. A file that is missing is another matter.
+fn away<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a object_store::Error> {
+    use object_store::Error;
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let told = causes.filter_map(|cause| cause.downcast_ref::<Error>()).next()?;
+    match told {
+        Error::Generic { store: "LocalFileSystem", .. } => None,
+        Error::Generic { .. } | Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => Some(told),
+        _ => None,
     }
 }
 

@@ -120,6 +120,7 @@ fn an_object_store_that_is_away_harms_nobody_and_is_caught_up_with() {
         println!("{ill:?} for {seconds} s: drained within {took:?} of being well");
     }
     ledger.agree(&mut client);
+    unread(&objects, &mut client, &server);
     assert!(!String::from_utf8_lossy(&client.get("/readyz").body).contains("parquet"), "all is well again");
     println!("ingest: {usual:.0} events/s when well, {rates:?} when ill");
     let least = if seconds >= 60 { 0.95 } else { 0.5 };
@@ -127,6 +128,23 @@ fn an_object_store_that_is_away_harms_nobody_and_is_caught_up_with() {
         assert!(rate > usual * least, "{ill:?}: {rate:.0} events/s of {usual:.0}");
     }
     server.stop();
+}
+
+/// A query that needs what is neither in the cache nor to be had is told to come again; others are answered.
+fn unread(objects: &S3Server, client: &mut Caller, server: &Server) {
+    let cache = server.data_dir().join("cache");
+    for block in std::fs::read_dir(&cache).expect("a cache") {
+        std::fs::remove_file(block.expect("an entry").path()).expect("removed");
+    }
+    objects.fall(Ill::Says(503));
+    let question = b"SELECT max(mark) FROM security_events WHERE n = 3";
+    let reply = client.send("POST", "/v2/sql", &[("content-type", "text/plain")], question);
+    let told = String::from_utf8_lossy(&reply.body).into_owned();
+    assert!(reply.status.as_u16() == 503 && told.contains("history_unavailable"), "{} {told}", reply.status);
+    assert_eq!(client.number("SELECT count(*) FROM security_events WHERE time > now() + interval '9 years'"), 0);
+    objects.fall(Ill::Well);
+    let reply = client.send("POST", "/v2/sql", &[("content-type", "text/plain")], question);
+    assert_eq!(reply.status.as_u16(), 200, "{}", String::from_utf8_lossy(&reply.body));
 }
 
 #[test]

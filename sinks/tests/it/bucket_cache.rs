@@ -51,7 +51,7 @@ fn what_was_read_once_needs_no_request_not_even_after_a_restart() {
     assert_eq!(read(&again, &key, &ranges).expect("read"), wanted);
     assert_eq!(wait(again.get_range(&key, 10..20)).expect("read"), content.slice(10..20));
     assert_eq!(objects.calls(), 1);
-    assert!(read(&again, &key, &[0..content.len() as u64 + 1]).is_err(), "past the end");
+    assert!(read(&again, &key, std::slice::from_ref(&(0..content.len() as u64 + 1))).is_err(), "past the end");
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn readers_of_the_same_fetch_it_once() {
     let reads = (0..50).map(|_| store.get_ranges(&key, std::slice::from_ref(&(0..2 * BLOCK))));
     // `join_all` asks all before it waits for one.
     for found in wait(futures::future::join_all(reads)) {
-        assert_eq!(found.expect("read"), [content.clone()]);
+        assert_eq!(found.expect("read"), std::slice::from_ref(&content));
     }
     assert!(objects.calls() <= 2, "{} requests", objects.calls());
 }
@@ -76,7 +76,7 @@ fn the_bound_holds_and_what_was_not_used_for_longest_goes_first() {
     let mut read_whole = |nth: usize| {
         let before = objects.calls();
         let (key, content) = &files[nth];
-        assert_eq!(read(&store, key, std::slice::from_ref(&(0..BLOCK))).expect("read"), [content.clone()]);
+        assert_eq!(read(&store, key, std::slice::from_ref(&(0..BLOCK))).expect("read"), std::slice::from_ref(content));
         assert!(bytes_of(folder.path()) <= bytes_max, "{}", bytes_of(folder.path()));
         objects.calls() - before
     };
@@ -101,7 +101,7 @@ fn damaged_blocks_are_dropped_and_fetched_again() {
     for (nth, bad) in [flipped, good[..good.len() - 9].to_vec(), Vec::new(), vec![0; 3]].into_iter().enumerate() {
         std::fs::write(&block, bad).expect("written");
         let store = cached(&objects, folder.path(), 1 << 30);
-        assert_eq!(read(&store, &key, &whole).expect("read"), [content.clone()], "damage {nth}");
+        assert_eq!(read(&store, &key, &whole).expect("read"), std::slice::from_ref(&content), "damage {nth}");
         assert_eq!(objects.calls(), nth as u64 + 2, "it was fetched again");
         assert_eq!(std::fs::read(&block).expect("bytes"), good, "and kept");
     }
@@ -126,7 +126,7 @@ fn a_folder_that_cannot_be_written_only_misses() {
     let store = cached(&objects, folder.path(), 1 << 30);
     std::fs::remove_dir(folder.path()).expect("removed");
     for _ in 0..2 {
-        assert_eq!(read(&store, &key, std::slice::from_ref(&(0..100))).expect("read"), [content.clone()]);
+        assert_eq!(read(&store, &key, std::slice::from_ref(&(0..100))).expect("read"), std::slice::from_ref(&content));
     }
 }
 
