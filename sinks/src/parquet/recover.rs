@@ -136,7 +136,7 @@ pub(crate) fn load(place: &Place, dir: &Path) -> Result<Opened, SinksError> {
     Ok(Opened { table, journal, cursors_before, bad_files, strays, report })
 }
 
-pub(crate) fn number_in(path: &Path, extension: &str) -> Option<u64> {
+fn number_in(path: &Path, extension: &str) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
     let digits = name.strip_suffix(extension)?.strip_suffix('.')?;
     (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?

@@ -15,7 +15,6 @@ use object_store::{MultipartId, ObjectStore, ObjectStoreExt, PutPayload};
 
 use super::bucket::{Bucket, key_of};
 use super::place::Listed;
-use super::recover::number_in;
 
 /// The folder of the notes.
 const UPLOADS: &str = "uploads";
@@ -108,7 +107,7 @@ impl Upload {
         if let Some(Parts { note, .. }) = self.parts.take() {
             let store = bucket.parts.store.clone();
             // One that stays is taken away by the next start.
-            bucket.parts.runtime.spawn(async move { store.delete(&note).await.ok() });
+            bucket.run("delete", async move { store.delete(&note).await }).ok();
         }
         Ok(())
     }
@@ -158,7 +157,8 @@ async fn abort(
 fn note_of(bucket: &Bucket, key: &Key) -> Key {
     let mut parts = key.as_ref().rsplit('/');
     let (file, table) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    key_of(&bucket.dir().join(UPLOADS).join(format!("{table}.{file}")))
+    let number = file.strip_suffix(".parquet").unwrap_or(file);
+    key_of(&bucket.dir().join(UPLOADS).join(format!("{table}.{number}")))
 }
 
 impl Bucket {
@@ -167,7 +167,7 @@ impl Bucket {
         let mut given_up = 0;
         for Listed { path, .. } in self.list(&self.dir().join(UPLOADS))? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let number = name.split_once('.').and_then(|(_, file)| number_in(Path::new(file), "parquet"));
+            let number = name.split_once('.').and_then(|(_, number)| number.parse::<u64>().ok());
             if number.is_none_or(|number| number >= below) {
                 continue;
             }

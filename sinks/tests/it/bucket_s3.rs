@@ -20,9 +20,13 @@ use crate::bucket_world::{Faulty, batches, bucket_ids, config, live, parts};
 use crate::contract::sink::{Destination, check};
 use crate::parquet_rows::{Row, batch, batch_with, commit, delivery, flush, wait, write};
 
-/// A client with short bounds.
 fn client(server: &S3Server, secret: &str) -> Arc<AmazonS3> {
-    let options = ClientOptions::new().with_timeout(Duration::from_millis(400)).with_allow_http(true);
+    impatient(server, secret, Duration::from_secs(20))
+}
+
+/// A client that waits no longer than this for an answer.
+fn impatient(server: &S3Server, secret: &str, patience: Duration) -> Arc<AmazonS3> {
+    let options = ClientOptions::new().with_timeout(patience).with_allow_http(true);
     let retry = RetryConfig {
         backoff: BackoffConfig { init_backoff: Duration::from_millis(5), ..BackoffConfig::default() },
         max_retries: 1,
@@ -146,7 +150,7 @@ fn a_store_at_a_file_url_keeps_the_contract_of_a_sink() {
 fn a_server_that_is_ill_is_told_and_made_good_when_it_is_well() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = S3Server::start(folder.path());
-    let objects = client(&server, KEYS.1);
+    let objects = impatient(&server, KEYS.1, Duration::from_millis(700));
     let store = open(&objects, config()).expect("opens");
     let mut sink = store.sink(LogSource::Ingest);
     let illnesses = [

@@ -52,6 +52,7 @@ struct Shared {
     trouble: Mutex<Option<Trouble>>,
     /// Uploads in parts that were begun and neither ended nor given up.
     open_uploads: AtomicU64,
+    begun_uploads: AtomicU64,
 }
 
 /// What becomes of a call.
@@ -91,6 +92,11 @@ impl Faulty {
     /// Uploads that still cost space.
     pub fn open_uploads(&self) -> u64 {
         self.shared.open_uploads.load(Ordering::SeqCst)
+    }
+
+    /// Uploads in parts until now.
+    pub fn begun_uploads(&self) -> u64 {
+        self.shared.begun_uploads.load(Ordering::SeqCst)
     }
 
     /// The keys of all objects.
@@ -174,6 +180,7 @@ impl MultipartStore for Faulty {
         let counted = async {
             let id = self.inner.create_multipart(key).await?;
             self.shared.open_uploads.fetch_add(1, Ordering::SeqCst);
+            self.shared.begun_uploads.fetch_add(1, Ordering::SeqCst);
             Ok(id)
         };
         self.go(counted).await
