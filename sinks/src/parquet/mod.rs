@@ -58,9 +58,9 @@ mod store;
 mod upload;
 mod verify;
 
-pub(crate) use columns::{check_batch, row_bytes};
 pub use bucket::{Bucket, BucketParts, Writer};
 pub use cache::{BlockCache, CachedReads};
+pub(crate) use columns::{check_batch, row_bytes};
 pub use compact::Compacted;
 pub use config::{DatasetDays, ParquetConfig, RetentionConfig};
 pub use connect::{BucketUrl, Opener, StorePlace};
