@@ -12,6 +12,7 @@ use crate::correlation::Fired;
 use crate::feedback::{Silences, silenced};
 use crate::group_key;
 use crate::metrics;
+use crate::off::Off;
 use crate::raise::Events;
 use crate::suppress::{Bounds, Lane, Met, Outlet, Suppression};
 
@@ -20,6 +21,7 @@ use crate::suppress::{Bounds, Lane, Met, Outlet, Suppression};
 pub(crate) struct Alerting {
     suppression: Suppression,
     silences: Silences,
+    out: Outlet,
     /// The rules that `numbers` are of.
     rules: Option<Arc<RuleSet>>,
     numbers: Vec<u32>,
@@ -30,26 +32,27 @@ pub(crate) struct Alerting {
 impl Alerting {
     /// Without windows and silences.
     pub fn new(config: &RulesConfig) -> Self {
-        let suppression = Suppression::new(bounds(config));
-        Self::of(suppression, Silences::default())
+        let out = Outlet::new(config.alerts_per_second_max, config.alert_event_ids_max);
+        Self::of(Suppression::new(bounds(config)), Silences::default(), out)
     }
 
-    fn of(suppression: Suppression, silences: Silences) -> Self {
-        Self { suppression, silences, rules: None, numbers: Vec::new(), correlations: FxHashMap::default() }
+    fn of(suppression: Suppression, silences: Silences, out: Outlet) -> Self {
+        Self { suppression, silences, out, rules: None, numbers: Vec::new(), correlations: FxHashMap::default() }
     }
 
     /// The alerts of a batch: of its matches, of the windows that its rows close, and those of correlations. All batches of
     /// events must come by, in order, whether they have matches or not.
     pub fn raise(
         &mut self,
-        rules: &Arc<RuleSet>,
+        (rules, off): (&Arc<RuleSet>, &Off),
         rows: &RecordBatch,
         (matches, fired): (&[(usize, usize)], Vec<Fired>),
         config: &RulesConfig,
     ) -> Vec<Alert> {
         self.number(rules);
         let mut events = Events::new(rows, rules, config);
-        let mut out = Outlet::new(config.alerts_per_batch_max, config.alert_event_ids_max);
+        // Put back below.
+        let mut out = std::mem::take(&mut self.out);
         let mut quiet = 0;
         let mut matches = matches.iter().copied().peekable();
         let mut fired = fired.into_iter().peekable();
@@ -64,6 +67,7 @@ impl Alerting {
             };
             let moment = events.moment(row, ahead_us);
             let received = moment.received;
+            out.receive(received);
             self.suppression.observe(number, moment.reached(), received, &mut out);
             while let Some(next) = fired.next_if(|next| next.row == row && next.before) {
                 quiet += self.raise_fired(next.alert, received, &mut out);
@@ -71,7 +75,7 @@ impl Alerting {
             let silences = self.silences.of(org_id);
             while let Some((_, at)) = matches.next_if(|(own, _)| *own == row) {
                 let (Some(rule), Some(rule_number)) = (rules.rules().get(at), self.numbers.get(at)) else { continue };
-                if !rules.correlations.raises(at, org_id) {
+                if !rules.correlations.raises(at, org_id, off) {
                     continue;
                 }
                 if silenced(silences, &rule.id, received, || events.group(row, rule)) {
@@ -92,8 +96,10 @@ impl Alerting {
                 quiet += self.raise_fired(next.alert, received, &mut out);
             }
         }
-        self.report(&out, quiet);
-        out.alerts()
+        self.report(&mut out, quiet);
+        let alerts = out.take_alerts();
+        self.out = out;
+        alerts
     }
 
     /// An alert of a correlation; 1 if it is silenced. It goes by its own tenant: the row that brought it, by ending its
@@ -112,18 +118,18 @@ impl Alerting {
         if self.rules.as_ref().is_none_or(|known| !Arc::ptr_eq(known, rules)) {
             let detections = rules.rules().iter().map(|rule| rule.id.as_str());
             let correlations = rules.correlations.correlations.iter().map(|correlation| correlation.id.as_str());
-            self.numbers = self.suppression.rules(detections.chain(correlations.clone()));
+            self.numbers = self.suppression.rules(detections.chain(correlations.clone()), &self.out);
             let numbers = self.numbers.split_off(rules.rules().len());
             self.correlations = correlations.map(str::to_owned).zip(numbers).collect();
             self.rules = Some(rules.clone());
         }
     }
 
-    fn report(&mut self, out: &Outlet, silenced: u64) {
+    fn report(&mut self, out: &mut Outlet, silenced: u64) {
         let counts = self.suppression.take_counts();
         let (windows, bytes) = self.suppression.size();
         ::metrics::counter!(metrics::ALERTS).increment(out.len() as u64);
-        ::metrics::counter!(metrics::FOLDED).increment(out.merged());
+        ::metrics::counter!(metrics::FOLDED).increment(out.take_merged());
         ::metrics::counter!(metrics::SUPPRESSED).increment(counts.suppressed);
         ::metrics::counter!(metrics::EVICTED).increment(counts.evicted);
         ::metrics::counter!(metrics::SILENCED).increment(silenced);
@@ -141,7 +147,7 @@ impl Alerting {
 
     /// The open windows, and the silences, as bytes.
     pub fn save(&self) -> (Vec<u8>, Vec<u8>) {
-        (self.suppression.save(), self.silences.save())
+        (self.suppression.save(&self.out), self.silences.save())
     }
 
     /// A state that was saved.
@@ -149,9 +155,10 @@ impl Alerting {
     /// # Errors
     /// What is wrong with the bytes.
     pub fn restore(config: &RulesConfig, windows: &[u8], silences: &[u8]) -> Result<Self, String> {
-        let suppression = Suppression::restore(bounds(config), windows)?;
+        let mut out = Outlet::new(config.alerts_per_second_max, config.alert_event_ids_max);
+        let suppression = Suppression::restore(bounds(config), windows, &mut out)?;
         let silences = Silences::restore(silences)?;
-        Ok(Self::of(suppression, silences))
+        Ok(Self::of(suppression, silences, out))
     }
 }
 

@@ -9,8 +9,18 @@ use std::collections::BTreeMap;
 pub struct RulesConfig {
     /// The largest rule file in bytes; a larger one is reported and not loaded.
     pub file_bytes_max: usize,
-    /// The most rule files at once; those past it, in the order of their names, are reported and not loaded.
+    /// The most rule files for every tenant (rule folder and starter pack); those past it, in the order of their names, are
+    /// reported and not loaded.
     pub files_max: usize,
+    /// The most rule files of one tenant; those past it are reported and not loaded.
+    pub tenant_files_max: usize,
+    /// The most bytes that the rule files of one tenant may have together; a change that would exceed it is not taken.
+    pub tenant_files_bytes_max: usize,
+    /// The most bytes that all rule files may have together; a change that would exceed it is not taken.
+    pub files_bytes_max: usize,
+    /// The most bytes of the state that a checkpoint keeps of rules; groups of correlations that do not fit, those used longest
+    /// ago, are not kept. Less than `run.checkpoint_bytes_max`.
+    pub state_bytes_max: usize,
     /// The most YAML nodes in one document, after aliases are followed.
     pub document_nodes_max: usize,
     /// The most predicates (field and value) one rule may have.
@@ -19,8 +29,9 @@ pub struct RulesConfig {
     pub regex_bytes_max: usize,
     /// The most distinct values remembered with the predicates they satisfy, over all fields.
     pub memo_values_max: usize,
-    /// The most alerts one rule raises for one tenant in one batch; further matches are counted in the last of them.
-    pub alerts_per_batch_max: usize,
+    /// The most alerts one rule raises for one tenant in one second of receive time; one more, at its end, counts the further
+    /// ones.
+    pub alerts_per_second_max: usize,
     /// How long, in seconds of event time, further matches of a rule for the same group are counted before the next alert
     /// says how many there were. 0: every match is an alert. A rule may say otherwise (`tidegate: {suppress: 1h}`).
     pub suppress_s: u64,
@@ -64,11 +75,15 @@ impl Default for RulesConfig {
         Self {
             file_bytes_max: 1 << 20,
             files_max: 20_000,
+            tenant_files_max: 2_000,
+            tenant_files_bytes_max: 16 << 20,
+            files_bytes_max: 256 << 20,
+            state_bytes_max: 768 << 20,
             document_nodes_max: 100_000,
             rule_predicates_max: 20_000,
             regex_bytes_max: 10 << 20,
             memo_values_max: 500_000,
-            alerts_per_batch_max: 100,
+            alerts_per_second_max: 100,
             suppress_s: 300,
             suppress_groups_max: 10_000,
             suppress_bytes_max: 64 << 20,

@@ -153,6 +153,32 @@ pub fn explain(set: &RuleSet, rule: usize) -> Option<Explanation> {
     })
 }
 
+impl Explanation {
+    /// A program alone, as that of a rule without a name.
+    pub(crate) fn of_program(set: &RuleSet, numbers: &Numbers, program: Expression) -> Self {
+        let none = LogSourceShown {
+            name: String::new(),
+            dataset: String::new(),
+            known: true,
+            program: Expression::All(Vec::new()),
+            fields: Vec::new(),
+            predicates: Vec::new(),
+        };
+        Self {
+            rule_id: String::new(),
+            title: String::new(),
+            level: String::new(),
+            file: String::new(),
+            log_source: none,
+            fields: numbers.fields_shown(set),
+            predicates: numbers.predicates_shown(set),
+            program,
+            witness: None,
+            filters: Vec::new(),
+        }
+    }
+}
+
 /// The numbers that views and predicates of one program get, in the order in which they are met.
 #[derive(Debug, Default)]
 pub(crate) struct Numbers {

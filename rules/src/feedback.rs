@@ -61,7 +61,7 @@ pub struct Feedback {
 #[derive(Debug, Default)]
 pub(crate) struct Silences {
     /// By tenant and alert.
-    all: BTreeMap<(String, String), Silence>,
+    all: BTreeMap<String, BTreeMap<String, Silence>>,
     /// By tenant and rule.
     by_rule: FxHashMap<String, TenantSilences>,
 }
@@ -87,37 +87,45 @@ struct Saved {
 
 impl Silences {
     /// Takes feedback on an alert, in the place of what was said of it before. `body` is JSON; `None` for feedback that was
-    /// taken back. Silences that ended before `now` (a receive time) are forgotten.
+    /// taken back. Silences of the tenant that ended before `now` (a receive time) are forgotten.
     ///
     /// # Errors
     /// What is wrong with the body; nothing is changed then.
     pub fn take(&mut self, org_id: &str, alert_id: &str, body: Option<&str>, now: i64) -> Result<(), String> {
         let feedback = body.map(serde_json::from_str::<Feedback>).transpose().map_err(|error| error.to_string())?;
-        let key = (org_id.to_owned(), alert_id.to_owned());
-        self.all.remove(&key);
+        let own = self.all.entry(org_id.to_owned()).or_default();
+        own.remove(alert_id);
         if let Some(feedback) = feedback
             && let (Some(scope), Some(until_us)) = (feedback.silence_scope, feedback.silence_until_us)
         {
             let group_key = (scope == SilenceScope::Group).then_some(feedback.group_key);
-            self.all.insert(key, Silence { rule_id: feedback.rule_id, group_key, until_us });
+            own.insert(alert_id.to_owned(), Silence { rule_id: feedback.rule_id, group_key, until_us });
         }
-        self.all.retain(|_, silence| silence.until_us > now);
-        self.index();
+        own.retain(|_, silence| silence.until_us > now);
+        if own.is_empty() {
+            self.all.remove(org_id);
+        }
+        self.index(org_id);
         Ok(())
     }
 
-    fn index(&mut self) {
-        self.by_rule.clear();
-        for ((org_id, _), silence) in &self.all {
-            let rules = self.by_rule.entry(org_id.clone()).or_default();
+    /// Finds the silences of a tenant by rule.
+    fn index(&mut self, org_id: &str) {
+        let mut rules = TenantSilences::default();
+        for silence in self.all.get(org_id).into_iter().flat_map(BTreeMap::values) {
             let hash = silence.group_key.as_deref().map(group_key::hash);
             rules.entry(silence.rule_id.clone()).or_default().push((hash, silence.until_us));
+        }
+        if rules.is_empty() {
+            self.by_rule.remove(org_id);
+        } else {
+            self.by_rule.insert(org_id.to_owned(), rules);
         }
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.all.len()
+        self.all.values().map(BTreeMap::len).sum()
     }
 
     /// Those of a tenant; `None` when it has none.
@@ -127,13 +135,16 @@ impl Silences {
 
     /// The state as JSON.
     pub fn save(&self) -> Vec<u8> {
-        let saved = |((org_id, alert_id), silence): (&(String, String), &Silence)| Saved {
+        let saved = |org_id: &String, alert_id: &String, silence: &Silence| Saved {
             org_id: org_id.clone(),
             alert_id: alert_id.clone(),
             silence: silence.clone(),
         };
+        let of_tenant = |(org_id, own): (&String, &BTreeMap<String, Silence>)| {
+            own.iter().map(|(alert_id, silence)| saved(org_id, alert_id, silence)).collect::<Vec<_>>()
+        };
         // Strings and numbers always serialize.
-        serde_json::to_vec(&self.all.iter().map(saved).collect::<Vec<_>>()).unwrap_or_default()
+        serde_json::to_vec(&self.all.iter().flat_map(of_tenant).collect::<Vec<_>>()).unwrap_or_default()
     }
 
     /// A state that was saved.
@@ -142,9 +153,12 @@ impl Silences {
     /// What is wrong with the bytes.
     pub fn restore(bytes: &[u8]) -> Result<Self, String> {
         let saved: Vec<Saved> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        let all = saved.into_iter().map(|saved| ((saved.org_id, saved.alert_id), saved.silence)).collect();
-        let mut silences = Self { all, by_rule: FxHashMap::default() };
-        silences.index();
+        let mut silences = Self::default();
+        for Saved { org_id, alert_id, silence } in saved {
+            silences.all.entry(org_id).or_default().insert(alert_id, silence);
+        }
+        let tenants: Vec<String> = silences.all.keys().cloned().collect();
+        tenants.iter().for_each(|org_id| silences.index(org_id));
         Ok(silences)
     }
 }
@@ -163,4 +177,25 @@ pub(crate) fn silenced(
     }
     let group = group();
     open.any(|(hash, _)| hash.is_none_or(|hash| hash == group))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn feedback_of_a_tenant_leaves_what_others_silenced_where_it_is() {
+        let mut silences = Silences::default();
+        let body = r#"{"rule_id":"r","group_key":"","verdict":"benign","silence_scope":"rule","silence_until_us":50}"#;
+        silences.take("acme", "1", Some(body), 0).expect("a body");
+        let place = |silences: &Silences| silences.of("acme").and_then(|own| own.get("r")).map(|own| own.as_ptr());
+        let before = place(&silences);
+        for number in 0..20 {
+            silences.take("zeta", &number.to_string(), Some(body), 0).expect("a body");
+        }
+        assert_eq!(place(&silences), before, "not made anew");
+        assert_eq!(silences.len(), 21);
+        silences.take("acme", "2", None, 50).expect("nothing");
+        assert!(silences.of("acme").is_none() && silences.len() == 20, "over");
+    }
 }

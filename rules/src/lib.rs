@@ -22,7 +22,9 @@
 //!
 //! Not here: reading a clock (but to time rules), I/O (but [`folder`]), the delivery of alerts.
 
+mod ahead;
 mod alerting;
+mod apart;
 pub mod attack;
 mod bitmap;
 mod compile;
@@ -34,6 +36,7 @@ mod document;
 mod error;
 mod eval;
 pub mod explain;
+pub mod explain_beside;
 pub mod feedback;
 mod fold;
 pub mod folder;
@@ -56,6 +59,7 @@ mod status;
 mod suppress;
 pub mod testcase;
 
+pub use ahead::Ahead;
 pub use compile::{Rule, RuleSet};
 pub use config::RulesConfig;
 pub use correlation::Correlation;

@@ -13,7 +13,7 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (FILTERED, "counter", "Matches that a filter took away"),
     (REMEMBERED, "gauge", "Field values in the memo"),
     (ALERTS, "counter", "Alerts raised"),
-    (FOLDED, "counter", "Matches counted in an earlier alert because a rule reached alerts_per_batch_max"),
+    (FOLDED, "counter", "Matches counted in another alert because a rule reached alerts_per_second_max"),
     (SUPPRESSED, "counter", "Matches counted in a window because their group was raised shortly before"),
     (EVICTED, "counter", "Windows closed early because of suppress_groups_max or suppress_bytes_max"),
     (SILENCED, "counter", "Matches that raised nothing because people silenced the rule or its group"),
@@ -28,6 +28,10 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (CORRELATION_UNGROUPED, "counter", "Matches that correlations did not count because a field was missing"),
     (CORRELATION_DROPPED, "counter", "Events that were forgotten because of correlation_group_events_max"),
     (CORRELATION_EVICTED, "counter", "Groups forgotten because of correlation_groups_max or correlation_bytes_max"),
+    (CORRELATION_UNJUDGED, "counter", "Windows of correlations that were not judged because too many overlap"),
+    (CORRELATION_STEPS, "counter", "Events and steps of indexes that were looked at to judge windows of correlations"),
+    (CORRELATION_UNSAVED, "counter", "Groups of correlations that a checkpoint did not keep because of state_bytes_max"),
+    (REFUSED_CHANGES, "counter", "Rule changes that were not taken because of files_bytes_max or tenant_files_bytes_max"),
     (BATCH_SECONDS, "histogram", "Time to evaluate one batch"),
     (COMPILE_SECONDS, "histogram", "Time to compile all rules after a change"),
 ];
@@ -84,6 +88,14 @@ pub const CORRELATION_UNGROUPED: &str = "tidegate_rules_correlation_ungrouped_ma
 pub const CORRELATION_DROPPED: &str = "tidegate_rules_correlation_dropped_events_total";
 /// Groups that were forgotten because there are too many.
 pub const CORRELATION_EVICTED: &str = "tidegate_rules_correlation_evicted_groups_total";
+/// Windows that were not judged.
+pub const CORRELATION_UNJUDGED: &str = "tidegate_rules_correlation_unjudged_windows_total";
+/// What was looked at to judge windows.
+pub const CORRELATION_STEPS: &str = "tidegate_rules_correlation_steps_total";
+/// Groups that a checkpoint did not keep.
+pub const CORRELATION_UNSAVED: &str = "tidegate_rules_correlation_unsaved_groups_total";
+/// Rule changes that were not taken.
+pub const REFUSED_CHANGES: &str = "tidegate_rules_refused_changes_total";
 /// Time to evaluate one batch.
 pub const BATCH_SECONDS: &str = "tidegate_rules_batch_seconds";
 /// Time to compile all rules.

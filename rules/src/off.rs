@@ -1,5 +1,6 @@
 //! Rules that a tenant turned off for its own events: rows of `changes` of the kind [`OFF_KIND`], whose target is the id of
-//! the rule. A rule that is off for a tenant does not match its events: it raises nothing and feeds no correlation.
+//! the rule. A rule that is off for a tenant does not match its events: it raises nothing and feeds no correlation. A correlation that
+//! is off is as if it were not there: it fires for nobody, and the rules that it refers to raise alerts of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,6 +32,11 @@ impl Off {
         } else {
             self.tenants.entry(org_id.to_owned()).or_default().insert(rule_id.to_owned());
         }
+    }
+
+    /// What is off for a tenant; `None` when nothing is.
+    pub fn of(&self, org_id: &str) -> Option<&BTreeSet<String>> {
+        self.tenants.get(org_id)
     }
 
     /// Whether the rule is off for the tenant.

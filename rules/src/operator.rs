@@ -14,7 +14,9 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::keys::DEFAULT_ORG;
 use tidegate_pipeline::{Emitter, LogBatch, Operator, PipelineError};
 
+use crate::ahead::{Ahead, FilesKey, Made};
 use crate::alerting::Alerting;
+use crate::apart::Evaluators;
 use crate::compile::RuleSet;
 use crate::config::RulesConfig;
 use crate::correlation::Correlations;
@@ -36,9 +38,14 @@ pub struct SigmaOperator {
     config: RulesConfig,
     /// By tenant (`None`: every tenant) and name.
     files: BTreeMap<(Option<String>, String), String>,
+    /// The bytes of their texts.
+    files_bytes: usize,
     /// Whether files changed since the evaluator was made.
     stale: bool,
-    evaluator: Evaluator,
+    /// What tells the files apart from others.
+    files_key: FilesKey,
+    ahead: Ahead,
+    evaluators: Evaluators,
     problems: Vec<RuleProblem>,
     reported: Counts,
     /// How often rules matched, but for those that are off.
@@ -46,7 +53,7 @@ pub struct SigmaOperator {
     correlations: Correlations,
     alerting: Alerting,
     /// Rules that tenants turned off.
-    off: Off,
+    off: Arc<Off>,
     status: StatusBoard,
 }
 
@@ -85,28 +92,38 @@ impl SigmaOperator {
     /// [`RulesError::Table`] when a shipped log source table is broken, which is a bug.
     pub fn new(config: RulesConfig) -> Result<Self, RulesError> {
         let (rules, problems) = RuleSet::compile(&[], &config)?;
-        let evaluator = Evaluator::new(Arc::new(rules), &config);
+        let evaluators = Evaluators::new(Evaluator::new(Arc::new(rules), &config), &config);
         let alerting = Alerting::new(&config);
         let correlations = Correlations::new(&config);
         Ok(Self {
             config,
             files: BTreeMap::new(),
+            files_bytes: 0,
             stale: false,
-            evaluator,
+            files_key: FilesKey::default(),
+            ahead: Ahead::default(),
+            evaluators,
             problems,
             reported: Counts::default(),
             matched: 0,
             correlations,
             alerting,
-            off: Off::default(),
+            off: Arc::default(),
             status: StatusBoard::default(),
         })
+    }
+
+    /// The same, which takes up rules that others compile ahead.
+    #[must_use]
+    pub fn with_ahead(mut self, ahead: Ahead) -> Self {
+        self.ahead = ahead;
+        self
     }
 
     /// The rules in force. Compiles them first if they changed.
     pub fn rules(&mut self) -> &Arc<RuleSet> {
         self.refresh();
-        self.evaluator.rules()
+        self.evaluators.rules()
     }
 
     /// Why rules in force were not loaded. Compiles them first if they changed.
@@ -117,7 +134,7 @@ impl SigmaOperator {
 
     /// Rules that were parked since rules last changed.
     pub fn parked(&self) -> &[Parked] {
-        self.evaluator.parked()
+        self.evaluators.parked()
     }
 
     /// Where the operator says how its rules are, for other threads.
@@ -135,10 +152,21 @@ impl SigmaOperator {
         (self.correlations.groups(), self.correlations.bytes())
     }
 
+    /// How many timers of correlations there are, and how many events and steps of indexes were looked at so far to judge their
+    /// windows.
+    pub fn correlation_work(&self) -> (usize, u64) {
+        self.correlations.work()
+    }
+
     /// The matches of a batch: see [`Evaluator::matches`].
     pub fn matches(&mut self, batch: &LogBatch) -> Vec<(usize, usize)> {
         self.refresh();
-        self.evaluator.matches(batch)
+        self.find(batch)
+    }
+
+    fn find(&mut self, batch: &LogBatch) -> Vec<(usize, usize)> {
+        let files = &self.files;
+        self.evaluators.matches(batch, &|name| files.get(&(None, name.to_owned())).cloned())
     }
 
     /// Compiles, if files changed. Lazily: a folder of thousands of rules arrives as many changes.
@@ -147,6 +175,11 @@ impl SigmaOperator {
             return;
         }
         let started = Instant::now();
+        if let Some(Made { evaluator, problems, .. }) = self.ahead.take(self.files_key) {
+            self.put_in_force(evaluator, problems);
+            ::metrics::histogram!(metrics::COMPILE_SECONDS).record(started.elapsed().as_secs_f64());
+            return;
+        }
         let file = |((org_id, name), text): (&(Option<String>, String), &String)| RuleFile {
             name: name.clone(),
             text: text.clone(),
@@ -154,22 +187,25 @@ impl SigmaOperator {
         };
         let files: Vec<RuleFile> = self.files.iter().map(file).collect();
         match RuleSet::compile(&files, &self.config) {
-            Ok((rules, problems)) => {
-                for problem in problems.iter().take(20) {
-                    tracing::warn!(file = problem.file, rule = problem.rule, "rule not loaded: {problem}");
-                }
-                tracing::info!(rules = rules.rules().len(), problems = problems.len(), "rules compiled");
-                ::metrics::gauge!(metrics::LOADED).set(rules.rules().len() as f64);
-                ::metrics::gauge!(metrics::PROBLEMS).set(problems.len() as f64);
-                ::metrics::gauge!(metrics::PREDICATES).set(rules.predicates() as f64);
-                ::metrics::gauge!(metrics::PARKED).set(0.0);
-                self.evaluator.replace_rules(Arc::new(rules), &self.config);
-                self.reported = Counts::default();
-                self.problems = problems;
-            }
+            Ok((rules, problems)) => self.put_in_force(Evaluator::new(Arc::new(rules), &self.config), problems),
             Err(error) => tracing::error!(%error, "rules not compiled; the old ones stay in force"),
         }
         ::metrics::histogram!(metrics::COMPILE_SECONDS).record(started.elapsed().as_secs_f64());
+    }
+
+    fn put_in_force(&mut self, new: Evaluator, problems: Vec<RuleProblem>) {
+        for problem in problems.iter().take(20) {
+            tracing::warn!(file = problem.file, rule = problem.rule, "rule not loaded: {problem}");
+        }
+        let rules = new.rules();
+        tracing::info!(rules = rules.rules().len(), problems = problems.len(), "rules compiled");
+        ::metrics::gauge!(metrics::LOADED).set(rules.rules().len() as f64);
+        ::metrics::gauge!(metrics::PROBLEMS).set(problems.len() as f64);
+        ::metrics::gauge!(metrics::PREDICATES).set(rules.predicates() as f64);
+        ::metrics::gauge!(metrics::PARKED).set(0.0);
+        self.ahead.leave(self.evaluators.replace(new));
+        self.reported = Counts::default();
+        self.problems = problems;
     }
 
     fn take_changes(&mut self, rows: &RecordBatch) {
@@ -192,7 +228,7 @@ impl SigmaOperator {
             let Some(name) = value(Some(names), row) else { continue };
             let action = value(Some(actions), row).unwrap_or_default();
             if kind == OFF_KIND {
-                self.off.take_change(&value(orgs, row).unwrap_or_default(), &name, &action);
+                Arc::make_mut(&mut self.off).take_change(&value(orgs, row).unwrap_or_default(), &name, &action);
             }
             if kind != CHANGE_KIND {
                 continue;
@@ -205,7 +241,7 @@ impl SigmaOperator {
 
     fn take_change(&mut self, key: (Option<String>, String), action: &str, body: Option<&str>) {
         match action {
-            "delete" => self.stale |= self.files.remove(&key).is_some(),
+            "delete" => self.put_file(key, None),
             "create" | "update" => {
                 let body = body.and_then(|body| serde_json::from_str::<serde_json::Value>(body).ok());
                 let Some(text) = body.as_ref().and_then(|body| body.get("text")?.as_str()) else {
@@ -213,8 +249,12 @@ impl SigmaOperator {
                     return;
                 };
                 if self.files.get(&key).is_none_or(|known| known != text) {
-                    self.files.insert(key, text.to_owned());
-                    self.stale = true;
+                    if !self.has_room(&key, text) {
+                        ::metrics::counter!(metrics::REFUSED_CHANGES).increment(1);
+                        tracing::warn!(file = key.1, "rule change not taken: the rule files have too many bytes; raise sigma.files_bytes_max or tenant_files_bytes_max");
+                        return;
+                    }
+                    self.put_file(key, Some(text));
                 }
             }
             // Parking, feedback and whatever else is said of a rule: not about its text.
@@ -222,17 +262,45 @@ impl SigmaOperator {
         }
     }
 
+    /// Whether the texts of all files, and of those of the tenant, stay within their bounds with this one.
+    fn has_room(&self, key: &(Option<String>, String), text: &str) -> bool {
+        let before = self.files.get(key).map_or(0, String::len);
+        if self.files_bytes - before + text.len() > self.config.files_bytes_max {
+            return false;
+        }
+        let first = (key.0.clone(), String::new());
+        let own = || self.files.range(first..).take_while(|(known, _)| known.0 == key.0).map(|(_, text)| text.len());
+        key.0.is_none() || own().sum::<usize>() + text.len() <= self.config.tenant_files_bytes_max + before
+    }
+
+    /// Puts a text in the place of what a file was; `None` for a file that goes.
+    fn put_file(&mut self, key: (Option<String>, String), text: Option<&str>) {
+        let before = match text {
+            Some(text) => {
+                self.files_bytes += text.len();
+                self.files_key.add(key.0.as_deref(), &key.1, text);
+                self.files.insert(key.clone(), text.to_owned())
+            }
+            None => self.files.remove(&key),
+        };
+        self.stale |= text.is_some() || before.is_some();
+        if let Some(before) = before {
+            self.files_bytes -= before.len();
+            self.files_key.remove(key.0.as_deref(), &key.1, &before);
+        }
+    }
+
     fn report(&mut self, seconds: f64) {
-        let (now, before) = (self.evaluator.counts(), self.reported);
+        let (now, before) = (self.evaluators.counts(), self.reported);
         ::metrics::counter!(metrics::ROWS).increment(now.rows - before.rows);
         ::metrics::counter!(metrics::VALUES).increment(now.values - before.values);
         ::metrics::counter!(metrics::DECIDED).increment(now.decided - before.decided);
         ::metrics::counter!(metrics::CANDIDATES).increment(now.candidates - before.candidates);
         ::metrics::counter!(metrics::FILTERED).increment(now.filtered - before.filtered);
-        ::metrics::gauge!(metrics::REMEMBERED).set(self.evaluator.remembered() as f64);
+        ::metrics::gauge!(metrics::REMEMBERED).set(self.evaluators.remembered() as f64);
         ::metrics::histogram!(metrics::BATCH_SECONDS).record(seconds);
         self.reported = now;
-        self.status.tell(self.evaluator.parked());
+        self.status.tell(self.evaluators.parked());
     }
 }
 
@@ -247,13 +315,13 @@ impl Operator for SigmaOperator {
             Dataset::SecurityEvents | Dataset::CostEvents => {
                 self.refresh();
                 let started = Instant::now();
-                let mut matches = self.evaluator.matches(batch);
-                self.off.retain(self.evaluator.rules(), &batch.rows, &mut matches);
+                let mut matches = self.find(batch);
+                self.off.retain(self.evaluators.rules(), &batch.rows, &mut matches);
                 self.matched += matches.len() as u64;
-                let mut fired = self.correlations.process(self.evaluator.rules(), &batch.rows, &matches);
-                fired.retain(|fired| !self.off.is_off(&fired.alert.org_id, &fired.alert.rule_id));
+                let rules = self.evaluators.rules();
+                let fired = self.correlations.process((rules, &self.off), &batch.rows, &matches);
                 let found = (matches.as_slice(), fired);
-                let raised = self.alerting.raise(self.evaluator.rules(), &batch.rows, found, &self.config);
+                let raised = self.alerting.raise((rules, &self.off), &batch.rows, found, &self.config);
                 raised.into_iter().for_each(|alert| out.alert(alert));
                 self.report(started.elapsed().as_secs_f64());
             }
@@ -267,15 +335,21 @@ impl Operator for SigmaOperator {
             name: name.clone(),
             text: text.clone(),
         };
-        let saved = Saved { version: 1, files: self.files.iter().map(file).collect(), off: self.off.clone() };
+        let saved = Saved { version: 1, files: self.files.iter().map(file).collect(), off: Off::clone(&self.off) };
         // Strings always serialize.
         let files = serde_json::to_vec(&saved).unwrap_or_default();
         let (windows, silences) = self.alerting.save();
+        let others = files.len() + windows.len() + silences.len() + sections::OVERHEAD;
+        let (correlations, left_out) = self.correlations.save(self.config.state_bytes_max.saturating_sub(others));
+        if left_out > 0 {
+            ::metrics::counter!(metrics::CORRELATION_UNSAVED).increment(left_out);
+            tracing::warn!(left_out, "groups of correlations do not fit into the checkpoint: after a restart they begin anew; raise sigma.state_bytes_max");
+        }
         sections::join(&[
             (part::FILES, files),
             (part::WINDOWS, windows),
             (part::SILENCES, silences),
-            (part::CORRELATIONS, self.correlations.save()),
+            (part::CORRELATIONS, correlations),
         ])
     }
 
@@ -292,7 +366,12 @@ impl Operator for SigmaOperator {
         self.alerting = Alerting::restore(&self.config, windows, silences).map_err(invalid)?;
         self.correlations = correlations;
         self.files = saved.files.into_iter().map(|file| ((file.org_id, file.name), file.text)).collect();
-        self.off = saved.off;
+        self.files_bytes = self.files.values().map(String::len).sum();
+        self.files_key = FilesKey::default();
+        for ((org_id, name), text) in &self.files {
+            self.files_key.add(org_id.as_deref(), name, text);
+        }
+        self.off = Arc::new(saved.off);
         self.stale = true;
         Ok(())
     }

@@ -5,6 +5,8 @@
 //! ```
 
 const MAGIC: &[u8; 8] = b"TGRULES2";
+/// Bytes beside those of the parts: more than there are.
+pub(crate) const OVERHEAD: usize = 256;
 
 /// A state from its parts.
 pub(crate) fn join(parts: &[(u8, Vec<u8>)]) -> Vec<u8> {

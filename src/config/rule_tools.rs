@@ -41,6 +41,8 @@ pub struct RuleToolsConfig {
     pub from: Option<String>,
     /// The end of that time, not included; now when it is left out.
     pub to: Option<String>,
+    /// The tenant whose events `rules hunt` looks at; that of the key when it is left out.
+    pub org: Option<String>,
 }
 
 impl Default for RuleToolsConfig {
@@ -60,6 +62,7 @@ impl Default for RuleToolsConfig {
             navigator: None,
             from: None,
             to: None,
+            org: None,
         }
     }
 }

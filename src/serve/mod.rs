@@ -46,7 +46,7 @@ use tidegate_pipeline::run::{RunHandle, RunLoop, RunParts};
 use tidegate_pipeline::{Health, Offset, StreamLog};
 use tidegate_query::{Query, QueryParts};
 use tidegate_rules::feedback::KIND as FEEDBACK_KIND;
-use tidegate_rules::{OFF_KIND, SigmaOperator};
+use tidegate_rules::{Ahead, OFF_KIND, SigmaOperator};
 use tidegate_sinks::feed::{Feed, Stretch};
 use tidegate_sinks::parquet::{LogSource, ParquetStore};
 use tokio::net::{TcpListener, TcpSocket};
@@ -177,7 +177,8 @@ impl Server {
         let keys = Arc::new(Keys::new(registry.clone()));
         let (listener, address) = bind(config.listen, keys.is_open()).await?;
 
-        let shelf = Arc::new(Shelf::new(registry.clone(), config.sigma.clone()));
+        let ahead = Ahead::default();
+        let shelf = Arc::new(Shelf::new(registry.clone(), config.sigma.clone(), ahead.clone()));
         let mut rules = RulesSync::new(registry.clone(), shelf.clone(), config);
         rules.check_folder()?;
         rules.changed();
@@ -189,7 +190,7 @@ impl Server {
             );
         }
         let writer = Arc::new(OutputLog::new(output_log.clone()));
-        let sigma = SigmaOperator::new(config.sigma.clone())?;
+        let sigma = SigmaOperator::new(config.sigma.clone())?.with_ahead(ahead);
         let status = sigma.status();
         let kinds = [RULE_KIND, OFF_KIND, FEEDBACK_KIND];
         let seed = kinds.into_iter().filter_map(|kind| registry.as_batch(kind).transpose());

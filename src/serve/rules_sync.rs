@@ -28,6 +28,8 @@ pub struct RulesSync {
     starter_pack: bool,
     /// Whether files changed and the registry does not say so yet.
     dirty: bool,
+    /// Whether there was a sync before: the stream may run, which a change must not stop.
+    running: bool,
     shelf: Arc<Shelf>,
 }
 
@@ -35,7 +37,7 @@ impl RulesSync {
     /// Nothing is read yet: see [`sync`](Self::sync).
     pub fn new(registry: Registry, shelf: Arc<Shelf>, config: &Config) -> Self {
         let folder = config.rules.clone().map(|path| RuleFolder::new(path, &config.sigma));
-        Self { registry, folder, starter_pack: config.starter_pack, dirty: true, shelf }
+        Self { registry, folder, starter_pack: config.starter_pack, dirty: true, running: false, shelf }
     }
 
     /// Reads the folder once, so that a wrong path is told at the start.
@@ -92,6 +94,14 @@ impl RulesSync {
             }
         }
         let difference = changes(&current, &wanted, &kept);
+        if self.running && (1..=CHANGES_MAX).contains(&difference.len()) {
+            let changed = difference.iter().map(|change| {
+                let text = (change.action != RuleAction::Delete).then(|| change.text.clone());
+                ((DEFAULT_ORG.to_owned(), change.name.clone()), text)
+            });
+            let changed = changed.collect();
+            tokio::task::block_in_place(|| self.shelf.prepare(&changed));
+        }
         for part in difference.chunks(CHANGES_MAX) {
             let part = part.iter().map(|change| Change {
                 time_us: now_us(),
@@ -110,7 +120,7 @@ impl RulesSync {
             self.registry.apply(part.collect()).await.context("write rule changes to the log")?;
         }
         self.shelf.skip(skipped);
-        self.dirty = false;
+        (self.dirty, self.running) = (false, true);
         Ok(difference.len())
     }
 }

@@ -405,3 +405,20 @@ fn a_rule_that_takes_too_long_is_shown_as_parked() {
     client.wait_for("SELECT count(*) FROM alerts WHERE title = 'Saw x'", 1);
     assert_eq!(client.get(&path(&id(1))).json()["rule"]["status"], "loaded");
 }
+
+#[test]
+fn a_tenant_that_changes_rules_too_often_is_told_when_to_try_again() {
+    let server = Server::start(&[
+        ("THREAT_DETECTION__TENANT_CHANGES_PER_MINUTE", "1"),
+        ("THREAT_DETECTION__TENANT_CHANGES_BURST", "3"),
+    ]);
+    let mut client = server.client();
+    for number in 1..=3 {
+        made(&mut client, &rule(&id(number), "evil"));
+    }
+    let reply = post(&mut client, &rule(&id(4), "evil"));
+    assert_eq!(code(&reply), (429, "too_many_changes".to_owned()));
+    let seconds: u64 = reply.headers["retry-after"].to_str().expect("text").parse().expect("seconds");
+    assert!((30..=61).contains(&seconds), "{seconds}");
+    assert_eq!(client.get(&path(&id(1))).status, StatusCode::OK, "looking is free");
+}

@@ -12,6 +12,7 @@
 mod change;
 mod entries;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +28,7 @@ pub use entries::{Entries, Entry, Kinds};
 
 use crate::error::{AppendError, PipelineError};
 use crate::fs::Fs;
+use crate::keys::DEFAULT_ORG;
 use crate::log::{Ack, Append, EventBatch, LogBatch, Offset, StreamLog};
 use crate::metrics as names;
 use crate::sealed::{Loaded, SealedFiles};
@@ -42,6 +44,8 @@ const NAME_BYTES_MAX: usize = 256;
 pub struct RegistryConfig {
     /// Things (rules, keys, …) of all tenants together.
     pub entries_max: usize,
+    /// Things of one tenant, but for the tenant `default`, which is the operator's.
+    pub tenant_entries_max: usize,
     /// Bytes of one thing's body, as JSON text.
     pub body_bytes_max: usize,
     /// Size of a snapshot. One that is larger is not written: restarts then read the changes since the last one.
@@ -50,7 +54,7 @@ pub struct RegistryConfig {
 
 impl Default for RegistryConfig {
     fn default() -> Self {
-        Self { entries_max: 100_000, body_bytes_max: 1 << 20, snapshot_bytes_max: 1 << 30 }
+        Self { entries_max: 100_000, tenant_entries_max: 20_000, body_bytes_max: 1 << 20, snapshot_bytes_max: 1 << 30 }
     }
 }
 
@@ -249,7 +253,7 @@ impl Shared {
             change.change_id = turn.ids.next(change.time_us).map(char::from).iter().collect();
         }
         let mut after = self.kinds.read().clone();
-        self.check(&changes, after.len())?;
+        self.check(&changes, &after)?;
         let rows = changes_to_batch(&changes)?;
         let key = |change: &Change| dedup_key(&change.org_id, Dataset::Changes as u8, &change.change_id);
         let keys = changes.iter().map(key).collect();
@@ -274,7 +278,7 @@ impl Shared {
         Ok(())
     }
 
-    fn check(&self, changes: &[Change], entries: usize) -> Result<(), PipelineError> {
+    fn check(&self, changes: &[Change], known: &Kinds) -> Result<(), PipelineError> {
         let invalid = |reason: String| Err(PipelineError::Invalid(reason));
         for change in changes {
             let names = [("tenant", &change.org_id), ("kind", &change.kind), ("target", &change.target_id)];
@@ -292,6 +296,17 @@ impl Shared {
             }
         }
         let more = changes.iter().filter(|change| change.action == Action::Create).count();
+        let entries = known.len();
+        let mut tenants: BTreeMap<&str, usize> = BTreeMap::new();
+        for change in changes.iter().filter(|change| change.action == Action::Create && change.org_id != DEFAULT_ORG) {
+            *tenants.entry(&change.org_id).or_default() += 1;
+        }
+        for (org_id, more) in tenants {
+            let max = self.config.tenant_entries_max;
+            if known.of_tenant(org_id) + more > max {
+                return invalid(format!("the tenant has as many rules, keys and the like as it may: {max}"));
+            }
+        }
         if more > 0 && entries + more > self.config.entries_max {
             let max = self.config.entries_max;
             return invalid(format!(

@@ -24,6 +24,9 @@ use crate::metrics as names;
 use crate::output::{AlertGroup, OutputLog};
 use crate::tailing::{Reading, read_on};
 
+/// At most one part in so many of the time goes into checkpoints.
+const CHECKPOINT_PART: u32 = 20;
+
 /// Everything that the thread owns.
 pub(super) struct State {
     log: Arc<dyn StreamLog>,
@@ -125,10 +128,12 @@ impl State {
                 }
             }
             if Instant::now() >= due {
+                let started = Instant::now();
                 if self.progressed() {
                     self.checkpoint();
                 }
-                due = Instant::now() + interval;
+                // A large state takes long to write: the stream has the time, but for one part in so many.
+                due = Instant::now() + interval.max(started.elapsed() * (CHECKPOINT_PART - 1));
             }
         }
     }

@@ -22,6 +22,10 @@ use crate::problem::{Fault, RuleProblem};
 pub(crate) struct Filter {
     /// The Sigma `id`, or else the `name` or the title.
     pub id: String,
+    /// The file it came from.
+    pub file: String,
+    /// The tenant for whose events it is; `None` for everyone.
+    pub org_id: Option<Arc<str>>,
     /// The log source whose rules it is for.
     pub log_source: usize,
     /// A match stays where this is true.
@@ -40,6 +44,11 @@ pub(crate) struct Filters {
 impl Filters {
     pub fn is_empty(&self) -> bool {
         self.everyone.is_empty() && self.tenants.is_empty()
+    }
+
+    /// Whether a filter is among them, for whomever.
+    pub fn has(&self, filter: u32) -> bool {
+        self.everyone.contains(&filter) || self.tenants.values().any(|own| own.contains(&filter))
     }
 
     fn add(&mut self, org_id: Option<&Arc<str>>, filter: u32) {
@@ -98,7 +107,7 @@ pub(crate) fn attach(compiler: &mut Compiler<'_>, pending: Vec<Pending<'_>>, pro
     for Pending { part, filter, org_id, file } in pending {
         let id = filter.id.as_ref().or(filter.name.as_ref()).unwrap_or(&filter.title).clone();
         let mut faults = Vec::new();
-        let attached = compiler.filter(&id, &filter, org_id.as_ref(), &names, &mut faults);
+        let attached = compiler.filter((&id, part.file), &filter, org_id.as_ref(), &names, &mut faults);
         faults.extend(attached.err());
         if let Some(problems) = problems.get_mut(file) {
             problems.extend(faults.into_iter().map(|fault| part.problem(&id, fault)));
@@ -132,7 +141,7 @@ impl Compiler<'_> {
     /// Compiles one filter. What it names and cannot be found goes to `faults`; the rest of it is in force.
     fn filter(
         &mut self,
-        id: &str,
+        (id, file): (&str, &str),
         filter: &FilterRule,
         org_id: Option<&Arc<str>>,
         names: &Names,
@@ -158,7 +167,7 @@ impl Compiler<'_> {
         for at in sources {
             let keeps = self.keeps(filter, at)?;
             compiled.insert(at, self.filters.len() as u32);
-            self.filters.push(Filter { id: id.to_owned(), log_source: at, keeps });
+            self.filters.push(Filter { id: id.to_owned(), file: file.to_owned(), org_id: org_id.cloned(), log_source: at, keeps });
         }
         self.filter_ids.insert((org_id.map(|org_id| org_id.to_string()), id.to_owned()));
         if filter.rules == FilterRuleTarget::Any {

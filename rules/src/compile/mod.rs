@@ -118,17 +118,13 @@ impl RuleSet {
         let mut ordered: Vec<&RuleFile> = files.iter().collect();
         // Rules for everyone come before those of single tenants, so that a tenant cannot take away an id.
         ordered.sort_by_key(|file| (&file.org_id, &file.name));
+        let mut counts: BTreeMap<Option<&str>, usize> = BTreeMap::new();
         for ((at, file), problems) in ordered.into_iter().enumerate().zip(&mut problems) {
-            if at >= config.files_max {
-                let reason = format!("there are more than {} rule files", config.files_max);
-                problems.push(RuleProblem {
-                    file: file.name.clone(),
-                    line: 1,
-                    column: 1,
-                    rule: String::new(),
-                    reason,
-                    hint: "raise files_max".into(),
-                });
+            let count = counts.entry(file.org_id.as_deref()).or_default();
+            *count += 1;
+            let problem = too_many(file, *count, config);
+            if problem.is_some() {
+                problems.extend(problem);
                 continue;
             }
             for (part, parsed) in parse_file(file, config, problems) {
@@ -194,11 +190,36 @@ impl RuleSet {
         self.rules.get(unit).map(|rule| rule.id.as_str()).or_else(filter).unwrap_or_default()
     }
 
+    /// The tenant whose rule or filter it is: filters are numbered after the rules.
+    pub(crate) fn unit_org(&self, unit: usize) -> Option<&Arc<str>> {
+        match unit.checked_sub(self.rules.len()) {
+            None => self.rules.get(unit)?.org_id.as_ref(),
+            Some(filter) => self.filters.get(filter)?.org_id.as_ref(),
+        }
+    }
+
     /// The log sources of rules that no table describes: those rules see only events whose `source` has that name.
     pub fn unknown_log_sources(&self) -> Vec<&str> {
         let unknown = |routed: &&Routed| !routed.resolved.known;
         self.log_sources.iter().filter(unknown).map(|routed| routed.name.as_str()).collect()
     }
+}
+
+/// Why the file that is this many-th of its tenant, or of everyone, is not looked at.
+fn too_many(file: &RuleFile, count: usize, config: &RulesConfig) -> Option<RuleProblem> {
+    let (bound, max) = match file.org_id {
+        None => ("files_max", config.files_max),
+        Some(_) => ("tenant_files_max", config.tenant_files_max),
+    };
+    let problem = || RuleProblem {
+        file: file.name.clone(),
+        line: 1,
+        column: 1,
+        rule: String::new(),
+        reason: format!("there are more than {max} rule files"),
+        hint: format!("remove some, or raise sigma.{bound}"),
+    };
+    (count > max).then(problem)
 }
 
 pub(crate) struct Compiler<'a> {

@@ -46,7 +46,7 @@ impl Correlations {
         self.buckets.clear();
         self.bucket_ids.clear();
         self.clock.clear();
-        self.bytes = 0;
+        (self.bytes, self.live) = (0, 0);
         let numbers: FxHashMap<Identity, u32> = identities(set).into_iter().zip(0..).collect();
         for kept in std::mem::take(&mut self.kept) {
             let Some(number) = numbers.get(&kept.identity).copied() else { continue };
@@ -58,10 +58,11 @@ impl Correlations {
                 group.begin(&correlation.definition);
                 group.armed = group.deadline(&terms, correlation.eager);
                 let (at, own, sources) = (group.armed, group.number, group.sources);
+                group.counted = 0;
                 let Some(bucket) = self.buckets.get_mut(bucket_id as usize) else { continue };
-                bucket.bytes += group.bytes();
-                self.bytes += group.bytes();
                 let slot = bucket.insert(group);
+                self.bytes += bucket.recount(slot, &correlation.definition).1;
+                self.live += 1;
                 let timer = Timer { at, number: own, bucket: bucket_id, slot };
                 self.schedule(tenant, sources, correlation.eager, timer);
             }

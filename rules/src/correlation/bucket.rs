@@ -3,17 +3,47 @@
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::correlation::definition::Definition;
 use crate::correlation::group::Group;
 
 /// No place.
 pub(crate) const NONE: u32 = u32::MAX;
+/// From so many groups on the table is in parts: each grows by itself, so that no event waits until a million places are moved.
+const PARTS_FROM: usize = 4_096;
+/// How many parts; a power of two.
+const PARTS: usize = 256;
+
+/// Where a group is, with what its key hashes to, so that the table grows without a look at the groups.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    hash: u32,
+    slot: u32,
+}
+
+impl Place {
+    /// The hash with all of its bits in use, as the table wants it.
+    fn spread(hash: u32) -> u64 {
+        u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+/// By the highest bits: the places within a part go by the lowest.
+fn part_of(hash: u32) -> usize {
+    hash as usize / (u32::MAX as usize / PARTS + 1)
+}
+
+fn hash_of(key: &[u8]) -> u32 {
+    xxh3_64(key) as u32
+}
 
 /// The groups of one correlation and tenant.
 #[derive(Debug)]
 pub(crate) struct Bucket {
     pub correlation: u32,
     pub tenant: u32,
-    table: HashTable<u32>,
+    /// One part, or [`PARTS`].
+    parts: Vec<HashTable<Place>>,
+    len: usize,
     slots: Vec<Option<Box<Group>>>,
     free: Vec<u32>,
     /// The group that was used longest ago, and the one that was used last.
@@ -28,7 +58,8 @@ impl Bucket {
         Self {
             correlation,
             tenant,
-            table: HashTable::new(),
+            parts: vec![HashTable::new()],
+            len: 0,
             slots: Vec::new(),
             free: Vec::new(),
             oldest: NONE,
@@ -38,7 +69,7 @@ impl Bucket {
     }
 
     pub fn len(&self) -> usize {
-        self.table.len()
+        self.len
     }
 
     pub fn get(&self, slot: u32) -> Option<&Group> {
@@ -49,17 +80,35 @@ impl Bucket {
         self.slots.get_mut(slot as usize)?.as_deref_mut()
     }
 
+    fn part(&self, hash: u32) -> usize {
+        if self.parts.len() == 1 { 0 } else { part_of(hash) }
+    }
+
     /// The place of the group with this key.
     pub fn find(&self, key: &[u8]) -> Option<u32> {
+        let hash = hash_of(key);
         let slots = &self.slots;
-        let same =
-            |slot: &u32| slots.get(*slot as usize).and_then(Option::as_ref).is_some_and(|group| *group.key == *key);
-        self.table.find(xxh3_64(key), same).copied()
+        let same = |place: &Place| {
+            place.hash == hash
+                && slots.get(place.slot as usize).and_then(Option::as_ref).is_some_and(|group| *group.key == *key)
+        };
+        self.parts.get(self.part(hash))?.find(Place::spread(hash), same).map(|place| place.slot)
+    }
+
+    /// Goes over to many parts.
+    fn split(&mut self) {
+        let mut parts: Vec<HashTable<Place>> = (0..PARTS).map(|_| HashTable::new()).collect();
+        for place in self.parts.drain(..).flatten() {
+            if let Some(part) = parts.get_mut(part_of(place.hash)) {
+                part.insert_unique(Place::spread(place.hash), place, |place| Place::spread(place.hash));
+            }
+        }
+        self.parts = parts;
     }
 
     /// Puts a group in that is not there, as the one used last.
     pub fn insert(&mut self, group: Group) -> u32 {
-        let hash = xxh3_64(&group.key);
+        let hash = hash_of(&group.key);
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -70,10 +119,14 @@ impl Bucket {
         if let Some(place) = self.slots.get_mut(slot as usize) {
             *place = Some(Box::new(group));
         }
-        let slots = &self.slots;
-        let rehash =
-            |slot: &u32| slots.get(*slot as usize).and_then(Option::as_ref).map_or(0, |group| xxh3_64(&group.key));
-        self.table.insert_unique(hash, slot, rehash);
+        if self.len >= PARTS_FROM && self.parts.len() == 1 {
+            self.split();
+        }
+        let part = self.part(hash);
+        if let Some(part) = self.parts.get_mut(part) {
+            part.insert_unique(Place::spread(hash), Place { hash, slot }, |place| Place::spread(place.hash));
+        }
+        self.len += 1;
         self.append(slot);
         slot
     }
@@ -109,6 +162,15 @@ impl Bucket {
         }
     }
 
+    /// Counts the bytes of a group anew; what they were, and what they are.
+    pub fn recount(&mut self, slot: u32, definition: &Definition) -> (usize, usize) {
+        let Some(group) = self.get_mut(slot) else { return (0, 0) };
+        let after = group.bytes(definition);
+        let before = std::mem::replace(&mut group.counted, after);
+        self.bytes = (self.bytes + after).saturating_sub(before);
+        (before, after)
+    }
+
     /// The group that was used longest ago.
     pub fn oldest(&self) -> Option<u32> {
         (self.oldest != NONE).then_some(self.oldest)
@@ -118,13 +180,19 @@ impl Bucket {
     pub fn remove(&mut self, slot: u32) -> Option<Box<Group>> {
         self.unlink(slot);
         let group = self.slots.get_mut(slot as usize)?.take()?;
-        if let Ok(entry) = self.table.find_entry(xxh3_64(&group.key), |own| *own == slot) {
+        let hash = hash_of(&group.key);
+        let part = self.part(hash);
+        if let Some(part) = self.parts.get_mut(part)
+            && let Ok(entry) = part.find_entry(Place::spread(hash), |own| own.slot == slot)
+        {
             entry.remove();
         }
+        self.len -= 1;
+        self.bytes = self.bytes.saturating_sub(group.counted);
         self.free.push(slot);
-        if self.table.is_empty() {
+        if self.len == 0 {
             // Nothing of a great number of groups stays behind.
-            self.table = HashTable::new();
+            self.parts = vec![HashTable::new()];
             self.slots = Vec::new();
             self.free = Vec::new();
         }
@@ -143,7 +211,6 @@ impl Bucket {
         while let Some(slot) = self.oldest() {
             groups.extend(self.remove(slot).map(|group| *group));
         }
-        self.bytes = 0;
         groups
     }
 }

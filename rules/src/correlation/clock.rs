@@ -23,6 +23,8 @@ pub(crate) const SOURCES_MAX: usize = 64;
 const TENANTS_MAX: usize = 100_000;
 /// The most different sets of sources of one tenant; further ones count as all sources.
 const QUEUES_MAX: usize = 64;
+/// With fewer timers it is not looked which are still needed.
+const TIMERS_MIN: usize = 256;
 
 /// One source of one tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,14 +46,55 @@ pub(crate) struct Timer {
     pub slot: u32,
 }
 
+/// Timers, the next one first. Some may be of groups that are gone.
+#[derive(Debug, Default)]
+pub(crate) struct Timers {
+    heap: BinaryHeap<Reverse<Timer>>,
+    /// How many were kept when it was last looked which are needed.
+    kept: usize,
+}
+
+impl Timers {
+    /// Says whether it is the next one now.
+    pub fn push(&mut self, timer: Timer) -> bool {
+        let first = self.peek().is_none_or(|known| timer.at < known.at);
+        self.heap.push(Reverse(timer));
+        first
+    }
+
+    pub fn peek(&self) -> Option<Timer> {
+        self.heap.peek().map(|Reverse(timer)| *timer)
+    }
+
+    pub fn pop(&mut self) {
+        self.heap.pop();
+    }
+
+    pub fn len(&self) -> usize {
+        self.heap.len()
+    }
+
+    /// Whether it is time to see which are still needed: there are twice as many as then.
+    pub fn is_long(&self) -> bool {
+        self.len() > TIMERS_MIN.max(self.kept.saturating_mul(2))
+    }
+
+    /// Drops those that `needed` says no of.
+    pub fn retain(&mut self, needed: impl Fn(&Timer) -> bool) {
+        self.heap.retain(|Reverse(timer)| needed(timer));
+        self.heap.shrink_to(self.len() * 2);
+        self.kept = self.len();
+    }
+}
+
 /// What waits for the same sources.
 #[derive(Debug)]
 pub(crate) struct Queue {
     pub sources: u64,
     /// Windows that are decided when they are over.
-    pub closing: BinaryHeap<Reverse<Timer>>,
+    pub closing: Timers,
     /// Groups that are of no use after that.
-    pub expiring: BinaryHeap<Reverse<Timer>>,
+    pub expiring: Timers,
 }
 
 /// The sources of one tenant and what waits for them.
@@ -203,7 +246,7 @@ impl Clock {
         let at = match queues.iter().position(|queue| queue.sources == sources) {
             Some(at) => at,
             None => {
-                queues.push(Queue { sources, closing: BinaryHeap::new(), expiring: BinaryHeap::new() });
+                queues.push(Queue { sources, closing: Timers::default(), expiring: Timers::default() });
                 queues.len() - 1
             }
         };
@@ -220,7 +263,7 @@ impl Clock {
     /// Makes sure that the tenant is looked at when silence alone lets something of it pass.
     pub fn arm(&mut self, tenant: u32) {
         let Some(own) = self.tenants.get(tenant as usize) else { return };
-        let first = |heap: &BinaryHeap<Reverse<Timer>>| heap.peek().map(|Reverse(timer)| timer.at);
+        let first = |timers: &Timers| timers.peek().map(|timer| timer.at);
         let mut wake = i64::MAX;
         for queue in &own.queues {
             let Some(at) = first(&queue.closing).into_iter().chain(first(&queue.expiring)).min() else { continue };
@@ -282,7 +325,7 @@ impl Clock {
         if let Some(own) = self.tenants.get_mut(tenant as usize)
             && own.queues.len() >= QUEUES_MAX / 2
         {
-            own.queues.retain(|queue| !queue.closing.is_empty() || !queue.expiring.is_empty());
+            own.queues.retain(|queue| queue.closing.len() + queue.expiring.len() > 0);
         }
     }
 }

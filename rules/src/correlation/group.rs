@@ -1,11 +1,16 @@
 //! The events of one group of one correlation, and when they fire.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use rsigma_parser::CorrelationType;
 use rustc_hash::FxHashSet;
 
 use crate::correlation::amount::Amount;
 use crate::correlation::definition::Definition;
 use crate::correlation::entry::Entry;
+use crate::correlation::index::Index;
+use crate::correlation::line::Line;
 use crate::correlation::set::Correlation;
 use crate::correlation::window::Gauge;
 
@@ -14,6 +19,13 @@ use crate::correlation::window::Gauge;
 const FIRES_MAX: usize = 64;
 /// What a group takes beside what it points to: itself, its place in the table, in the queue and on the heap.
 const GROUP_BYTES: usize = size_of::<Group>() + 64;
+/// The most events after one, within a span, with which the windows that end at them are judged one by one: with more of them
+/// the window is looked for in an index.
+const NEAR_MAX: usize = 64;
+/// The most events that are gone through for one window where an index cannot tell.
+const FAR_MAX: usize = 4_096;
+/// The most windows of a group that may be open over one moment.
+const OVERLAPS_MAX: usize = 32;
 
 /// Who and what an alert is about, taken from the event that completes a window.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,7 +41,7 @@ pub(crate) struct Completing {
 pub(crate) struct OpenWindow {
     pub start: i64,
     /// Its latest event: the time and what an alert takes from it.
-    pub last: (i64, Box<Completing>),
+    pub last: (i64, Arc<Completing>),
 }
 
 /// A group.
@@ -41,17 +53,22 @@ pub(crate) struct Group {
     pub number: u64,
     /// The sources that fed it, as bits.
     pub sources: u64,
-    /// By time, then arrival. What comes before `start` is gone.
-    entries: Vec<Entry>,
-    start: u32,
+    /// By time, then arrival.
+    line: Line,
     /// What is in the window that was looked at last; none where the number of events is all that matters.
     gauge: Option<Box<Gauge>>,
+    /// What finds windows where many would have to be judged.
+    index: Option<Box<Index>>,
+    /// How many events come in before it is tried again to make room by leaving out repetitions.
+    pub crowded: u32,
     /// Windows that wait for their end, by start.
-    pub windows: Vec<OpenWindow>,
+    pub windows: VecDeque<OpenWindow>,
     /// When it fired, ascending.
     pub fires: Vec<i64>,
     /// For when its timer is set.
     pub armed: i64,
+    /// The bytes that it was last counted with.
+    pub counted: usize,
     /// Neighbours in the order of use.
     pub before: u32,
     pub after: u32,
@@ -68,6 +85,18 @@ pub(crate) struct Fire {
     pub to: usize,
 }
 
+/// What came of an event.
+#[derive(Debug, Default)]
+pub(crate) struct Fed {
+    pub fire: Option<Fire>,
+    /// Events that are forgotten for it, itself perhaps.
+    pub dropped: u64,
+    /// Windows that were not judged, or not opened, because there are too many.
+    pub unjudged: u64,
+    /// Events, and steps of an index, that were looked at.
+    pub looked_at: u64,
+}
+
 /// What is the same for all groups of a correlation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Terms<'a> {
@@ -75,12 +104,14 @@ pub(crate) struct Terms<'a> {
     pub events_max: usize,
     /// The smallest count that can satisfy the condition.
     pub needed: u64,
+    /// See [`NEAR_MAX`].
+    pub near_max: usize,
 }
 
 impl<'a> Terms<'a> {
     pub fn new(correlation: &'a Correlation, events_max: usize) -> Self {
         let events_max = events_max.clamp(1, 1 << 20);
-        Self { definition: &correlation.definition, events_max, needed: correlation.needed }
+        Self { definition: &correlation.definition, events_max, needed: correlation.needed, near_max: NEAR_MAX }
     }
 
     fn span(&self) -> i64 {
@@ -97,7 +128,7 @@ impl Group {
 
     /// The events, by time.
     pub fn entries(&self) -> &[Entry] {
-        self.entries.get(self.start as usize..).unwrap_or_default()
+        self.line.as_slice()
     }
 
     /// The entries of a [`Fire`].
@@ -111,12 +142,14 @@ impl Group {
             key,
             number,
             sources,
-            entries,
-            start: 0,
+            line: Line::new(entries),
             gauge: None,
-            windows: Vec::new(),
+            index: None,
+            crowded: 0,
+            windows: VecDeque::new(),
             fires: Vec::new(),
             armed: i64::MAX,
+            counted: 0,
             before: u32::MAX,
             after: u32::MAX,
         }
@@ -126,28 +159,29 @@ impl Group {
     pub fn begin(&mut self, definition: &Definition) {
         let counts_only = definition.kind == CorrelationType::EventCount;
         self.gauge = (!counts_only).then(|| Box::new(Gauge::new(definition)));
+        self.index = None;
         self.armed = i64::MAX;
     }
 
     /// Drops everything, as if it had just begun.
     pub fn reset(&mut self, number: u64, definition: &Definition) {
         let key = std::mem::take(&mut self.key);
-        let (before, after) = (self.before, self.after);
-        *self = Self { before, after, ..Self::new(key, number, definition) };
+        let Self { before, after, counted, .. } = *self;
+        *self = Self { before, after, counted, ..Self::new(key, number, definition) };
     }
 
     /// When it is of no use any more (eager), or its next window is over (closing).
     pub fn deadline(&self, terms: &Terms<'_>, eager: bool) -> i64 {
         let moment = if eager {
-            self.entries.last().map(|entry| entry.time)
+            self.entries().last().map(|entry| entry.time)
         } else {
-            self.windows.first().map(|window| window.start)
+            self.windows.front().map(|window| window.start)
         };
         moment.map_or(i64::MIN, |moment| moment.saturating_add(terms.span()))
     }
 
     /// About how many bytes it takes, whatever way it came to be.
-    pub fn bytes(&self) -> usize {
+    pub fn bytes(&self, definition: &Definition) -> usize {
         let entries = self.entries();
         let ids = match entries.first() {
             // Ids of a group are of one kind.
@@ -155,12 +189,14 @@ impl Group {
             None => 0,
         };
         let gauge = self.gauge.as_ref().map_or(0, |gauge| gauge.bytes(entries.len()) + size_of::<Gauge>() + 16);
+        let indexed = if entries.len() > NEAR_MAX { Index::bytes(definition.kind, entries.len()) } else { 0 };
         let windows = self.windows.len() * (size_of::<OpenWindow>() + size_of::<Completing>() + 64);
         GROUP_BYTES
             + self.key.len().next_multiple_of(16)
             + entries.len().next_power_of_two() * size_of::<Entry>()
             + ids
             + gauge
+            + indexed
             + windows
             + self.fires.len() * 8
     }
@@ -168,7 +204,7 @@ impl Group {
     /// Forgets events that cannot be in a window any more now that event time has come to `mark`.
     fn prune(&mut self, mark: i64, terms: &Terms<'_>, eager: bool) {
         let gone = mark.saturating_sub(terms.span());
-        let keep_from = match (eager, self.windows.first()) {
+        let keep_from = match (eager, self.windows.front()) {
             (true, _) => gone,
             // Every event is in an open window, or was.
             (false, Some(first)) => first.start.saturating_sub(1),
@@ -183,99 +219,169 @@ impl Group {
         if count == 0 {
             return;
         }
+        let entries = self.line.as_slice();
         if let Some(gauge) = &mut self.gauge {
-            gauge.cut(self.entries.get(self.start as usize..).unwrap_or_default(), count);
+            gauge.cut(entries, count);
         }
-        self.start += count as u32;
-        if self.start as usize * 2 >= self.entries.len() {
-            self.entries.drain(..self.start as usize);
-            self.start = 0;
-            if self.entries.capacity() > 16 && self.entries.len() * 4 < self.entries.capacity() {
-                self.entries.shrink_to(self.entries.len() * 2);
+        if entries.len() - count.min(entries.len()) < NEAR_MAX / 2 {
+            self.index = None;
+        }
+        if let Some(index) = &mut self.index {
+            for (at, entry) in entries.iter().enumerate().take(count) {
+                index.cut(entry, entries.get(at + 1).map(|next| next.time));
             }
         }
+        self.line.cut(count);
     }
 
-    /// Takes an event up. `None` when it is there already; else its place, and how many others were dropped for it.
-    fn insert(&mut self, entry: Entry, terms: &Terms<'_>) -> Option<(usize, u64)> {
-        let time = entry.time;
-        let at = self.entries().partition_point(|known| known.time <= time);
+    /// Takes an event up, unless it is there already or has no room. Says whether it did.
+    fn insert(&mut self, entry: Entry, terms: &Terms<'_>, fed: &mut Fed) -> bool {
+        let at = self.entries().partition_point(|known| known.time <= entry.time);
         let same_time = self.entries().get(..at).unwrap_or_default().iter().rev();
         if same_time.take_while(|known| known.time == entry.time).any(|known| known.repeats(&entry)) {
-            return None;
+            return false;
         }
+        if self.entries().len() >= terms.events_max && !self.make_room(terms, fed) {
+            fed.dropped += 1;
+            if at == 0 {
+                // It would be the first to go.
+                return false;
+            }
+            self.cut(1);
+        }
+        let at = self.entries().partition_point(|known| known.time <= entry.time);
         if let Some(gauge) = &mut self.gauge {
             gauge.inserted(at, &entry);
         }
-        if self.entries.len() == self.entries.capacity() && self.entries.len() < 4 {
-            // The least that works: most groups never have more.
-            self.entries.reserve_exact(self.entries.len().max(1));
+        if let Some(index) = &mut self.index {
+            index.insert(&entry);
         }
-        self.entries.insert(self.start as usize + at, entry);
-        if self.entries().len() <= terms.events_max {
-            return Some((at, 0));
-        }
-        if self.compact(terms) {
-            let time = self.entries().last().map_or(i64::MIN, |entry| entry.time).min(time);
-            let at = self.entries().partition_point(|known| known.time <= time).saturating_sub(1);
-            return Some((at, 0));
-        }
-        self.cut(1);
-        Some((at.saturating_sub(1), 1))
+        self.line.insert(at, entry);
+        true
     }
 
     /// Makes room in a group that has too many events where only the latest of each value, or of each rule, can still matter: so
-    /// that many events of one value do not push the others out. Says whether that was enough.
-    fn compact(&mut self, terms: &Terms<'_>) -> bool {
+    /// that many events of one value do not push the others out. Says whether there is room now.
+    fn make_room(&mut self, terms: &Terms<'_>, fed: &mut Fed) -> bool {
         let by_value = terms.definition.kind == CorrelationType::ValueCount;
         if !by_value && terms.definition.kind != CorrelationType::Temporal {
             return false;
         }
-        self.entries.drain(..self.start as usize);
-        self.start = 0;
-        let mut seen = FxHashSet::default();
-        let mut keep: Vec<bool> = self
-            .entries
-            .iter()
-            .rev()
-            .map(|entry| seen.insert((entry.value.hash(), entry.slot * u16::from(!by_value))))
-            .collect();
-        if seen.len() > terms.events_max / 4 * 3 {
+        if self.crowded > 0 {
+            self.crowded -= 1;
             return false;
         }
-        self.entries.retain(|_| keep.pop().unwrap_or(true));
+        fed.looked_at += self.entries().len() as u64;
+        let mut seen = FxHashSet::default();
+        let mut is_latest = |entry: &Entry| seen.insert((entry.value.hash(), entry.slot * u16::from(!by_value)));
+        let distinct = self.entries().iter().filter(|entry| is_latest(entry)).count();
+        if distinct > terms.events_max / 4 * 3 {
+            // Not worth it for a while.
+            self.crowded = (terms.events_max / 8) as u32;
+            return false;
+        }
+        seen.clear();
+        self.line.retain_from_last(|entry| seen.insert((entry.value.hash(), entry.slot * u16::from(!by_value))));
         if let Some(gauge) = &mut self.gauge {
             **gauge = Gauge::new(terms.definition);
         }
+        self.index = None;
         true
     }
 
-    /// Takes an event up and judges every window that it is in and that ends at it or at a later event. Also says how many
-    /// events were dropped.
-    pub fn feed_eager(&mut self, entry: Entry, mark: i64, terms: &Terms<'_>) -> (Option<Fire>, u64) {
+    /// Takes an event up and finds the first window that it is in, and that ends at it or at a later event, which holds.
+    pub fn feed_eager(&mut self, entry: Entry, mark: i64, terms: &Terms<'_>) -> Fed {
         self.prune(mark, terms, true);
-        let (time, span) = (entry.time, terms.span());
-        let Some((at, dropped)) = self.insert(entry, terms) else { return (None, 0) };
-        let last = self.entries().len();
-        // The window ends at the last of the events of one time.
-        let mut end = at;
+        let mut fed = Fed { looked_at: 1, ..Fed::default() };
+        let (about, span) = (entry.clone(), terms.span());
+        if !self.insert(entry, terms, &mut fed) {
+            return fed;
+        }
+        let reach = (about.time, about.time.saturating_add(span));
+        let own_end = self.entries().partition_point(|known| known.time <= reach.0);
+        let last_end = self.entries().partition_point(|known| known.time < reach.1);
+        let begin = self.entries().partition_point(|known| known.time <= reach.0.saturating_sub(span));
+        let goes_through = self.gauge.as_ref().is_some_and(|gauge| gauge.goes_through(terms.definition));
+        let near = last_end - own_end <= terms.near_max && (!goes_through || own_end - begin <= terms.near_max);
+        if near {
+            self.judge_each(reach, (own_end, last_end), terms, &mut fed);
+        } else {
+            self.look_up(&about, reach, (own_end, last_end), terms, &mut fed);
+        }
+        fed
+    }
+
+    /// Judges the windows that end at each of these entries, until one holds.
+    fn judge_each(&mut self, (time, _): (i64, i64), (own, last): (usize, usize), terms: &Terms<'_>, fed: &mut Fed) {
+        let span = terms.span();
+        let mut end = self.entries().get(..own).unwrap_or_default().partition_point(|entry| entry.time < time);
         while end < last {
             let Some(end_time) = self.entries().get(end).map(|entry| entry.time) else { break };
-            if end_time >= time.saturating_add(span) {
-                break;
-            }
+            // The window ends at the last of the events of one time.
             end +=
                 self.entries().get(end..).unwrap_or_default().iter().take_while(|entry| entry.time == end_time).count();
             if self.is_quiet(end_time, span) {
                 continue;
             }
-            let from = self.entries().partition_point(|entry| entry.time <= end_time.saturating_sub(span));
-            if let Some(fire) = self.judge((from, end), end_time, terms) {
-                self.fired(end_time);
-                return (Some(fire), dropped);
+            self.judge_end(end_time, end, terms, fed);
+            if fed.fire.is_some() {
+                break;
             }
         }
-        (None, dropped)
+    }
+
+    fn judge_end(&mut self, time: i64, end: usize, terms: &Terms<'_>, fed: &mut Fed) {
+        let from = self.entries().partition_point(|entry| entry.time <= time.saturating_sub(terms.span()));
+        if let Some(fire) = self.judge((from, end), time, terms, fed) {
+            self.fired(time);
+            fed.fire = Some(fire);
+        }
+    }
+
+    /// Finds the first window that holds in the index.
+    fn look_up(&mut self, about: &Entry, reach: (i64, i64), ends: (usize, usize), terms: &Terms<'_>, fed: &mut Fed) {
+        let stretches = self.loud(reach, terms.span());
+        let Self { line, index, .. } = self;
+        let make = || Box::new(Index::new(terms.definition, terms.needed, line.as_slice()));
+        let index = index.get_or_insert_with(make);
+        if !index.tells() {
+            // Of what cannot be told quickly, only the window that it ends is judged.
+            fed.unjudged += (ends.1 - ends.0) as u64;
+            let begin = self.entries().partition_point(|entry| entry.time <= about.time.saturating_sub(terms.span()));
+            let far = self.gauge.as_ref().map_or(0, |gauge| gauge.to.abs_diff(ends.0)) + ends.0 - begin;
+            if far > FAR_MAX {
+                fed.unjudged += 1;
+            } else if !self.is_quiet(about.time, terms.span()) {
+                self.judge_end(about.time, ends.0, terms, fed);
+            }
+            return;
+        }
+        let found = index.first(about, line.as_slice(), &stretches, terms.definition);
+        fed.looked_at += index.take_looked_at();
+        fed.unjudged += found.unjudged;
+        if let Some(time) = found.end {
+            let end = self.entries().partition_point(|entry| entry.time <= time);
+            self.judge_end(time, end, terms, fed);
+        }
+    }
+
+    /// The parts of a stretch in which the group is not quiet, ascending.
+    fn loud(&self, (mut from, to): (i64, i64), span: i64) -> Vec<(i64, i64)> {
+        let mut loud = Vec::new();
+        for fire in &self.fires {
+            let quiet = (fire.saturating_sub(span).saturating_add(1), fire.saturating_add(span));
+            if quiet.1 <= from {
+                continue;
+            }
+            if quiet.0 > from && from < to {
+                loud.push((from, quiet.0.min(to)));
+            }
+            from = from.max(quiet.1);
+        }
+        if from < to {
+            loud.push((from, to));
+        }
+        loud
     }
 
     fn is_quiet(&self, at: i64, span: i64) -> bool {
@@ -296,8 +402,8 @@ impl Group {
     }
 
     /// Whether the window satisfies the condition.
-    fn judge(&mut self, (from, to): (usize, usize), at: i64, terms: &Terms<'_>) -> Option<Fire> {
-        let entries = self.entries.get(self.start as usize..).unwrap_or_default();
+    fn judge(&mut self, (from, to): (usize, usize), at: i64, terms: &Terms<'_>, fed: &mut Fed) -> Option<Fire> {
+        let entries = self.line.as_slice();
         let window = entries.get(from..to).unwrap_or_default();
         let (value, holds) = match &mut self.gauge {
             None => {
@@ -311,55 +417,67 @@ impl Group {
                 if gauge.is_hopeless(terms.definition, terms.needed, outside) {
                     return None;
                 }
-                gauge.seek(entries, from, to);
+                fed.looked_at += gauge.seek(entries, from, to) + 1;
+                if gauge.goes_through(terms.definition) {
+                    fed.looked_at += window.len() as u64;
+                }
                 gauge.measure(terms.definition, window)?
             }
         };
         holds.then_some(Fire { at, value, from, to })
     }
 
-    /// Takes an event up, in a window that is open for it, or in one that it opens. Also says how many events were dropped.
-    pub fn feed_closing(&mut self, entry: Entry, completing: Completing, terms: &Terms<'_>) -> u64 {
+    /// Takes an event up, in the windows that are open for it, or in one that it opens.
+    pub fn feed_closing(&mut self, entry: Entry, completing: Completing, terms: &Terms<'_>) -> Fed {
+        let mut fed = Fed { looked_at: 1, ..Fed::default() };
         let (time, span) = (entry.time, terms.span());
-        let Some((_, dropped)) = self.insert(entry, terms) else { return 0 };
-        let mut covered = false;
-        for window in &mut self.windows {
-            if (window.start..window.start.saturating_add(span)).contains(&time) {
-                covered = true;
-                if time >= window.last.0 {
-                    window.last = (time, Box::new(completing.clone()));
-                }
+        if !self.insert(entry, terms, &mut fed) {
+            return fed;
+        }
+        let completing = Arc::new(completing);
+        let first = self.windows.partition_point(|window| window.start <= time.saturating_sub(span));
+        let after = self.windows.partition_point(|window| window.start <= time);
+        fed.looked_at += (after - first) as u64;
+        for window in self.windows.range_mut(first..after) {
+            if time >= window.last.0 {
+                window.last = (time, completing.clone());
             }
         }
-        if !covered {
-            let place = self.windows.partition_point(|window| window.start <= time);
-            let last = self.last_in(time, span, completing);
-            self.windows.insert(place, OpenWindow { start: time, last });
+        if first == after {
+            let next = self.windows.partition_point(|window| window.start < time.saturating_add(span));
+            if next - after >= OVERLAPS_MAX {
+                fed.unjudged += 1;
+                return fed;
+            }
+            let last = self.last_in((after, next), time, span, completing);
+            self.windows.insert(after, OpenWindow { start: time, last });
         }
-        dropped
+        fed
     }
 
     /// The latest event of a window that opens at `start` before windows that are open: later events may be in it.
-    fn last_in(&self, start: i64, span: i64, completing: Completing) -> (i64, Box<Completing>) {
-        let inside =
-            self.windows.iter().filter(|window| window.last.0 < start.saturating_add(span) && window.last.0 > start);
+    fn last_in(
+        &self,
+        (after, next): (usize, usize),
+        start: i64,
+        span: i64,
+        completing: Arc<Completing>,
+    ) -> (i64, Arc<Completing>) {
+        let inside = self.windows.range(after..next).filter(|window| window.last.0 < start.saturating_add(span));
         match inside.max_by_key(|window| window.last.0) {
             Some(window) => window.last.clone(),
-            None => (start, Box::new(completing)),
+            None => (start, completing),
         }
     }
 
     /// Decides the first open window, which is over.
-    pub fn close(&mut self, terms: &Terms<'_>) -> Option<(OpenWindow, Option<Fire>)> {
-        if self.windows.is_empty() {
-            return None;
-        }
-        let window = self.windows.remove(0);
+    pub fn close(&mut self, terms: &Terms<'_>, fed: &mut Fed) -> Option<(OpenWindow, Option<Fire>)> {
+        let window = self.windows.pop_front()?;
         let end = window.start.saturating_add(terms.span());
         let from = self.entries().partition_point(|entry| entry.time < window.start);
         let to = self.entries().partition_point(|entry| entry.time < end);
-        let fire =
-            if self.is_quiet(window.start, terms.span()) { None } else { self.judge((from, to), window.start, terms) };
+        let quiet = self.is_quiet(window.start, terms.span());
+        let fire = if quiet { None } else { self.judge((from, to), window.start, terms, fed) };
         if fire.is_some() {
             self.fired(window.start);
         }

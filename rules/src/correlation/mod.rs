@@ -35,12 +35,18 @@ mod condition;
 pub(crate) mod definition;
 mod entry;
 mod group;
+mod index;
+mod levels;
+mod line;
+#[cfg(test)]
+mod lookup;
 mod pass;
 mod read;
 mod references;
 mod run;
 mod saved;
 pub(crate) mod set;
+mod sorted;
 mod window;
 
 pub(crate) use run::{Correlations, Fired};

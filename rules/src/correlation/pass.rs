@@ -1,10 +1,8 @@
 //! What event time has passed: windows that are decided, groups that are dropped.
 
-use std::cmp::Reverse;
-
 use crate::correlation::clock::Timer;
 use crate::correlation::entry::EventId;
-use crate::correlation::group::{Group, Terms};
+use crate::correlation::group::{Fed, Terms};
 use crate::correlation::read::Batch;
 use crate::correlation::run::{Correlations, Fired, Firing, raised};
 use crate::correlation::set::CorrelationSet;
@@ -44,7 +42,7 @@ impl Correlations {
         let mut at = 0;
         while let Some(queue) = self.clock.tenants.get(tenant as usize).and_then(|tenant| tenant.queues.get(at)) {
             let sources = queue.sources;
-            let first = queue.closing.peek().map(|Reverse(timer)| *timer);
+            let first = queue.closing.peek();
             at += 1;
             let Some(mut timer) = first else { continue };
             let mark = self.clock.mark(tenant, sources);
@@ -53,8 +51,8 @@ impl Correlations {
                     queue.closing.pop();
                 }
                 self.decide(set, tenant, (sources, mark), timer, &mut fired);
-                let next = self.clock.queue(tenant, sources).and_then(|queue| queue.closing.peek().copied());
-                let Some(Reverse(next)) = next else { break };
+                let next = self.clock.queue(tenant, sources).and_then(|queue| queue.closing.peek());
+                let Some(next) = next else { break };
                 timer = next;
             }
         }
@@ -77,16 +75,19 @@ impl Correlations {
         if group.number != timer.number || group.sources != sources || group.armed != timer.at {
             return;
         }
-        let before = group.bytes();
+        let mut fed = Fed::default();
         while group.deadline(&terms, false) <= mark {
-            let Some((window, fire)) = group.close(&terms) else { break };
+            let Some((window, fire)) = group.close(&terms, &mut fed) else { break };
             self.counts.closed += 1;
             let Some(fire) = fire else { continue };
             self.counts.fired += 1;
             let end = window.start.saturating_add(correlation.definition.span.0);
-            let completing = *window.last.1;
+            let completing = (*window.last.1).clone();
             let org_id =
                 self.clock.tenants.get(tenant as usize).map(|tenant| tenant.org_id.clone()).unwrap_or_default();
+            if self.off.is_off(&org_id, &correlation.id) {
+                continue;
+            }
             let firing = Firing {
                 correlation: number,
                 tenant,
@@ -95,23 +96,23 @@ impl Correlations {
                 sources,
                 id: group.window(&fire).last().map_or_else(|| EventId::new(""), |entry| entry.id.clone()),
                 origin: None,
-                alert: raised(set, number, &org_id, group, (&fire, &completing), self.event_ids_max),
+                alert: raised(set, number, (&org_id, &self.off), group, (&fire, &completing), self.event_ids_max),
                 completing,
             };
             fired.push((end, firing));
         }
         group.settle(&terms);
-        if group.windows.is_empty() {
-            self.bytes = (self.bytes + group.bytes()).saturating_sub(before);
-            bucket.bytes = (bucket.bytes + bucket.get(timer.slot).map_or(0, Group::bytes)).saturating_sub(before);
-            self.remove(timer.bucket, timer.slot);
-            return;
-        }
-        group.armed = group.deadline(&terms, false);
-        let (at, after) = (group.armed, group.bytes());
-        bucket.bytes = (bucket.bytes + after).saturating_sub(before);
+        let open = !group.windows.is_empty();
+        let at = group.deadline(&terms, false);
+        group.armed = if open { at } else { i64::MAX };
+        let (before, after) = bucket.recount(timer.slot, &correlation.definition);
         self.bytes = (self.bytes + after).saturating_sub(before);
-        self.schedule(tenant, sources, false, Timer { at, ..timer });
+        self.counts.looked_at += fed.looked_at;
+        if open {
+            self.schedule(tenant, sources, false, Timer { at, ..timer });
+        } else {
+            self.remove(timer.bucket, timer.slot);
+        }
     }
 
     /// Drops groups that no event can concern any more. Which are dropped first does not matter to what fires: one that is
@@ -120,7 +121,7 @@ impl Correlations {
         let mut at = 0;
         while let Some(queue) = self.clock.tenants.get(tenant as usize).and_then(|tenant| tenant.queues.get(at)) {
             let sources = queue.sources;
-            let first = queue.expiring.peek().map(|Reverse(timer)| *timer);
+            let first = queue.expiring.peek();
             at += 1;
             let Some(mut timer) = first else { continue };
             let mark = self.clock.mark(tenant, sources);
@@ -129,8 +130,8 @@ impl Correlations {
                     queue.expiring.pop();
                 }
                 expired_max -= usize::from(self.outlived(set, tenant, sources, timer));
-                let next = self.clock.queue(tenant, sources).and_then(|queue| queue.expiring.peek().copied());
-                let Some(Reverse(next)) = next else { break };
+                let next = self.clock.queue(tenant, sources).and_then(|queue| queue.expiring.peek());
+                let Some(next) = next else { break };
                 timer = next;
             }
         }

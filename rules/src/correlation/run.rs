@@ -14,11 +14,12 @@ use crate::correlation::alert::{alert, values};
 use crate::correlation::bucket::Bucket;
 use crate::correlation::clock::{Clock, Timer};
 use crate::correlation::entry::{Entry, EventId, Value};
-use crate::correlation::group::{Completing, Fire, Group, Terms};
+use crate::correlation::group::{Completing, Fed, Fire, Group, Terms};
 use crate::correlation::read::{Batch, measured};
 use crate::correlation::saved::Kept;
 use crate::correlation::set::{Correlation, CorrelationSet, Views};
 use crate::metrics;
+use crate::off::Off;
 
 /// How many groups that are of no use are dropped at each row, so that a great number of them is no pause.
 const EXPIRED_PER_ROW: usize = 64;
@@ -45,6 +46,8 @@ pub(super) struct Counts {
     pub evicted: u64,
     pub closed: u64,
     pub fired: u64,
+    pub unjudged: u64,
+    pub looked_at: u64,
 }
 
 /// An event on its way into a correlation.
@@ -86,9 +89,15 @@ pub(crate) struct Correlations {
     pub(super) event_ids_max: usize,
     pub(super) clock: Clock,
     pub(super) rules: Option<Arc<RuleSet>>,
+    /// Rules that tenants turned off.
+    pub(super) off: Arc<Off>,
     pub(super) buckets: Vec<Bucket>,
     pub(super) bucket_ids: FxHashMap<(u32, u32), u32>,
     pub(super) bytes: usize,
+    /// How many groups there are.
+    pub(super) live: usize,
+    /// Events and steps of indexes that were looked at, ever.
+    looked_at: u64,
     pub(super) next_number: u64,
     /// State that waits for its rules.
     pub(super) kept: Vec<Kept>,
@@ -105,9 +114,12 @@ impl Correlations {
             event_ids_max: config.alert_event_ids_max,
             clock: Clock::new(micros(config.lateness_ms_max), micros(config.ahead_ms_max)),
             rules: None,
+            off: Arc::default(),
             buckets: Vec::new(),
             bucket_ids: FxHashMap::default(),
             bytes: 0,
+            live: 0,
+            looked_at: 0,
             next_number: 0,
             kept: Vec::new(),
             counts: Counts::default(),
@@ -115,8 +127,14 @@ impl Correlations {
     }
 
     /// The alerts of a batch, in the order of rows. All batches of events must come by, in order, with all of their matches.
-    pub fn process(&mut self, rules: &Arc<RuleSet>, rows: &RecordBatch, matches: &[(usize, usize)]) -> Vec<Fired> {
+    pub fn process(
+        &mut self,
+        (rules, off): (&Arc<RuleSet>, &Arc<Off>),
+        rows: &RecordBatch,
+        matches: &[(usize, usize)],
+    ) -> Vec<Fired> {
         self.adopt(rules);
+        self.off = off.clone();
         let set = &rules.correlations;
         let mut out = Vec::new();
         if set.correlations.is_empty() {
@@ -149,7 +167,8 @@ impl Correlations {
                 };
                 for target in targets {
                     let Some(correlation) = set.correlations.get(target.correlation as usize) else { continue };
-                    if correlation.org_id.as_ref().is_some_and(|own| **own != *org_id) {
+                    let foreign = correlation.org_id.as_ref().is_some_and(|own| **own != *org_id);
+                    if foreign || self.off.is_off(org_id, &correlation.id) {
                         continue;
                     }
                     let mut key = Vec::new();
@@ -214,7 +233,8 @@ impl Correlations {
         let own = values(&firing.key);
         for feed in &correlation.feeds {
             let Some(other) = set.correlations.get(feed.correlation as usize) else { continue };
-            if other.org_id.as_ref().is_some_and(|scope| *scope != org_id) {
+            let foreign = other.org_id.as_ref().is_some_and(|scope| *scope != org_id);
+            if foreign || self.off.is_off(&org_id, &other.id) {
                 continue;
             }
             let none = Views { group: Box::default(), measured: Box::default() };
@@ -256,18 +276,18 @@ impl Correlations {
         let bucket = self.buckets.get_mut(bucket_id as usize)?;
         bucket.touch(slot);
         let group = bucket.get_mut(slot)?;
-        let bytes_before = group.bytes();
         let known = group.sources;
         group.sources = self.clock.bounded(tenant, known | work.sources);
         let mark = self.clock.mark(tenant, group.sources);
         let completing = || work.origin.map_or_else(|| work.completing.clone(), |(row, _)| batch.completing(row));
         let id = work.id.clone();
         let entry = Entry { time: work.time, id: work.id, value: work.value, slot: work.slot };
-        let (fire, dropped) = if correlation.eager {
+        let fed = if correlation.eager {
             group.feed_eager(entry, mark, &terms)
         } else {
-            (None, group.feed_closing(entry, completing(), &terms))
+            group.feed_closing(entry, completing(), &terms)
         };
+        let Fed { fire, dropped, unjudged, looked_at } = fed;
         let firing = fire.map(|fire| {
             let completing = completing();
             Firing {
@@ -279,7 +299,8 @@ impl Correlations {
                 id,
                 origin: work.origin,
                 alert: self.clock.tenants.get(tenant as usize).and_then(|tenant| {
-                    raised(set, work.correlation, &tenant.org_id, group, (&fire, &completing), self.event_ids_max)
+                    let about = (&*tenant.org_id, &*self.off);
+                    raised(set, work.correlation, about, group, (&fire, &completing), self.event_ids_max)
                 }),
                 completing,
             }
@@ -287,12 +308,14 @@ impl Correlations {
         let deadline = group.deadline(&terms, correlation.eager);
         let arm =
             known != group.sources || if correlation.eager { deadline < group.armed } else { deadline != group.armed };
-        let (number, sources, bytes_after) = (group.number, group.sources, group.bytes());
+        let (number, sources) = (group.number, group.sources);
         if arm {
             group.armed = deadline;
         }
-        bucket.bytes = (bucket.bytes + bytes_after).saturating_sub(bytes_before);
-        self.bytes = (self.bytes + bytes_after).saturating_sub(bytes_before);
+        let (before, after) = bucket.recount(slot, &correlation.definition);
+        self.bytes = (self.bytes + after).saturating_sub(before);
+        self.counts.unjudged += unjudged;
+        self.counts.looked_at += looked_at;
         self.counts.dropped += dropped;
         self.counts.fired += u64::from(firing.is_some());
         if arm {
@@ -326,11 +349,9 @@ impl Correlations {
             let group = bucket.get_mut(slot)?;
             let over = correlation.eager && group.deadline(terms, true) <= self.clock.mark(tenant, group.sources);
             if over {
-                let before = group.bytes();
                 group.reset(self.next_number, &correlation.definition);
-                let after = group.bytes();
                 self.next_number += 1;
-                bucket.bytes = (bucket.bytes + after).saturating_sub(before);
+                let (before, after) = bucket.recount(slot, &correlation.definition);
                 self.bytes = (self.bytes + after).saturating_sub(before);
             }
             return Some(slot);
@@ -343,28 +364,26 @@ impl Correlations {
         }
         let group = Group::new(key.into(), self.next_number, &correlation.definition);
         self.next_number += 1;
-        let bytes = group.bytes();
-        self.bytes += bytes;
         let bucket = self.buckets.get_mut(bucket_id as usize)?;
-        bucket.bytes += bytes;
-        Some(bucket.insert(group))
+        let slot = bucket.insert(group);
+        self.bytes += bucket.recount(slot, &correlation.definition).1;
+        self.live += 1;
+        Some(slot)
     }
 
     pub(super) fn remove(&mut self, bucket_id: u32, slot: u32) {
         let Some(bucket) = self.buckets.get_mut(bucket_id as usize) else { return };
         if let Some(group) = bucket.remove(slot) {
-            let bytes = group.bytes();
-            bucket.bytes = bucket.bytes.saturating_sub(bytes);
-            self.bytes = self.bytes.saturating_sub(bytes);
+            self.bytes = self.bytes.saturating_sub(group.counted);
+            self.live -= 1;
         }
     }
 
-    /// Drops the groups that were used longest ago, where most of the memory is.
+    /// Drops the groups that were used longest ago, of the tenant that has most of the memory, where most of that is.
     fn free(&mut self) {
         let target = self.bytes_max - self.bytes_max / FREED_PART;
         while self.bytes > target {
-            let largest = self.buckets.iter().enumerate().max_by_key(|(at, bucket)| (bucket.bytes, Reverse(*at)));
-            let Some((at, quarter)) = largest.map(|(at, bucket)| (at as u32, bucket.len().div_ceil(4))) else { return };
+            let Some((at, quarter)) = self.largest() else { return };
             for _ in 0..quarter {
                 let Some(oldest) = self.buckets.get(at as usize).and_then(Bucket::oldest) else { return };
                 self.counts.evicted += 1;
@@ -376,14 +395,36 @@ impl Correlations {
         }
     }
 
-    pub(super) fn schedule(&mut self, tenant: u32, sources: u64, eager: bool, timer: Timer) {
-        if let Some(queue) = self.clock.queue(tenant, sources) {
-            let heap = if eager { &mut queue.expiring } else { &mut queue.closing };
-            let first = heap.peek().is_none_or(|Reverse(known)| timer.at < known.at);
-            heap.push(Reverse(timer));
-            if first {
-                self.clock.arm(tenant);
+    /// The largest bucket of the largest tenant, and a quarter of its groups.
+    fn largest(&self) -> Option<(u32, usize)> {
+        let mut tenants = vec![0; self.clock.tenants.len()];
+        for bucket in &self.buckets {
+            if let Some(bytes) = tenants.get_mut(bucket.tenant as usize) {
+                *bytes += bucket.bytes;
             }
+        }
+        let tenant = tenants.iter().enumerate().max_by_key(|(at, bytes)| (**bytes, Reverse(*at)))?.0 as u32;
+        let own = self.buckets.iter().enumerate().filter(|(_, bucket)| bucket.tenant == tenant && bucket.len() > 0);
+        let largest = own.max_by_key(|(at, bucket)| (bucket.bytes, Reverse(*at)));
+        largest.map(|(at, bucket)| (at as u32, bucket.len().div_ceil(4)))
+    }
+
+    pub(super) fn schedule(&mut self, tenant: u32, sources: u64, eager: bool, timer: Timer) {
+        let Some(queue) = self.clock.queue(tenant, sources) else { return };
+        let timers = if eager { &mut queue.expiring } else { &mut queue.closing };
+        let first = timers.push(timer);
+        if timers.is_long() {
+            // Those of groups that are gone, or wait for something else by now.
+            let buckets = &self.buckets;
+            timers.retain(|timer| {
+                let group = buckets.get(timer.bucket as usize).and_then(|bucket| bucket.get(timer.slot));
+                group.is_some_and(|group| {
+                    group.number == timer.number && group.sources == sources && group.armed == timer.at
+                })
+            });
+        }
+        if first {
+            self.clock.arm(tenant);
         }
     }
 
@@ -395,13 +436,22 @@ impl Correlations {
         ::metrics::counter!(metrics::CORRELATION_EVICTED).increment(counts.evicted);
         ::metrics::counter!(metrics::CORRELATION_CLOSED).increment(counts.closed);
         ::metrics::counter!(metrics::CORRELATION_FIRED).increment(counts.fired);
+        ::metrics::counter!(metrics::CORRELATION_UNJUDGED).increment(counts.unjudged);
+        ::metrics::counter!(metrics::CORRELATION_STEPS).increment(counts.looked_at);
+        self.looked_at += counts.looked_at;
         ::metrics::gauge!(metrics::CORRELATION_GROUPS).set(self.groups() as f64);
         ::metrics::gauge!(metrics::CORRELATION_BYTES).set(self.bytes as f64);
     }
 
     /// How many groups there are.
     pub fn groups(&self) -> usize {
-        self.buckets.iter().map(Bucket::len).sum()
+        self.live
+    }
+
+    /// How many timers there are, and how much was looked at so far to judge windows.
+    pub fn work(&self) -> (usize, u64) {
+        let queues = self.clock.tenants.iter().flat_map(|tenant| &tenant.queues);
+        (queues.map(|queue| queue.closing.len() + queue.expiring.len()).sum(), self.looked_at)
     }
 
     /// About how many bytes they take.
@@ -414,13 +464,13 @@ impl Correlations {
 pub(super) fn raised(
     set: &CorrelationSet,
     number: u32,
-    org_id: &str,
+    (org_id, off): (&str, &Off),
     group: &Group,
     (fire, completing): (&Fire, &Completing),
     event_ids_max: usize,
 ) -> Option<Alert> {
     let correlation = set.correlations.get(number as usize)?;
-    let raises = set.referred.get(number as usize).is_none_or(|referred| referred.raises(org_id));
+    let raises = set.referred.get(number as usize).is_none_or(|referred| referred.raises(org_id, off));
     raises.then(|| alert(correlation, org_id, &group.key, (fire, group.window(fire)), completing, event_ids_max))
 }
 

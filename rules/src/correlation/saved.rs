@@ -1,11 +1,11 @@
 //! The state of correlations as bytes.
 //!
 //! ```text
-//! "TGCORR01", then little endian:
+//! "TGCORR02", then little endian:
 //!   largest receive time i64, next group number u64
 //!   tenants: count, each: name, sources: count, each: name, latest i64, received i64
 //!   correlations: count, each: tenant, scope (flag, name), id, fingerprint u64, groups: count, each:
-//!     key, number, sources u64,
+//!     key, number, sources u64, events until room is looked for,
 //!     events: count, each: time (zigzag of the difference to the one before), rule, id (flag, 16 bytes or text), value (flag, bytes)
 //!     open windows: count, each: start i64, last i64, source, actor, asset, resource (flag and text)
 //!     firings: count, each i64
@@ -27,7 +27,9 @@ use crate::correlation::group::{Completing, Group, OpenWindow};
 use crate::correlation::run::Correlations;
 use crate::correlation::set::Correlation;
 
-const MAGIC: &[u8; 8] = b"TGCORR01";
+const MAGIC: &[u8; 8] = b"TGCORR02";
+/// How often it is tried to make a state short enough by leaving out groups.
+const SHORTER_MAX: usize = 6;
 
 /// What state belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -53,8 +55,28 @@ pub(crate) struct Kept {
 }
 
 impl Correlations {
-    /// The state.
-    pub fn save(&self) -> Vec<u8> {
+    /// The state, and how many groups are not in it: those used longest ago of each correlation and tenant, so many that it has at
+    /// most so many bytes.
+    pub fn save(&self, bytes_max: usize) -> (Vec<u8>, u64) {
+        let mut part = 1.0;
+        for _ in 0..SHORTER_MAX {
+            let (out, left_out) = self.encode(part);
+            if out.len() <= bytes_max {
+                return (out, left_out);
+            }
+            part *= 0.9 * bytes_max as f64 / out.len() as f64;
+        }
+        self.encode(0.0)
+    }
+
+    /// The state with this part of its groups.
+    fn encode(&self, part: f64) -> (Vec<u8>, u64) {
+        let mut left_out = 0;
+        let mut skipped = |count: usize| {
+            let skipped = count - (count as f64 * part).ceil().min(count as f64) as usize;
+            left_out += skipped as u64;
+            skipped
+        };
         let mut out = Vec::new();
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&self.clock.received.to_le_bytes());
@@ -73,16 +95,18 @@ impl Correlations {
             self.buckets.iter().filter_map(|bucket| self.named(bucket)).collect();
         put(&mut out, (live.len() + self.kept.len()) as u64);
         for (org_id, identity, bucket) in live {
-            put_identity(&mut out, org_id, &identity, bucket.len());
-            bucket.iter().for_each(|group| put_group(&mut out, group));
+            let skipped = skipped(bucket.len());
+            put_identity(&mut out, org_id, &identity, bucket.len() - skipped);
+            bucket.iter().skip(skipped).for_each(|group| put_group(&mut out, group));
         }
         for kept in &self.kept {
-            put_identity(&mut out, &kept.org_id, &kept.identity, kept.groups.len());
-            kept.groups.iter().for_each(|group| put_group(&mut out, group));
+            let skipped = skipped(kept.groups.len());
+            put_identity(&mut out, &kept.org_id, &kept.identity, kept.groups.len() - skipped);
+            kept.groups.iter().skip(skipped).for_each(|group| put_group(&mut out, group));
         }
         let sum = xxh3_64(&out);
         out.extend_from_slice(&sum.to_le_bytes());
-        out
+        (out, left_out)
     }
 
     fn named<'a>(&'a self, bucket: &'a Bucket) -> Option<(&'a Arc<str>, Identity, &'a Bucket)> {
@@ -158,6 +182,7 @@ fn put_group(out: &mut Vec<u8>, group: &Group) {
     put_text(out, &group.key);
     put(out, group.number);
     out.extend_from_slice(&group.sources.to_le_bytes());
+    put(out, u64::from(group.crowded));
     put(out, group.entries().len() as u64);
     let mut before = 0;
     for entry in group.entries() {
@@ -253,7 +278,7 @@ impl<'a> Input<'a> {
         let id = self.text()?.to_owned();
         let fingerprint = u64::from_le_bytes(self.take()?);
         let mut groups = Vec::new();
-        for _ in 0..self.count(13)? {
+        for _ in 0..self.count(14)? {
             groups.push(self.group()?);
         }
         Ok(Kept { org_id, identity: Identity { scope, id, fingerprint }, groups })
@@ -263,6 +288,7 @@ impl<'a> Input<'a> {
         let key = self.bytes()?.into();
         let number = self.number()?;
         let sources = u64::from_le_bytes(self.take()?);
+        let crowded = u32::try_from(self.number()?).map_err(|error| error.to_string())?;
         let count = self.count(4)?;
         let mut entries: Vec<Entry> = Vec::with_capacity(count);
         let mut before = 0i64;
@@ -275,6 +301,7 @@ impl<'a> Input<'a> {
             entries.push(entry);
         }
         let mut group = Group::from_parts(key, number, sources, entries);
+        group.crowded = crowded;
         for _ in 0..self.count(20)? {
             let (start, last) = (self.time()?, self.time()?);
             let about = Completing {
@@ -283,12 +310,12 @@ impl<'a> Input<'a> {
                 asset: self.some()?.map(Box::from),
                 resource: self.some()?.map(Box::from),
             };
-            group.windows.push(OpenWindow { start, last: (last, Box::new(about)) });
+            group.windows.push_back(OpenWindow { start, last: (last, Arc::new(about)) });
         }
         for _ in 0..self.count(8)? {
             group.fires.push(self.time()?);
         }
-        if !group.windows.is_sorted_by_key(|window| window.start) || !group.fires.is_sorted() {
+        if !group.windows.iter().is_sorted_by_key(|window| window.start) || !group.fires.is_sorted() {
             return Err("its windows are not in order".into());
         }
         Ok(group)

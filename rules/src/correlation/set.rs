@@ -17,6 +17,7 @@ use crate::compile::interner::View;
 use crate::correlation::definition::Definition;
 use crate::correlation::references::{Reference, Resolved, names, order, resolve, unordered};
 use crate::document::Part;
+use crate::off::Off;
 use crate::problem::{Fault, RuleProblem};
 
 /// The most correlations of one tenant, and of everyone: an event may concern all of them.
@@ -103,6 +104,8 @@ pub(crate) struct Referred {
     /// By correlations for everyone: whether one of them says `generate`.
     everyone: Option<bool>,
     tenants: BTreeMap<Arc<str>, bool>,
+    /// Each of them: its tenant, its id, whether it says `generate`.
+    by: Vec<(Option<Arc<str>>, Arc<str>, bool)>,
 }
 
 impl Referred {
@@ -112,10 +115,23 @@ impl Referred {
             Some(org_id) => self.tenants.entry(org_id.clone()).or_default(),
         };
         *known |= by.definition.generate;
+        self.by.push((by.org_id.clone(), by.id.as_str().into(), by.definition.generate));
     }
 
-    /// Whether the rule raises alerts of its own for the events of a tenant.
-    pub fn raises(&self, org_id: &str) -> bool {
+    /// Whether the rule raises alerts of its own where nothing is off: for a tenant, or for one that has no rules of its own.
+    pub fn raises_by_default(&self, org_id: Option<&str>) -> bool {
+        self.raises(org_id.unwrap_or_default(), &Off::default())
+    }
+
+    /// Whether the rule raises alerts of its own for the events of a tenant, for whom some rules may be off.
+    pub fn raises(&self, org_id: &str, off: &Off) -> bool {
+        if let Some(off) = off.of(org_id) {
+            let counts = |(scope, id, _): &&(Option<Arc<str>>, Arc<str>, bool)| {
+                scope.as_deref().is_none_or(|scope| scope == org_id) && !off.contains(&**id)
+            };
+            let mut by = self.by.iter().filter(counts).peekable();
+            return by.peek().is_none() || by.any(|(.., generate)| *generate);
+        }
         let by = [self.everyone, self.tenants.get(org_id).copied()];
         by.iter().all(Option::is_none) || by.contains(&Some(true))
     }
@@ -123,9 +139,9 @@ impl Referred {
 
 impl CorrelationSet {
     /// Whether a detection rule raises alerts of its own for the events of a tenant.
-    pub fn raises(&self, rule: usize, org_id: &str) -> bool {
+    pub fn raises(&self, rule: usize, org_id: &str, off: &Off) -> bool {
         self.referred_rules.is_empty()
-            || self.referred_rules.get(&(rule as u32)).is_none_or(|referred| referred.raises(org_id))
+            || self.referred_rules.get(&(rule as u32)).is_none_or(|referred| referred.raises(org_id, off))
     }
 }
 
@@ -186,7 +202,7 @@ pub(crate) fn compile(
         let read = if *count > CORRELATIONS_MAX {
             Err(Fault::new(format!("there are more than {CORRELATIONS_MAX} correlations")).hint("delete some"))
         } else {
-            Definition::read(&own.rule, own.part.text(), events_max)
+            no_attribute(&own.rule).and_then(|()| Definition::read(&own.rule, own.part.text(), events_max))
         };
         let found = read.and_then(|definition| {
             let slots = definition
@@ -378,6 +394,16 @@ impl Builder<'_> {
             through,
         })
     }
+}
+
+/// Refuses what a detection rule may say of its alerts, so that nobody believes it is heeded.
+fn no_attribute(rule: &CorrelationRule) -> Result<(), Fault> {
+    if !rule.custom_attributes.contains_key("tidegate") {
+        return Ok(());
+    }
+    Err(Fault::new("a correlation has no attribute `tidegate`")
+        .hint("its alerts are about the fields of `group-by`, and a group that fired is quiet for `timespan`: set those")
+        .near("tidegate:"))
 }
 
 /// The correlation, without what it feeds.

@@ -2,7 +2,7 @@
 //!
 //! A [`Gauge`] knows what is in one window, and follows when the window moves, event by event, in either direction. So a
 //! window that moves on with the events costs the same for each event, however many it holds; only an ordered sequence, and a
-//! sum in which a float is, is gone through whole.
+//! sum in which a float is, is gone through whole: see [`index`](super::index) for what is done where that would be too much.
 
 use rsigma_parser::CorrelationType;
 use rustc_hash::FxHashMap;
@@ -11,6 +11,8 @@ use crate::correlation::amount::Amount;
 use crate::correlation::condition::Expression;
 use crate::correlation::definition::{Condition, Definition};
 use crate::correlation::entry::Entry;
+use crate::correlation::line::float_sum;
+use crate::correlation::sorted::Sorted;
 
 /// What is in a window: the entries from `from` up to `to`.
 #[derive(Debug, Clone, Default)]
@@ -32,7 +34,7 @@ enum Content {
     /// The sum of exact amounts, and how many are floats.
     Sum { exact: i128, floats: u32 },
     /// All amounts in order.
-    Sorted(Vec<Amount>),
+    Sorted(Sorted),
 }
 
 impl Gauge {
@@ -44,7 +46,7 @@ impl Gauge {
                 Content::Rules(vec![0; definition.rules.len()])
             }
             CorrelationType::ValueSum | CorrelationType::ValueAvg => Content::Sum { exact: 0, floats: 0 },
-            CorrelationType::ValuePercentile | CorrelationType::ValueMedian => Content::Sorted(Vec::new()),
+            CorrelationType::ValuePercentile | CorrelationType::ValueMedian => Content::Sorted(Sorted::default()),
         };
         Self { from: 0, to: 0, content }
     }
@@ -70,30 +72,37 @@ impl Gauge {
         self.to -= count;
     }
 
-    /// Moves to the window from `from` up to `to`.
-    pub fn seek(&mut self, entries: &[Entry], from: usize, to: usize) {
+    /// Moves to the window from `from` up to `to`; over how many entries.
+    pub fn seek(&mut self, entries: &[Entry], from: usize, to: usize) -> u64 {
+        let mut moved = 0;
         if from >= self.to || to <= self.from {
             for at in self.from..self.to {
                 entries.get(at).into_iter().for_each(|entry| self.remove(entry));
+                moved += 1;
             }
             (self.from, self.to) = (from, from);
         }
         while self.to < to {
             entries.get(self.to).into_iter().for_each(|entry| self.add(entry));
             self.to += 1;
+            moved += 1;
         }
         while self.from > from {
             self.from -= 1;
             entries.get(self.from).into_iter().for_each(|entry| self.add(entry));
+            moved += 1;
         }
         while self.to > to {
             self.to -= 1;
             entries.get(self.to).into_iter().for_each(|entry| self.remove(entry));
+            moved += 1;
         }
         while self.from < from {
             entries.get(self.from).into_iter().for_each(|entry| self.remove(entry));
             self.from += 1;
+            moved += 1;
         }
+        moved
     }
 
     fn add(&mut self, entry: &Entry) {
@@ -105,11 +114,7 @@ impl Gauge {
                 Amount::Exact(value) => *exact += value,
                 Amount::Float(_) => *floats += 1,
             },
-            Content::Sorted(amounts) => {
-                let amount = entry.value.to_amount();
-                let at = amounts.partition_point(|known| known.compare(amount).is_le());
-                amounts.insert(at, amount);
-            }
+            Content::Sorted(amounts) => amounts.insert(entry.value.to_amount()),
         }
     }
 
@@ -130,13 +135,7 @@ impl Gauge {
                 Amount::Exact(value) => *exact -= value,
                 Amount::Float(_) => *floats -= 1,
             },
-            Content::Sorted(amounts) => {
-                let amount = entry.value.to_amount();
-                let at = amounts.partition_point(|known| known.compare(amount).is_lt());
-                if at < amounts.len() {
-                    amounts.remove(at);
-                }
-            }
+            Content::Sorted(amounts) => amounts.remove(entry.value.to_amount()),
         }
     }
 
@@ -146,6 +145,14 @@ impl Gauge {
             (Content::Values(counts), _) => ((counts.len() + more) as u64) < needed,
             (_, CorrelationType::EventCount) => ((self.to - self.from + more) as u64) < needed,
             _ => false,
+        }
+    }
+
+    /// Whether to measure is to go through the window.
+    pub fn goes_through(&self, definition: &Definition) -> bool {
+        match &self.content {
+            Content::Sum { floats, .. } => *floats > 0,
+            _ => definition.kind == CorrelationType::TemporalOrdered,
         }
     }
 
@@ -161,7 +168,7 @@ impl Gauge {
             Content::Values(counts) => Amount::whole(counts.len() as u64),
             Content::Rules(counts) => Amount::whole(counts.iter().filter(|count| **count > 0).count() as u64),
             Content::Sum { exact, floats } => {
-                let sum = if *floats == 0 { Amount::Exact(*exact) } else { sum(window) };
+                let sum = if *floats == 0 { Amount::Exact(*exact) } else { float_sum(window) };
                 if definition.kind == CorrelationType::ValueAvg { sum.divided(count) } else { sum }
             }
             Content::Sorted(amounts) => percentile(amounts, definition.percentile)?,
@@ -196,19 +203,12 @@ impl Gauge {
     }
 }
 
-fn sum(window: &[Entry]) -> Amount {
-    let amounts = window.iter().map(|entry| entry.value.to_amount());
-    let exact: i128 = amounts.clone().map(|amount| if let Amount::Exact(value) = amount { value } else { 0 }).sum();
-    let floats: f64 = amounts.map(|amount| if let Amount::Float(value) = amount { value } else { 0.0 }).sum();
-    Amount::Float(Amount::Exact(exact).as_f64() + floats)
-}
-
 /// The percentile by linear interpolation between the two closest ranks (`percentile_cont` of SQL).
-fn percentile(sorted: &[Amount], percent: u64) -> Option<Amount> {
+fn percentile(sorted: &Sorted, percent: u64) -> Option<Amount> {
     let place = percent * (sorted.len() as u64).checked_sub(1)?;
     let low = sorted.get((place / 100) as usize)?;
     let high = sorted.get((place / 100) as usize + 1).unwrap_or(low);
-    Some(low.towards(*high, place % 100, 100))
+    Some(low.towards(high, place % 100, 100))
 }
 
 /// Whether there are events, one after the other in the order of the rules, that satisfy the expression. Events of the same

@@ -1,8 +1,8 @@
 //! What rules cost, and which cost too much. The only place of this crate that looks at a clock: parking is for the operator
 //! of the program, not for the stream, so a replay may park at another place or not at all.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-
 use std::time::{Duration, Instant};
 
 use crate::compile::RuleSet;
@@ -27,7 +27,7 @@ const ROWS_MAX: u64 = 200_000;
 pub struct Parked {
     /// The id of the rule or filter.
     pub rule_id: String,
-    /// The tenant whose rule it is; `None` for a rule of all tenants, and for a filter.
+    /// The tenant whose rule or filter it is, or for whose events alone it no longer runs; `None` for one of all tenants.
     pub org_id: Option<Arc<str>>,
     /// Why.
     pub reason: String,
@@ -100,6 +100,12 @@ impl Budget {
             suspects.sort_unstable();
             suspects.dedup();
             let share = self.since.elapsed() / PARTS;
+            let together = self.slow_together(&suspects, share, rules);
+            for rule in together {
+                let average = self.spent.get(rule).map_or(0, |spent| spent.ns) / self.rows;
+                self.park(rule, average, rules);
+                parked.push(rule);
+            }
             for rule in suspects {
                 let spent = self.spent.get(rule).map_or(0, |spent| spent.ns);
                 let average = spent / self.rows;
@@ -110,6 +116,7 @@ impl Budget {
                 }
             }
         }
+        parked.sort_unstable();
         if self.rows > ROWS_MAX {
             self.rows /= 2;
             self.since += self.since.elapsed() / 2;
@@ -121,12 +128,30 @@ impl Budget {
         parked
     }
 
+    /// Of each tenant whose own rules are each a little too dear to be cheap, and together take more than one may: the dearest.
+    fn slow_together(&self, suspects: &[usize], share: Duration, rules: &RuleSet) -> Vec<usize> {
+        let mut tenants: BTreeMap<&Arc<str>, (u64, u64, usize)> = BTreeMap::new();
+        for rule in suspects.iter().copied().filter(|rule| !self.is_parked(*rule)) {
+            let Some(org_id) = rules.unit_org(rule) else { continue };
+            let ns = self.spent.get(rule).map_or(0, |spent| spent.ns);
+            let (sum, most, dearest) = tenants.entry(org_id).or_insert((0, 0, rule));
+            *sum += ns;
+            if ns > *most {
+                (*most, *dearest) = (ns, rule);
+            }
+        }
+        let slow = |(sum, most, _): &&(u64, u64, usize)| {
+            sum > most && sum / self.rows.max(1) > 2 * self.rule_event_ns_max && Duration::from_nanos(*sum) > share
+        };
+        tenants.values().filter(slow).map(|(.., dearest)| *dearest).collect()
+    }
+
     fn park(&mut self, rule: usize, average: u64, rules: &RuleSet) {
         if let Some(parked) = self.parked.get_mut(rule) {
             *parked = true;
         }
         let rule_id = rules.unit_id(rule).to_owned();
-        let org_id = rules.rules.get(rule).and_then(|rule| rule.org_id.clone());
+        let org_id = rules.unit_org(rule).cloned();
         let reason = format!("took {average} ns per event, more than {}", self.rule_event_ns_max);
         tracing::warn!(rule_id, reason, "rule parked; make its expressions cheaper or raise rule_event_ns_max");
         self.reports.push(Parked { rule_id, org_id, reason });

@@ -69,8 +69,14 @@ impl Class {
         Self { views, stale: true, state: State::default() }
     }
 
-    /// Takes over what the class of the same name learnt under other rules. It stays right for the matchers that both have.
+    /// Takes over what the class of the same name learnt under other rules. It stays right for the matchers that both have. A class
+    /// that was made ready, and has matchers that the other has not, stays as it is.
     pub fn inherit(&mut self, other: Self) {
+        let known = |matcher: &Matcher| other.state.numbers.contains_key(matcher);
+        if !self.stale && !self.state.numbers.keys().all(known) {
+            return;
+        }
+        self.stale = true;
         self.state = other.state;
     }
 

@@ -122,7 +122,19 @@ impl Evaluator {
 
     /// Puts other rules in force. What is remembered of values stays where the predicates on them are the same.
     pub fn replace_rules(&mut self, rules: Arc<RuleSet>, config: &RulesConfig) {
-        let mut new = Self::new(rules, config);
+        self.replace_with(Self::new(rules, config));
+    }
+
+    /// Makes what is otherwise made when a column comes for the first time.
+    pub fn make_ready(&mut self) {
+        for class in &mut self.classes {
+            class.state(&self.rules, &self.by_view, &self.needed);
+        }
+    }
+
+    /// Puts the rules of another evaluator in force, which has seen no batch; as [`replace_rules`](Self::replace_rules). What is
+    /// left of the old one is handed back.
+    pub fn replace_with(&mut self, mut new: Self) -> Self {
         let mut pairs = new.index.shared(&self.index);
         for (at, routed) in new.rules.log_sources.iter().enumerate() {
             let before = self.rules.log_sources.iter().position(|other| other.name == routed.name);
@@ -139,7 +151,7 @@ impl Evaluator {
         // What is remembered is found by these, and says when it was met by that.
         new.index.keys = std::mem::take(&mut self.index.keys);
         (new.batch, new.walks) = (self.batch, self.walks);
-        *self = new;
+        std::mem::replace(self, new)
     }
 
     /// Finds what log sources, and the rules that are not parked, read.

@@ -1,35 +1,51 @@
-//! Where alerts of one batch are collected, with the last bound on how many there are.
+//! Where alerts are collected, with the last bound on how many there are.
 
 use rustc_hash::FxHashMap;
 use tidegate_events::Alert;
 
 use super::Lane;
 
-/// Alerts of one batch: at most so many of one rule for one tenant; the last of these counts the rest.
+/// Alerts on their way out: in a second of receive time at most so many of one rule for one tenant. What comes beyond is counted
+/// in one more alert, which is kept back until the second is over. Seconds are in the rows, so that it does not matter where
+/// batches begin and end.
 #[derive(Debug, Default)]
 pub(crate) struct Outlet {
     alerts: Vec<Alert>,
-    /// How many of a lane there are, and where the last one is.
-    counts: FxHashMap<Lane, (usize, usize)>,
-    per_batch_max: usize,
+    /// The second of receive time.
+    second: i64,
+    /// How many of a lane there were in it.
+    counts: FxHashMap<Lane, usize>,
+    /// Alerts that count what is too much, in the order in which they began to.
+    kept_back: Vec<(Lane, Alert)>,
+    /// Where that of a lane is.
+    places: FxHashMap<Lane, usize>,
+    per_second_max: usize,
     event_ids_max: usize,
     merged: u64,
 }
 
 impl Outlet {
-    /// An empty one, for one batch.
-    pub fn new(per_batch_max: usize, event_ids_max: usize) -> Self {
-        Self { per_batch_max: per_batch_max.max(1), event_ids_max, ..Self::default() }
+    /// An empty one.
+    pub fn new(per_second_max: usize, event_ids_max: usize) -> Self {
+        Self { second: i64::MIN, per_second_max: per_second_max.max(1), event_ids_max, ..Self::default() }
+    }
+
+    /// Receive time (µs) has come to here: if the second is over, what was kept back goes out.
+    pub fn receive(&mut self, received: i64) {
+        let second = received.div_euclid(1_000_000);
+        if second > self.second {
+            self.second = second;
+            self.counts.clear();
+            self.places.clear();
+            self.alerts.extend(self.kept_back.drain(..).map(|(_, alert)| alert));
+        }
     }
 
     /// The alert that counts what comes next, if the lane may have no more alerts of its own.
     pub fn full(&mut self, lane: Lane) -> Option<&mut Alert> {
-        let (count, last) = *self.counts.get(&lane)?;
-        if count < self.per_batch_max {
-            return None;
-        }
+        let at = *self.places.get(&lane)?;
         self.merged += 1;
-        self.alerts.get_mut(last)
+        self.kept_back.get_mut(at).map(|(_, alert)| alert)
     }
 
     /// Takes an alert.
@@ -43,15 +59,23 @@ impl Outlet {
             last.event_ids.extend(alert.event_ids.into_iter().take(room));
             return;
         }
-        let (count, last) = self.counts.entry(lane).or_default();
-        *count += 1;
-        *last = self.alerts.len();
-        self.alerts.push(alert);
+        let count = self.counts.entry(lane).or_default();
+        if *count < self.per_second_max {
+            *count += 1;
+            self.alerts.push(alert);
+        } else {
+            self.keep_back(lane, alert);
+        }
+    }
+
+    fn keep_back(&mut self, lane: Lane, alert: Alert) {
+        self.places.insert(lane, self.kept_back.len());
+        self.kept_back.push((lane, alert));
     }
 
     /// What was collected, in order.
-    pub fn alerts(self) -> Vec<Alert> {
-        self.alerts
+    pub fn take_alerts(&mut self) -> Vec<Alert> {
+        std::mem::take(&mut self.alerts)
     }
 
     /// How many there are.
@@ -59,8 +83,22 @@ impl Outlet {
         self.alerts.len()
     }
 
-    /// How many matches and alerts are counted in another alert because a lane was full.
-    pub fn merged(&self) -> u64 {
-        self.merged
+    /// How many matches and alerts were counted in another alert since this was asked last.
+    pub fn take_merged(&mut self) -> u64 {
+        std::mem::take(&mut self.merged)
+    }
+
+    /// What is to be saved: the second, how many there were of each lane, in order, and what is kept back.
+    pub fn state(&self) -> (i64, Vec<(Lane, usize)>, &[(Lane, Alert)]) {
+        let mut counts: Vec<(Lane, usize)> = self.counts.iter().map(|(lane, count)| (*lane, *count)).collect();
+        counts.sort_unstable();
+        (self.second, counts, &self.kept_back)
+    }
+
+    /// Takes up what was saved.
+    pub fn resume(&mut self, second: i64, counts: Vec<(Lane, usize)>, kept_back: Vec<(Lane, Alert)>) {
+        self.second = second;
+        self.counts = counts.into_iter().collect();
+        kept_back.into_iter().for_each(|(lane, alert)| self.keep_back(lane, alert));
     }
 }

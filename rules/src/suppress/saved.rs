@@ -3,29 +3,33 @@
 //! Little endian; a text is its length as `u32` and its bytes, a list its length as `u32` and its elements.
 //!
 //! ```text
-//! version u8 = 1, received i64
+//! version u8 = 2, received i64
 //! tenants: [name text, reached i64]
 //! rules:   [id text]
 //! windows, in the order in which they opened:
 //!   [rule u32, tenant u32, hash u128, end i64, span i64, due_event i64, due_received i64, first_id text, continued u32,
 //!    folded u8, if 1: alert]
+//! outlet: second i64, counts: [rule u32, tenant u32, count u32], kept back: [rule u32, tenant u32, alert]
 //! alert: alert_id, source, title text, level u8, tags [text], group_key text, first_time i64, last_time i64,
-//!   event_ids [text], event_count i64, actor, asset, resource (u8, if 1: text), message, matched text
+//!   event_ids [text], event_count i64, actor, asset, resource (u8, if 1: text), message, matched text,
+//!   continues (u8, if 1: text)
 //! ```
 
 use rustc_hash::FxHashMap;
 use tidegate_events::{Alert, Level};
 
-use super::{Bounds, Group, Lane, Suppression, Window};
+use super::{Bounds, Group, Lane, Outlet, Suppression, Window};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 impl Suppression {
     /// The state, to be given to [`restore`](Self::restore).
-    pub fn save(&self) -> Vec<u8> {
+    pub fn save(&self, outlet: &Outlet) -> Vec<u8> {
+        let (second, counts, kept_back) = outlet.state();
         let mut windows: Vec<&Window> = self.windows.iter().flatten().collect();
         windows.sort_unstable_by_key(|window| window.seq);
-        let mut rules: Vec<u32> = windows.iter().map(|window| window.group.lane.rule).collect();
+        let of_outlet = counts.iter().map(|(lane, _)| lane.rule);
+        let mut rules: Vec<u32> = windows.iter().map(|window| window.group.lane.rule).chain(of_outlet).collect();
         rules.sort_unstable();
         rules.dedup();
         let mut names: Vec<(&str, u32)> = rules.iter().map(|rule| (self.rules.name(*rule), *rule)).collect();
@@ -47,6 +51,21 @@ impl Suppression {
             let rule = places.get(&window.group.lane.rule).copied().unwrap_or_default();
             put_window(&mut out, window, rule);
         }
+        let put_lane = |out: &mut Vec<u8>, lane: Lane| {
+            put_count(out, places.get(&lane.rule).copied().unwrap_or_default());
+            put_count(out, lane.tenant as usize);
+        };
+        put_time(&mut out, second);
+        put_count(&mut out, counts.len());
+        for (lane, count) in counts {
+            put_lane(&mut out, lane);
+            put_count(&mut out, count);
+        }
+        put_count(&mut out, kept_back.len());
+        for (lane, alert) in kept_back {
+            put_lane(&mut out, *lane);
+            put_alert(&mut out, alert);
+        }
         out
     }
 
@@ -54,7 +73,7 @@ impl Suppression {
     ///
     /// # Errors
     /// What is wrong with the bytes.
-    pub fn restore(bounds: Bounds, bytes: &[u8]) -> Result<Self, String> {
+    pub fn restore(bounds: Bounds, bytes: &[u8], outlet: &mut Outlet) -> Result<Self, String> {
         let mut from = Reader { bytes };
         let version = from.byte()?;
         if version != VERSION {
@@ -82,18 +101,36 @@ impl Suppression {
             }
             state.link(window);
         }
+        let second = from.time()?;
+        let mut counts = Vec::new();
+        for _ in 0..from.count()? {
+            let lane = state.read_lane(&mut from, &rules)?;
+            counts.push((lane, from.count()? as usize));
+        }
+        let mut kept_back = Vec::new();
+        for _ in 0..from.count()? {
+            let lane = state.read_lane(&mut from, &rules)?;
+            let names = (state.tenant_names.name(lane.tenant), state.rules.name(lane.rule));
+            kept_back.push((lane, read_alert(&mut from, names.0, names.1)?));
+        }
+        outlet.resume(second, counts, kept_back);
         if !from.bytes.is_empty() {
             return Err(format!("{} bytes are left over", from.bytes.len()));
         }
         Ok(state)
     }
 
-    fn read_window(&self, from: &mut Reader<'_>, seq: u64, rules: &[u32]) -> Result<Window, String> {
-        let rule = *rules.get(from.count()? as usize).ok_or("a window of a rule that is not there")?;
+    fn read_lane(&self, from: &mut Reader<'_>, rules: &[u32]) -> Result<Lane, String> {
+        let rule = *rules.get(from.count()? as usize).ok_or("it names a rule that is not there")?;
         let tenant = from.count()?;
         if tenant as usize >= self.tenants.len() {
-            return Err("a window of a tenant that is not there".into());
+            return Err("it names a tenant that is not there".into());
         }
+        Ok(Lane { rule, tenant })
+    }
+
+    fn read_window(&self, from: &mut Reader<'_>, seq: u64, rules: &[u32]) -> Result<Window, String> {
+        let Lane { rule, tenant } = self.read_lane(from, rules)?;
         let hash = u128::from_le_bytes(from.array()?);
         let (end, span) = (from.time()?, from.time()?);
         if span <= 0 {
@@ -140,6 +177,8 @@ fn put_alert(out: &mut Vec<u8>, alert: &Alert) {
         text.iter().for_each(|text| put_text(out, text));
     }
     [&alert.message, &alert.matched].into_iter().for_each(|text| put_text(out, text));
+    out.push(u8::from(alert.continues.is_some()));
+    alert.continues.iter().for_each(|text| put_text(out, text));
 }
 
 fn read_alert(from: &mut Reader<'_>, org_id: &str, rule_id: &str) -> Result<Alert, String> {
@@ -161,7 +200,7 @@ fn read_alert(from: &mut Reader<'_>, org_id: &str, rule_id: &str) -> Result<Aler
         resource: from.optional()?,
         message: from.text()?.to_owned(),
         matched: from.text()?.to_owned(),
-        continues: None,
+        continues: from.optional()?,
     })
 }
 

@@ -31,7 +31,7 @@ fn damaged_state_is_refused_whatever_the_damage() {
     alerts(&mut operator, &[at("late", -1e6, &[])]);
     assert_eq!(other.save(), operator.save(), "and after");
     // The correlations are the last part: every byte of it is covered by its checksum.
-    let start = state.windows(8).position(|bytes| bytes == b"TGCORR01").expect("the part");
+    let start = state.windows(8).position(|bytes| bytes == b"TGCORR02").expect("the part");
     for at in (start..state.len()).step_by(3) {
         let mut damaged = state.clone();
         damaged[at] ^= 1 << (at % 8);
@@ -72,6 +72,7 @@ fn what_cannot_be_correlated_is_reported_with_its_place() {
         "percentile",
     );
     check(&format!("{count}  window: tumbling\n"), "only sliding");
+    check(&format!("{count}tidegate: {{suppress: 1h}}\n"), "no attribute `tidegate`");
     check(&format!("{count}  grup-by: [x]\n"), "no key \"grup-by\"");
     check(&format!("{count}  aliases: {{x: {{a: y}}}}\n"), "alias x is not used");
     check(&format!("{count}  group-by: x\n  aliases: {{x: {{z: y}}}}\n"), "which the correlation does not refer to");

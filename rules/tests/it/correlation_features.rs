@@ -71,7 +71,7 @@ fn a_silent_source_holds_nobody_back_and_silence_alone_closes_windows() {
 fn a_window_that_another_tenants_event_ends_raises_for_its_own_tenant() {
     let text = base(&["a"]) + &correlation("type: event_count, rules: [a], timespan: 10s, condition: {lt: 5}");
     // One alert of a rule and tenant in a batch: those of two tenants must not be merged into one.
-    let config = RulesConfig { alerts_per_batch_max: 1, ..RulesConfig::default() };
+    let config = RulesConfig { alerts_per_second_max: 1, ..RulesConfig::default() };
     let mut operator = operator(config, &[("default", &text)]);
     let of = |org: &str, received: f64, kind: &str| Event {
         org: org.into(),

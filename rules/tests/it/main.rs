@@ -1,9 +1,12 @@
 //! Integration tests of the rules crate: rule text and events in, matches and alerts out.
 
+mod ahead;
+mod apart;
 mod archive;
 mod cases;
 mod conformance;
 mod correlation;
+mod correlation_bounds;
 mod correlation_faults;
 mod correlation_features;
 mod correlation_model;

@@ -9,6 +9,7 @@ use tidegate_pipeline::{Emitter, LogBatch, Operator};
 use tidegate_rules::{RulesConfig, SigmaOperator};
 
 use crate::flatten::Events;
+use crate::stream::{self, Event, at};
 
 fn rule(id: &str, value: &str) -> String {
     format!(
@@ -115,16 +116,51 @@ fn rules_of_a_tenant_see_only_its_events() {
 }
 
 #[test]
-fn a_storm_is_bounded_and_counted_per_rule_and_tenant() {
-    let config = RulesConfig { alerts_per_batch_max: 2, alert_event_ids_max: 3, ..raw() };
-    let mut operator = with_rules(config, &[("default", "a.yml", "create", &rule("r1", "x"))]);
-    let mut batch = events(&["x"; 10]);
-    batch.rows[9].0 = "other".into();
-    let alerts = process(&mut operator, &batch.batch(0));
-    let counts: Vec<_> =
-        alerts.iter().map(|alert| (alert.org_id.as_str(), alert.event_count, alert.event_ids.len())).collect();
-    assert_eq!(counts, [("acme", 1, 1), ("acme", 8, 3), ("other", 1, 1)]);
-    assert_eq!((alerts[1].first_time, alerts[1].last_time), (1_000_000, 8_000_000));
+fn a_storm_is_bounded_per_rule_and_tenant_and_second_however_it_is_cut() {
+    let config = RulesConfig { alerts_per_second_max: 2, alert_event_ids_max: 3, ..raw() };
+    let of = |number: u32| Event {
+        org: if number == 9 { "other" } else { "acme" }.into(),
+        received: if number < 12 { 5.5 } else { 6.0 },
+        ..at(&format!("e{number}"), f64::from(number), &[("f", "x")])
+    };
+    let list: Vec<Event> = (0..13).map(of).collect();
+    let said = |alerts: &[Alert]| -> Vec<(String, i64, usize)> {
+        alerts.iter().map(|alert| (alert.org_id.clone(), alert.event_count, alert.event_ids.len())).collect()
+    };
+    let acme = |count: i64, ids: usize| ("acme".to_owned(), count, ids);
+    let wanted = [acme(1, 1), acme(1, 1), ("other".into(), 1, 1), acme(9, 3), acme(1, 1)];
+    let mut first: Option<Vec<Alert>> = None;
+    for piece in [13, 1, 2, 5, 7] {
+        let mut operator = with_rules(config.clone(), &[("default", "a.yml", "create", &rule("r1", "x"))]);
+        let mut alerts = Vec::new();
+        for events in list.chunks(piece) {
+            alerts.extend(process(&mut operator, &stream::batch(events)));
+            let mut restored = SigmaOperator::new(config.clone()).expect("tables");
+            restored.restore(&operator.save()).expect("a state");
+            operator = restored;
+        }
+        assert_eq!(said(&alerts), wanted, "pieces of {piece}");
+        assert_eq!((alerts[3].first_time, alerts[3].last_time), (2_000_000, 11_000_000));
+        assert_eq!(alerts, *first.get_or_insert_with(|| alerts.clone()));
+    }
+}
+
+#[test]
+fn rule_texts_and_state_stay_within_their_bounds() {
+    let text = rule("r1", "x");
+    let config = RulesConfig { tenant_files_bytes_max: text.len() + 10, files_bytes_max: 3 * text.len(), ..raw() };
+    let changes: Vec<Change<'_>> = vec![
+        ("acme", "a.yml", "create", &text),
+        ("acme", "b.yml", "create", "title: too much"),
+        ("default", "c.yml", "create", "title: C"),
+        ("zeta", "a.yml", "create", &text),
+        ("yota", "a.yml", "create", &text),
+    ];
+    let mut operator = with_rules(config.clone(), &changes);
+    let orgs: Vec<Option<String>> =
+        operator.rules().rules().iter().map(|rule| rule.org_id.as_deref().map(str::to_owned)).collect();
+    assert_eq!(orgs, [Some("acme".to_owned()), Some("zeta".into())]);
+    assert_eq!(operator.problems().len(), 2, "of c.yml, and nothing of what was not taken");
 }
 
 #[test]

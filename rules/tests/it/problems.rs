@@ -72,3 +72,22 @@ fn documents_that_build_on_each_other_are_merged() {
     assert_eq!(problems, []);
     assert_eq!(rules.rules().iter().map(|rule| rule.id.as_str()).collect::<Vec<_>>(), ["g1", "g2"]);
 }
+
+#[test]
+fn each_tenant_has_a_share_of_files_of_its_own() {
+    let file = |org: Option<&str>, number: usize| RuleFile {
+        name: format!("{number}.yml"),
+        text: format!(
+            "title: A\nid: {org:?}-{number}\nlogsource: {{product: aws}}\ndetection: {{s: {{f: v}}, condition: s}}\n"
+        ),
+        org_id: org.map(str::to_owned),
+    };
+    let files: Vec<RuleFile> =
+        [None, Some("acme"), Some("zeta")].iter().flat_map(|org| (0..4).map(|number| file(*org, number))).collect();
+    let config = RulesConfig { files_max: 3, tenant_files_max: 2, ..RulesConfig::default() };
+    let (rules, problems) = RuleSet::compile(&files, &config).expect("tables");
+    let count = |org: Option<&str>| rules.rules().iter().filter(|rule| rule.org_id.as_deref() == org).count();
+    assert_eq!((count(None), count(Some("acme")), count(Some("zeta"))), (3, 2, 2));
+    assert_eq!(problems.len(), 1 + 2 + 2);
+    assert!(problems.iter().all(|problem| problem.reason.contains("rule files") && problem.rule.is_empty()));
+}

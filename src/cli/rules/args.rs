@@ -168,6 +168,9 @@ pub struct RulesHuntArgs {
     /// The table: security_events, cost_events (default: the one that the rule is for)
     #[arg(long = "dataset", id = "rule_tools.dataset", value_name = "TABLE")]
     pub dataset: Option<String>,
+    /// The tenant whose events are looked at: another than the key's for the operator of the machine only
+    #[arg(long = "org", id = "rule_tools.org", value_name = "ORG")]
+    pub org: Option<String>,
     /// The server.
     #[command(flatten)]
     pub client: ClientArgs,

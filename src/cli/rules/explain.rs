@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{anyhow, bail};
 use serde_json::json;
 use tidegate_rules::explain::{Explanation, explain};
+use tidegate_rules::explain_beside::{CorrelationShown, FilterShown, explain_correlation, explain_filters};
 use tidegate_rules::{Findings, Near, RuleProblem, RuleSet, Trial};
 
 use super::events::{self, Events, Wanted};
@@ -29,7 +30,8 @@ pub fn run(config: &Config, rule: &str, style: Style, out: &mut dyn Write) -> an
     let file = named.files.get(named.file).map(|file| file.name.clone()).unwrap_or_default();
     let problems: Vec<RuleProblem> = problems.into_iter().filter(|problem| problem.file == file).collect();
     let rules = chosen(&set, &named, &file);
-    if rules.is_empty() {
+    let beside = Beside::chosen(&set, &named, &file);
+    if rules.is_empty() && beside.is_empty() {
         let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
         bail!("{file} has no rule that can be explained{}", list(&told));
     }
@@ -48,6 +50,12 @@ pub fn run(config: &Config, rule: &str, style: Style, out: &mut dyn Write) -> an
         if let (Some(findings), Some(events)) = (&findings, &events) {
             page.print_findings(findings, events, config.rule_tools.top, out)?;
         }
+    }
+    if config.rule_tools.json {
+        told.extend(beside.correlations.iter().map(|shown| json!({"correlation": shown})));
+        told.extend(beside.filters.iter().map(|shown| json!({"filter": shown})));
+    } else {
+        beside.print(style, out)?;
     }
     if config.rule_tools.json {
         serde_json::to_writer_pretty(&mut *out, &told)?;
@@ -74,6 +82,66 @@ fn chosen(set: &RuleSet, named: &Named, file: &str) -> Vec<usize> {
     };
     let rules = set.rules().iter().enumerate().filter(|(_, rule)| rule.file == file && wanted(rule));
     rules.map(|(at, _)| at).collect()
+}
+
+/// The correlations and filters that are meant.
+struct Beside {
+    correlations: Vec<CorrelationShown>,
+    filters: Vec<FilterShown>,
+}
+
+impl Beside {
+    fn chosen(set: &RuleSet, named: &Named, file: &str) -> Self {
+        let is_wanted = |names: &[Option<&String>]| {
+            let wanted = named.wanted.as_ref();
+            wanted.is_none_or(|wanted| names.iter().flatten().any(|name| name.eq_ignore_ascii_case(wanted)))
+        };
+        let own = set.correlations().iter().enumerate();
+        let own = own.filter(|(_, own)| own.file == file && is_wanted(&[Some(&own.id), own.name.as_ref(), Some(&own.title)]));
+        let correlations = own.filter_map(|(at, _)| explain_correlation(set, at)).collect();
+        let mut filters = explain_filters(set, file);
+        // A filter is asked for by its id, or it is alone in its file.
+        let first = filters.first().map(|filter| filter.rule_id.clone());
+        let alone = filters.iter().all(|filter| Some(&filter.rule_id) == first.as_ref());
+        let rules = set.rules().iter().any(|rule| rule.file == file);
+        filters.retain(|filter| is_wanted(&[Some(&filter.rule_id)]) || (alone && !rules));
+        Self { correlations, filters }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.correlations.is_empty() && self.filters.is_empty()
+    }
+
+    fn print(&self, style: Style, out: &mut dyn Write) -> anyhow::Result<()> {
+        for own in &self.correlations {
+            writeln!(out, "{}  {}", style.bold(&clean(&own.title)), style.level(&own.level).trim_end())?;
+            writeln!(out, "{}", style.faint(&clean(&format!("{}  {}", own.rule_id, own.file))))?;
+            let of = if own.fields.is_empty() { String::new() } else { format!(" of {}", own.fields.join(", ")) };
+            writeln!(out, "\n{}", style.bold(&clean(&format!("{}{of} within {}: {}", own.kind, own.timespan, own.condition))))?;
+            for (name, ids) in &own.rules {
+                writeln!(out, "  {:28} {}", cut(name, 60), style.faint(&cut(&ids.join(", "), LINE_CHARS_MAX)))?;
+            }
+            let group = if own.group_by.is_empty() { "all events of a tenant".to_owned() } else { own.group_by.join(", ") };
+            writeln!(out, "  for each: {}", cut(&group, LINE_CHARS_MAX))?;
+            let when = if own.with_each_event { "with the event that completes it" } else { "when the window is over" };
+            writeln!(out, "  it fires {when}{}", if own.raises { "" } else { "; it raises nothing of its own" })?;
+            if !own.feeds.is_empty() {
+                writeln!(out, "  its firings are events for {}", cut(&own.feeds.join(", "), LINE_CHARS_MAX))?;
+            }
+            writeln!(out)?;
+        }
+        for own in &self.filters {
+            writeln!(out, "{}  {}", style.bold("filter"), style.faint(&clean(&format!("{}  {}", own.rule_id, own.file))))?;
+            let rules = own.rules.as_ref().map_or_else(|| "every rule".to_owned(), |rules| rules.join(", "));
+            writeln!(out, "  on {} of {}", cut(&rules, LINE_CHARS_MAX), clean(&own.log_source))?;
+            writeln!(out, "\n{}", style.bold("a match stays when"))?;
+            for line in &own.keeps {
+                writeln!(out, "  {}", cut(line, LINE_CHARS_MAX))?;
+            }
+            writeln!(out)?;
+        }
+        Ok(())
+    }
 }
 
 /// The events that the configuration names; `None` when it names none.

@@ -44,6 +44,9 @@ pub async fn run(config: &Config, rule: &str, style: Style, out: &mut (dyn Write
     if let Some(dataset) = &tools.dataset {
         body.insert("dataset".into(), json!(dataset));
     }
+    if let Some(org) = &tools.org {
+        body.insert("org".into(), json!(org));
+    }
     let mut hunt = Hunt::new(config.rule_tools.json, style);
     let mut client = Client::new(&config.client)?;
     let headers = [(CONTENT_TYPE, "application/json"), (ACCEPT, "application/x-ndjson")];

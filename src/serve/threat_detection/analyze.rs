@@ -24,7 +24,8 @@ use super::check::{Check, own_problem};
 use super::places::Place;
 use super::range::{self, Range as TimeRange};
 use super::refusal::{Refusal, no_such_rule};
-use super::shelf::{Item, text_of};
+use super::shelf::{Shelf, text_of};
+use crate::serve::keys_door::LOCAL;
 use crate::serve::reply::{self, Body};
 
 /// Rows that are looked at between two looks at the clock.
@@ -41,6 +42,7 @@ struct Asked {
     dataset: Option<String>,
     from: Option<String>,
     to: Option<String>,
+    org: Option<String>,
 }
 
 /// What has to be analyzed, read and compiled.
@@ -60,8 +62,8 @@ struct Events {
 
 /// What reading a request needs beside its body.
 struct Reader {
-    org_id: Arc<str>,
-    items: Vec<Item>,
+    principal: Principal,
+    shelf: Arc<Shelf>,
     config: RulesConfig,
 }
 
@@ -82,14 +84,14 @@ impl ThreatDetection {
                 .hint("try again in a moment, or raise threat_detection.analyses_max and tenant_analyses_max")
         })?;
         let body = read_body(body, self.config.analyze_body_bytes_max, BodyPace::default()).await?;
-        let items = self.shelf.items(&principal.org_id);
-        let reader = Reader { org_id: principal.org_id.clone(), items, config: self.rules.clone() };
-        let analysis = self.compile(move || reader.read(body)).await??;
+        let config = self.config.of_analysis(&self.rules);
+        let reader = Reader { principal: principal.clone(), shelf: self.shelf.clone(), config };
+        let (analysis, principal) = self.compile(move || reader.read(body)).await??;
         match analysis {
-            Analysis::Events(events) => self.analyze_events(*events, principal, place).await,
+            Analysis::Events(events) => self.analyze_events(*events, &principal, place).await,
             Analysis::Range(parts) => {
                 let (rehearsal, range) = *parts;
-                range::answer(self, rehearsal, range, principal, place).await
+                range::answer(self, rehearsal, range, &principal, place).await
             }
         }
     }
@@ -123,14 +125,15 @@ impl ThreatDetection {
 }
 
 impl Reader {
-    /// Reads and compiles what is asked. Blocks.
-    fn read(self, body: Vec<u8>) -> Result<Analysis, Refusal> {
+    /// Reads and compiles what is asked, and says as whom. Blocks.
+    fn read(self, body: Vec<u8>) -> Result<(Analysis, Principal), Refusal> {
         let asked: Asked = serde_json::from_slice(&body).map_err(|error| {
             Problem::new(400, "invalid_body", format!("the body is not what this endpoint takes: {error}")).hint(
                 r#"send {"rule": "title: …", "events": [{…}, …]} or {"rule": "…", "from": "2026-01-31T00:00:00Z"}"#,
             )
         })?;
-        let mut rehearsal = self.rehearsal(&asked)?;
+        let principal = self.acting(&asked)?;
+        let mut rehearsal = self.rehearsal(&asked, &principal.org_id)?;
         let dataset = match asked.dataset.as_deref() {
             Some("security_events") => Dataset::SecurityEvents,
             Some("cost_events") => Dataset::CostEvents,
@@ -145,30 +148,44 @@ impl Reader {
                     return Err(invalid("events is an array of objects"));
                 }
                 let source = asked.source.filter(|source| !source.is_empty()).map(Arc::from);
-                Ok(Analysis::Events(Box::new(Events { rehearsal, dataset, source, text: text.to_vec() })))
+                let events = Events { rehearsal, dataset, source, text: text.to_vec() };
+                Ok((Analysis::Events(Box::new(events)), principal))
             }
             (None, Some(from)) => {
                 if asked.source.is_some() {
                     return Err(invalid("source is for events that come with the rule"));
                 }
                 let range = TimeRange::parse(dataset, from, asked.to.as_deref(), now_us())?;
-                Ok(Analysis::Range(Box::new((rehearsal, range))))
+                Ok((Analysis::Range(Box::new((rehearsal, range))), principal))
             }
             _ => Err(invalid("either events, or from (and to), must be given")),
         }
     }
 
-    fn rehearsal(&self, asked: &Asked) -> Result<Rehearsal, Refusal> {
+    /// The tenant on whose events the rule is tried: another than its own for the operator of the machine only.
+    fn acting(&self, asked: &Asked) -> Result<Principal, Refusal> {
+        let Some(org) = asked.org.as_deref().filter(|org| *org != &*self.principal.org_id) else {
+            return Ok(self.principal.clone());
+        };
+        if &*self.principal.key_id != LOCAL {
+            let problem = Problem::new(403, "forbidden", "a key sees the events of its own tenant only");
+            return Err(problem.hint("leave `org` out, or ask on the machine of the server without a key").into());
+        }
+        Ok(Principal { org_id: org.into(), ..self.principal.clone() })
+    }
+
+    fn rehearsal(&self, asked: &Asked, org_id: &str) -> Result<Rehearsal, Refusal> {
+        let items = self.shelf.items(org_id);
         let (text, owner) = match (&asked.rule, &asked.rule_id) {
-            (Some(text), None) => (text.as_str(), &*self.org_id),
+            (Some(text), None) => (text.as_str(), org_id),
             (None, Some(id)) => {
-                let item = self.items.iter().find(|item| item.id() == id && !id.is_empty());
+                let item = items.iter().find(|item| item.id() == id && !id.is_empty());
                 let entry = &item.ok_or_else(|| no_such_rule(id))?.entry;
                 (text_of(entry), entry.org_id.as_str())
             }
             _ => return Err(invalid("either rule (a text) or rule_id must be given")),
         };
-        let check = Check { org_id: &self.org_id, items: &self.items, config: &self.config };
+        let check = Check { org_id, items: &items, config: &self.config };
         let files = check.to_run(text, owner)?;
         let mut rehearsal = Rehearsal::new(&files, &self.config).map_err(|error| {
             tracing::error!(%error, "rules could not be compiled: a bug");

@@ -1,12 +1,14 @@
 //! Making, replacing and removing rules, and turning them on and off. A change is compiled first; what is accepted is a row of
 //! `changes`, durable before the answer, and in force for the events after it.
 
+use std::collections::BTreeMap;
+
 use hyper::header::{HeaderValue, IF_MATCH, LOCATION};
 use hyper::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
 use tidegate_pipeline::Problem;
 use tidegate_pipeline::clock::now_us;
-use tidegate_pipeline::keys::Principal;
+use tidegate_pipeline::keys::{DEFAULT_ORG, Principal};
 use tidegate_pipeline::registry::{Action, Change};
 use tidegate_rules::{DocumentKind, OFF_KIND, Outline};
 
@@ -14,7 +16,7 @@ use super::ThreatDetection;
 use super::check::{Check, Checked, Place, file_key};
 use super::list::{etag_of, is_among, with_etag};
 use super::refusal::{Refusal, no_such_rule};
-use super::shelf::{FileKey, Item, Origin, SeenFile, api_name};
+use super::shelf::{FileKey, Item, Origin, SeenFile, api_name, text_of};
 use crate::serve::reply::{self, Body};
 use crate::serve::rules_sync::RULE_KIND;
 
@@ -75,6 +77,7 @@ impl ThreatDetection {
         let off = self.off(&principal.org_id);
         let ids = documents.map(|(document, _)| &document.id).filter(|id| off.contains(*id));
         changes.extend(ids.map(|id| self.change(principal, OFF_KIND, id, Action::Delete, Value::Null)));
+        self.prepare(&key, None).await?;
         self.registry.apply(changes).await?;
         let mut response = reply::whole(StatusCode::NO_CONTENT, "application/json", "");
         response.headers_mut().remove(hyper::header::CONTENT_TYPE);
@@ -155,11 +158,37 @@ impl ThreatDetection {
             let hint = "remove some, or raise threat_detection.tenant_rules_max";
             return Err(Problem::new(409, "too_many_rules", message).hint(hint).into());
         }
-        if self.registry.all(RULE_KIND).len() >= self.rules.files_max {
-            let problem = Problem::new(409, "too_many_rules", "the server has as many rule files as it may");
-            return Err(problem.hint("remove some, or raise sigma.files_max").into());
+        let (bound, max) = match &*principal.org_id == DEFAULT_ORG {
+            true => ("files_max", self.rules.files_max),
+            false => ("tenant_files_max", self.rules.tenant_files_max),
+        };
+        if self.registry.list(&principal.org_id, RULE_KIND).len() >= max {
+            let problem = Problem::new(409, "too_many_rules", "there are as many rule files as there may be");
+            return Err(problem.hint(format!("remove some, or raise sigma.{bound}")).into());
         }
         Ok(())
+    }
+
+    /// Whether the texts of rules stay within their bounds with this one.
+    fn texts_fit(&self, key: &FileKey, text: &str) -> Result<(), Refusal> {
+        let all = self.registry.all(RULE_KIND);
+        let bytes = |own: bool| -> usize {
+            let counted = |known: &FileKey| known != key && (!own || known.0 == key.0);
+            all.iter().filter(|(known, _)| counted(known)).map(|(_, entry)| text_of(entry).len()).sum()
+        };
+        let fits = bytes(false) + text.len() <= self.rules.files_bytes_max
+            && (key.0 == DEFAULT_ORG || bytes(true) + text.len() <= self.rules.tenant_files_bytes_max);
+        if fits {
+            return Ok(());
+        }
+        let problem = Problem::new(409, "too_many_rules", "the texts of all rules would be too long");
+        Err(problem.hint("remove some rules, or raise sigma.tenant_files_bytes_max and sigma.files_bytes_max").into())
+    }
+
+    /// Compiles what will be in force after a change, beside the stream. One at a time, under the turn of editing.
+    async fn prepare(&self, key: &FileKey, text: Option<String>) -> Result<(), Refusal> {
+        let (shelf, changed) = (self.shelf.clone(), BTreeMap::from([(key.clone(), text)]));
+        self.compile(move || shelf.prepare(&changed)).await
     }
 
     /// Writes a rule to the log and answers with it. Under the turn of editing.
@@ -171,6 +200,8 @@ impl ThreatDetection {
         action: Action,
         principal: &Principal,
     ) -> Answer {
+        self.texts_fit(key, &text)?;
+        self.prepare(key, Some(text.clone())).await?;
         let change = self.change(principal, RULE_KIND, &key.1, action, json!({"text": text}));
         self.registry.apply(vec![change]).await?;
         let entry = self.registry.get(&key.0, RULE_KIND, &key.1);

@@ -14,10 +14,11 @@ pub mod places;
 pub mod range;
 pub mod refusal;
 pub mod shelf;
+pub mod turns;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
@@ -42,6 +43,7 @@ use list::{Viewer, Wanted};
 use places::Places;
 use refusal::{Refusal, no_such_rule};
 use shelf::Shelf;
+use turns::Turns;
 
 /// How long a request waits for its turn to compile.
 const COMPILE_PATIENCE: Duration = Duration::from_secs(10);
@@ -77,6 +79,8 @@ pub struct ThreatDetection {
     compilations: Arc<Semaphore>,
     /// One change at a time: from the look whether it can be made to its being made.
     editing: Mutex<()>,
+    /// How many changes a tenant may make.
+    turns: Turns,
     query: Arc<Query>,
     mappings: Arc<Mappings>,
     decode: DecodeConfig,
@@ -97,8 +101,23 @@ impl ThreatDetection {
             parts;
         let compilations = Arc::new(Semaphore::new(config.compilations_max));
         let analyses = Places::new(config.analyses_max, config.tenant_analyses_max);
+        let turns = Turns::new(config.tenant_changes_per_minute, config.tenant_changes_burst);
         let editing = Mutex::default();
-        Self { registry, shelf, status, rules, config, cpu, compilations, editing, query, mappings, decode, analyses }
+        Self {
+            registry,
+            shelf,
+            status,
+            rules,
+            config,
+            cpu,
+            compilations,
+            editing,
+            turns,
+            query,
+            mappings,
+            decode,
+            analyses,
+        }
     }
 
     /// Answers a request whose key allows what the route needs.
@@ -141,6 +160,9 @@ impl ThreatDetection {
             _ => {}
         }
         QueryString::parse(query, &[])?;
+        if !matches!(route.path, ANALYZE | VALIDATE) {
+            self.turns.take(&principal.org_id, Instant::now()).map_err(Refusal::too_soon)?;
+        }
         match (route.method, route.path) {
             ("DELETE", _) => self.remove(&id, &head.headers, principal).await,
             (_, RULE_ENABLE) => self.switch(&id, true, principal).await,

@@ -1,6 +1,9 @@
 //! A refusal of the rules API: a problem, and what is wrong with each rule, with its place.
 
+use std::time::Duration;
+
 use hyper::Response;
+use hyper::header::{HeaderValue, RETRY_AFTER};
 use serde_json::{Value, json};
 use tidegate_pipeline::{AppendError, PipelineError, Problem};
 use tidegate_rules::RuleProblem;
@@ -15,11 +18,13 @@ const PROBLEMS_MAX: usize = 100;
 pub struct Refusal {
     problem: Problem,
     rules: Vec<RuleProblem>,
+    /// After how many seconds to try again, where that is known.
+    retry_after_s: Option<u64>,
 }
 
 impl From<Problem> for Refusal {
     fn from(problem: Problem) -> Self {
-        Self { problem, rules: Vec::new() }
+        Self { problem, rules: Vec::new(), retry_after_s: None }
     }
 }
 
@@ -50,7 +55,17 @@ impl Refusal {
             several => format!("the rule does not load: {} problems", several.len()),
         };
         let hint = rules.first().map(|first| first.hint.clone()).unwrap_or_default();
-        Self { problem: Problem::new(422, "invalid_rule", message).hint(hint), rules }
+        Self { problem: Problem::new(422, "invalid_rule", message).hint(hint), rules, retry_after_s: None }
+    }
+
+    /// A change that comes too soon after others of the tenant.
+    pub fn too_soon(wait: Duration) -> Self {
+        let seconds = wait.as_secs() + 1;
+        let problem = Problem::new(429, "too_many_changes", "the tenant changes its rules too often");
+        let hint = format!(
+            "try again in {seconds} s, put several rules into one text, or raise threat_detection.tenant_changes_per_minute"
+        );
+        Self { problem: problem.hint(hint), rules: Vec::new(), retry_after_s: Some(seconds) }
     }
 
     /// A rule that does not load for a reason of the API's own.
@@ -64,7 +79,7 @@ impl Refusal {
     pub fn in_use(rules: Vec<RuleProblem>) -> Self {
         let users: Vec<&str> = rules.iter().map(|problem| problem.rule.as_str()).take(5).collect();
         let message = format!("other rules need this one as it is: {}", users.join(", "));
-        Self { problem: Problem::new(409, "rule_in_use", message).hint("change those first"), rules }
+        Self { problem: Problem::new(409, "rule_in_use", message).hint("change those first"), rules, retry_after_s: None }
     }
 
     /// The stable word for programs.
@@ -88,6 +103,9 @@ impl Refusal {
         if !self.rules.is_empty() {
             let status = response.status();
             response = reply::json(status, &self.to_json(request_id));
+        }
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

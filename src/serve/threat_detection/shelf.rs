@@ -12,7 +12,7 @@ use parking_lot::RwLock;
 use tidegate_pipeline::Problem;
 use tidegate_pipeline::keys::DEFAULT_ORG;
 use tidegate_pipeline::registry::{Entries, Entry, Registry};
-use tidegate_rules::{Outline, RuleFile, RuleProblem, RuleSet, RulesConfig, outline};
+use tidegate_rules::{Ahead, DocumentKind, Outline, RuleFile, RuleProblem, RuleSet, RulesConfig, outline};
 use tokio::sync::watch;
 
 use crate::serve::rules_sync::RULE_KIND;
@@ -80,6 +80,8 @@ pub enum Part {
 pub struct Shelf {
     registry: Registry,
     config: RulesConfig,
+    /// Where rules wait that were compiled for the run loop.
+    ahead: Ahead,
     seen: RwLock<Seen>,
     /// Files of the rule folder that could not be read.
     skipped: RwLock<Arc<Vec<String>>>,
@@ -88,9 +90,9 @@ pub struct Shelf {
 
 impl Shelf {
     /// A shelf that nobody has looked at.
-    pub fn new(registry: Registry, config: RulesConfig) -> Self {
+    pub fn new(registry: Registry, config: RulesConfig, ahead: Ahead) -> Self {
         let looked = watch::Sender::new(false);
-        Self { registry, config, seen: RwLock::default(), skipped: RwLock::default(), looked }
+        Self { registry, config, ahead, seen: RwLock::default(), skipped: RwLock::default(), looked }
     }
 
     /// Looks at all rules whenever some changed, until told to stop.
@@ -111,6 +113,23 @@ impl Shelf {
         }
     }
 
+    /// Compiles for the run loop what there will be after a change of these files (`None`: the file goes), so that the change does
+    /// not stop the stream. To be called under the turn of whoever changes rules, before the change is made. Blocks.
+    pub fn prepare(&self, changed: &BTreeMap<FileKey, Option<String>>) {
+        let file = |(org_id, name): &FileKey, text: &str| RuleFile {
+            name: name.clone(),
+            text: text.to_owned(),
+            org_id: (org_id != DEFAULT_ORG).then(|| org_id.clone()),
+        };
+        let all = self.registry.all(RULE_KIND);
+        let others = all.iter().filter(|(key, _)| !changed.contains_key(*key));
+        let mut files: Vec<RuleFile> = others.map(|(key, entry)| file(key, text_of(entry))).collect();
+        files.extend(changed.iter().filter_map(|(key, text)| Some(file(key, text.as_deref()?))));
+        if let Err(error) = self.ahead.prepare(&files, &self.config) {
+            tracing::error!(%error, "the rules could not be compiled ahead; a bug");
+        }
+    }
+
     /// Waits for the first look.
     ///
     /// # Errors
@@ -128,6 +147,7 @@ impl Shelf {
 
     /// Compiles all files. Blocks.
     pub fn look(&self) {
+        self.ahead.clear();
         let entries = self.registry.all(RULE_KIND);
         let before = self.seen.read().clone();
         if before.entries.as_ref().is_some_and(|known| Arc::ptr_eq(known, &entries)) {
@@ -138,8 +158,9 @@ impl Shelf {
         let (loaded, problems) = match RuleSet::compile(&files, &self.config) {
             Ok((set, problems)) => {
                 tracing::info!(rules = set.rules().len(), problems = problems.len(), "rules looked at");
-                let id = |rule: &tidegate_rules::Rule| (rule.file.clone(), rule.id.clone());
-                (set.rules().iter().map(id).collect::<HashSet<_>>(), problems)
+                let rules = set.rules().iter().map(|rule| (rule.file.clone(), rule.id.clone()));
+                let correlations = set.correlations().iter().map(|own| (own.file.clone(), own.id.clone()));
+                (rules.chain(correlations).collect::<HashSet<_>>(), problems)
             }
             Err(error) => {
                 tracing::error!(%error, "the rules could not be compiled; a bug");
@@ -160,8 +181,12 @@ impl Shelf {
             };
             let problems = problems_of.remove(&file.name).unwrap_or_default();
             let in_force = |document: &Outline| {
+                // What is said of no rule is said of the file: it may not even have been looked at.
+                let about = |problem: &RuleProblem| {
+                    problem.rule.is_empty() || problem.rule == document.id || problem.rule == document.title
+                };
                 loaded.contains(&(file.name.clone(), document.id.clone()))
-                    || !problems.iter().any(|problem| problem.rule == document.id || problem.rule == document.title)
+                    || (document.kind == DocumentKind::Filter && !problems.iter().any(about))
             };
             let documents = documents.into_iter().map(|document| (in_force(&document), document));
             let documents = documents.map(|(in_force, document)| (document, in_force)).collect();
@@ -303,7 +328,11 @@ impl Item {
     pub fn problems(&self) -> Vec<&RuleProblem> {
         let Some(seen) = &self.seen else { return Vec::new() };
         let about = |problem: &&RuleProblem| match self.document() {
-            Some(document) => problem.rule == document.id || problem.rule == document.title,
+            Some(document) => {
+                problem.rule == document.id
+                    || problem.rule == document.title
+                    || (problem.rule.is_empty() && !self.loads())
+            }
             None => problem.rule == self.id(),
         };
         seen.problems.iter().filter(about).collect()

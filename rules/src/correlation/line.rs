@@ -1,0 +1,115 @@
+//! The events of a group, one after the other in memory, with room on either side: events come in at both ends, or near one.
+
+use crate::correlation::amount::Amount;
+use crate::correlation::entry::{Entry, EventId, Value};
+
+/// With fewer events there is no room in front.
+const ROOM_MIN: usize = 64;
+
+/// Events by time.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    /// What comes before `start` is room.
+    all: Vec<Entry>,
+    start: u32,
+}
+
+impl Line {
+    pub fn new(entries: Vec<Entry>) -> Self {
+        Self { all: entries, start: 0 }
+    }
+
+    pub fn as_slice(&self) -> &[Entry] {
+        self.all.get(self.start as usize..).unwrap_or_default()
+    }
+
+    pub fn len(&self) -> usize {
+        self.all.len() - self.start as usize
+    }
+
+    /// Puts an event in at a place: those before it or those after it move on by one, whichever are fewer.
+    pub fn insert(&mut self, at: usize, entry: Entry) {
+        let len = self.len();
+        let in_front = at < len / 2 && len >= ROOM_MIN;
+        if in_front && self.start == 0 {
+            let none = Entry { time: i64::MIN, id: EventId::Uuid([0; 16]), value: Value::None, slot: 0 };
+            let room = len / 2;
+            self.all.splice(0..0, std::iter::repeat_n(none, room));
+            self.start = room as u32;
+        }
+        let start = self.start as usize;
+        if in_front && let Some(moved) = self.all.get_mut(start - 1..start + at) {
+            if let Some(place) = moved.first_mut() {
+                *place = entry;
+            }
+            moved.rotate_left(1);
+            self.start -= 1;
+            return;
+        }
+        if self.all.len() == self.all.capacity() && self.all.len() < 4 {
+            // The least that works: most groups never have more.
+            self.all.reserve_exact(self.all.len().max(1));
+        }
+        self.all.insert(start + at.min(len), entry);
+    }
+
+    /// Takes the first `count` events off.
+    pub fn cut(&mut self, count: usize) {
+        self.start += count.min(self.len()) as u32;
+        if self.start as usize * 2 >= self.all.len() {
+            self.all.drain(..self.start as usize);
+            self.start = 0;
+            if self.all.capacity() > 16 && self.all.len() * 4 < self.all.capacity() {
+                self.all.shrink_to(self.all.len() * 2);
+            }
+        }
+    }
+
+    /// Keeps the events that `keep` says so of; it is asked from the last to the first.
+    pub fn retain_from_last(&mut self, mut keep: impl FnMut(&Entry) -> bool) {
+        self.all.drain(..self.start as usize);
+        self.start = 0;
+        let mut kept: Vec<bool> = self.all.iter().rev().map(&mut keep).collect();
+        self.all.retain(|_| kept.pop().unwrap_or(true));
+    }
+}
+
+/// The sum of the amounts of some events, as a float, added up in their order.
+pub(crate) fn float_sum(entries: &[Entry]) -> Amount {
+    let amounts = entries.iter().map(|entry| entry.value.to_amount());
+    let exact: i128 = amounts.clone().map(|amount| if let Amount::Exact(value) = amount { value } else { 0 }).sum();
+    let floats: f64 = amounts.map(|amount| if let Amount::Float(value) = amount { value } else { 0.0 }).sum();
+    Amount::Float(Amount::Exact(exact).as_f64() + floats)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_stand_where_they_were_put_wherever_that_is() {
+        let (mut line, mut model) = (Line::default(), Vec::new());
+        let mut random = 1u64;
+        for number in 0..4_000i64 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // Stretches in which they come in at the front, anywhere and at the end.
+            let at = match number / 500 % 3 {
+                0 => 0,
+                1 => (random >> 33) as usize % (model.len() + 1),
+                _ => model.len(),
+            };
+            line.insert(at, Entry { time: number, id: EventId::Uuid([0; 16]), value: Value::None, slot: 0 });
+            model.insert(at, number);
+            if number % 7 == 6 {
+                let count = (random >> 40) as usize % 9;
+                line.cut(count);
+                model.drain(..count.min(model.len()));
+            }
+            if number == 2_222 {
+                line.retain_from_last(|entry| entry.time % 2 == 0);
+                model.retain(|number| number % 2 == 0);
+            }
+            assert!(line.as_slice().iter().map(|entry| entry.time).eq(model.iter().copied()), "{number}");
+        }
+    }
+}
