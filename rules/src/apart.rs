@@ -44,7 +44,14 @@ pub(crate) struct Evaluators {
 
 impl Evaluators {
     pub fn new(shared: Evaluator, config: &RulesConfig) -> Self {
-        Self { config: config.clone(), shared, apart: Vec::new(), looked_into: 0, parked: Vec::new(), done: Counts::default() }
+        Self {
+            config: config.clone(),
+            shared,
+            apart: Vec::new(),
+            looked_into: 0,
+            parked: Vec::new(),
+            done: Counts::default(),
+        }
     }
 
     /// The rules.
@@ -114,7 +121,8 @@ impl Evaluators {
     fn look_into(&mut self, batch: &LogBatch, text_of: &dyn Fn(&str) -> Option<String>) {
         let mut culprits: Vec<Arc<str>> = Vec::new();
         for parked in self.shared.parked().iter().skip(self.looked_into).filter(|parked| parked.org_id.is_none()) {
-            let elsewhere = |own: &&(Arc<str>, Evaluator)| own.1.parked().iter().any(|own| own.rule_id == parked.rule_id);
+            let elsewhere =
+                |own: &&(Arc<str>, Evaluator)| own.1.parked().iter().any(|own| own.rule_id == parked.rule_id);
             if self.apart.iter().filter(elsewhere).count() >= 2 {
                 // It is slow for whoever it is tried on.
                 continue;

@@ -68,7 +68,11 @@ pub fn explain_correlation(set: &RuleSet, at: usize) -> Option<CorrelationShown>
         condition: definition.condition_text.clone(),
         with_each_event: own.eager,
         feeds: own.feeds.iter().filter_map(|feed| id(feed.correlation as usize)).collect(),
-        raises: set.correlations.referred.get(at).is_none_or(|referred| referred.raises_by_default(own.org_id.as_deref())),
+        raises: set
+            .correlations
+            .referred
+            .get(at)
+            .is_none_or(|referred| referred.raises_by_default(own.org_id.as_deref())),
     })
 }
 

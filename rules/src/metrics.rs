@@ -30,8 +30,16 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (CORRELATION_EVICTED, "counter", "Groups forgotten because of correlation_groups_max or correlation_bytes_max"),
     (CORRELATION_UNJUDGED, "counter", "Windows of correlations that were not judged because too many overlap"),
     (CORRELATION_STEPS, "counter", "Events and steps of indexes that were looked at to judge windows of correlations"),
-    (CORRELATION_UNSAVED, "counter", "Groups of correlations that a checkpoint did not keep because of state_bytes_max"),
-    (REFUSED_CHANGES, "counter", "Rule changes that were not taken because of files_bytes_max or tenant_files_bytes_max"),
+    (
+        CORRELATION_UNSAVED,
+        "counter",
+        "Groups of correlations that a checkpoint did not keep because of state_bytes_max",
+    ),
+    (
+        REFUSED_CHANGES,
+        "counter",
+        "Rule changes that were not taken because of files_bytes_max or tenant_files_bytes_max",
+    ),
     (BATCH_SECONDS, "histogram", "Time to evaluate one batch"),
     (COMPILE_SECONDS, "histogram", "Time to compile all rules after a change"),
 ];

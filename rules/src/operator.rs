@@ -251,7 +251,10 @@ impl SigmaOperator {
                 if self.files.get(&key).is_none_or(|known| known != text) {
                     if !self.has_room(&key, text) {
                         ::metrics::counter!(metrics::REFUSED_CHANGES).increment(1);
-                        tracing::warn!(file = key.1, "rule change not taken: the rule files have too many bytes; raise sigma.files_bytes_max or tenant_files_bytes_max");
+                        tracing::warn!(
+                            file = key.1,
+                            "rule change not taken: the rule files have too many bytes; raise sigma.files_bytes_max or tenant_files_bytes_max"
+                        );
                         return;
                     }
                     self.put_file(key, Some(text));
@@ -343,7 +346,10 @@ impl Operator for SigmaOperator {
         let (correlations, left_out) = self.correlations.save(self.config.state_bytes_max.saturating_sub(others));
         if left_out > 0 {
             ::metrics::counter!(metrics::CORRELATION_UNSAVED).increment(left_out);
-            tracing::warn!(left_out, "groups of correlations do not fit into the checkpoint: after a restart they begin anew; raise sigma.state_bytes_max");
+            tracing::warn!(
+                left_out,
+                "groups of correlations do not fit into the checkpoint: after a restart they begin anew; raise sigma.state_bytes_max"
+            );
         }
         sections::join(&[
             (part::FILES, files),

@@ -79,7 +79,8 @@ impl Kinds {
     /// How many things a tenant has.
     pub fn of_tenant(&self, org_id: &str) -> usize {
         let first = (org_id.to_owned(), String::new());
-        let own = |entries: &Arc<Entries>| entries.range(first.clone()..).take_while(|((org, _), _)| org == org_id).count();
+        let own =
+            |entries: &Arc<Entries>| entries.range(first.clone()..).take_while(|((org, _), _)| org == org_id).count();
         self.kinds.values().map(own).sum()
     }
 

@@ -19,20 +19,29 @@ use crate::problem::Fault;
 
 /// Compiles one rule's detections against one log source.
 pub(crate) struct DetectionCompiler<'a> {
-    pub interner: &'a mut Interner,
-    pub resolved: &'a Resolved,
+    interner: &'a mut Interner,
+    resolved: &'a Resolved,
     /// The log source's number, which owns its keyword view.
-    pub log_source: usize,
-    pub config: &'a RulesConfig,
+    log_source: usize,
+    config: &'a RulesConfig,
     /// The fields that the rule names, in the order they are met, for the alert.
     pub fields: Vec<String>,
     /// The keywords met, folded, as far as they are plain text.
     pub keywords: Vec<String>,
     /// Predicates so far.
-    pub predicates: usize,
+    predicates: usize,
 }
 
-impl DetectionCompiler<'_> {
+impl<'a> DetectionCompiler<'a> {
+    /// A compiler for one rule of a log source, which is given with its number.
+    pub fn new(
+        interner: &'a mut Interner,
+        (resolved, log_source): (&'a Resolved, usize),
+        config: &'a RulesConfig,
+    ) -> Self {
+        Self { interner, resolved, log_source, config, fields: Vec::new(), keywords: Vec::new(), predicates: 0 }
+    }
+
     /// The program: any of the conditions.
     pub fn compile(&mut self, detections: &Detections) -> Result<Node, Fault> {
         if detections.timeframe.is_some() {

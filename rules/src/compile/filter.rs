@@ -167,7 +167,13 @@ impl Compiler<'_> {
         for at in sources {
             let keeps = self.keeps(filter, at)?;
             compiled.insert(at, self.filters.len() as u32);
-            self.filters.push(Filter { id: id.to_owned(), file: file.to_owned(), org_id: org_id.cloned(), log_source: at, keeps });
+            self.filters.push(Filter {
+                id: id.to_owned(),
+                file: file.to_owned(),
+                org_id: org_id.cloned(),
+                log_source: at,
+                keeps,
+            });
         }
         self.filter_ids.insert((org_id.map(|org_id| org_id.to_string()), id.to_owned()));
         if filter.rules == FilterRuleTarget::Any {
@@ -281,17 +287,8 @@ impl Compiler<'_> {
     /// The specification says that filters suppress, and its first examples name what goes: `condition: selection`. What
     /// tells them apart is an event that the filter says nothing about, with none of its selections: its matches must stay.
     fn keeps(&mut self, filter: &FilterRule, log_source: usize) -> Result<Node, Fault> {
-        let resolved = self.log_sources.get(log_source).map(|routed| routed.resolved.clone());
-        let resolved = resolved.ok_or_else(|| Fault::new("the log source is not there"))?;
-        let mut detection = DetectionCompiler {
-            interner: &mut self.interner,
-            resolved: &resolved,
-            log_source,
-            config: self.config,
-            fields: Vec::new(),
-            keywords: Vec::new(),
-            predicates: 0,
-        };
+        let resolved = self.resolved(log_source)?;
+        let mut detection = DetectionCompiler::new(&mut self.interner, (&resolved, log_source), self.config);
         let condition = detection.compile(&filter.detection).map_err(|fault| fault.within("filter:"))?;
         let stays = filter.detection.conditions.first().is_some_and(holds_of_nothing);
         Ok(if stays { condition } else { condition.negate() })

@@ -257,17 +257,8 @@ impl<'a> Compiler<'a> {
         let id = rule.id.clone().or_else(|| rule.name.clone()).unwrap_or_else(|| rule.title.clone());
         self.check(file, rule.sigma_version, &id)?;
         let log_source = self.log_source(&rule.logsource)?;
-        let resolved = self.log_sources.get(log_source).map(|routed| routed.resolved.clone());
-        let resolved = resolved.ok_or_else(|| Fault::new("the log source is not there"))?;
-        let mut detection = DetectionCompiler {
-            interner: &mut self.interner,
-            resolved: &resolved,
-            log_source,
-            config: self.config,
-            fields: Vec::new(),
-            keywords: Vec::new(),
-            predicates: 0,
-        };
+        let resolved = self.resolved(log_source)?;
+        let mut detection = DetectionCompiler::new(&mut self.interner, (&resolved, log_source), self.config);
         let program = detection.compile(&rule.detection).map_err(|fault| fault.within("detection:"))?;
         let (fields, keywords) = (detection.fields, detection.keywords);
         let wanted = attribute::attribute(&rule.custom_attributes)?;
@@ -300,6 +291,12 @@ impl<'a> Compiler<'a> {
             filters: Filters::default(),
         });
         Ok(())
+    }
+
+    /// What the tables say of a log source that is compiled.
+    fn resolved(&self, log_source: usize) -> Result<Resolved, Fault> {
+        let resolved = self.log_sources.get(log_source).map(|routed| routed.resolved.clone());
+        resolved.ok_or_else(|| Fault::new("the log source is not there"))
     }
 
     fn check(&self, file: &RuleFile, sigma_version: Option<u32>, id: &str) -> Result<(), Fault> {

@@ -11,6 +11,7 @@ use crate::correlation::definition::Definition;
 use crate::correlation::entry::Entry;
 use crate::correlation::index::Index;
 use crate::correlation::line::Line;
+use crate::correlation::repeats::Repeats;
 use crate::correlation::set::Correlation;
 use crate::correlation::window::Gauge;
 
@@ -59,6 +60,8 @@ pub(crate) struct Group {
     gauge: Option<Box<Gauge>>,
     /// What finds windows where many would have to be judged.
     index: Option<Box<Index>>,
+    /// What tells quickly that an event is new among very many of its time.
+    repeats: Option<Box<Repeats>>,
     /// How many events come in before it is tried again to make room by leaving out repetitions.
     pub crowded: u32,
     /// Windows that wait for their end, by start.
@@ -145,6 +148,7 @@ impl Group {
             line: Line::new(entries),
             gauge: None,
             index: None,
+            repeats: None,
             crowded: 0,
             windows: VecDeque::new(),
             fires: Vec::new(),
@@ -224,7 +228,7 @@ impl Group {
             gauge.cut(entries, count);
         }
         if entries.len() - count.min(entries.len()) < NEAR_MAX / 2 {
-            self.index = None;
+            (self.index, self.repeats) = (None, None);
         }
         if let Some(index) = &mut self.index {
             for (at, entry) in entries.iter().enumerate().take(count) {
@@ -236,9 +240,14 @@ impl Group {
 
     /// Takes an event up, unless it is there already or has no room. Says whether it did.
     fn insert(&mut self, entry: Entry, terms: &Terms<'_>, fed: &mut Fed) -> bool {
-        let at = self.entries().partition_point(|known| known.time <= entry.time);
-        let same_time = self.entries().get(..at).unwrap_or_default().iter().rev();
-        if same_time.take_while(|known| known.time == entry.time).any(|known| known.repeats(&entry)) {
+        let Self { line, repeats, .. } = self;
+        let known = line.as_slice();
+        let at = known.partition_point(|known| known.time <= entry.time);
+        let first = known.partition_point(|known| known.time < entry.time);
+        let same_time = known.get(first..at).unwrap_or_default();
+        let may_repeat = same_time.len() <= NEAR_MAX || repeats.get_or_insert_default().may_have(&entry, same_time);
+        fed.looked_at += if may_repeat { same_time.len() as u64 } else { 1 };
+        if may_repeat && same_time.iter().any(|known| known.repeats(&entry)) {
             return false;
         }
         if self.entries().len() >= terms.events_max && !self.make_room(terms, fed) {
@@ -255,6 +264,9 @@ impl Group {
         }
         if let Some(index) = &mut self.index {
             index.insert(&entry);
+        }
+        if let Some(repeats) = &mut self.repeats {
+            repeats.add(&entry);
         }
         self.line.insert(at, entry);
         true
@@ -314,19 +326,15 @@ impl Group {
     /// Judges the windows that end at each of these entries, until one holds.
     fn judge_each(&mut self, (time, _): (i64, i64), (own, last): (usize, usize), terms: &Terms<'_>, fed: &mut Fed) {
         let span = terms.span();
-        let mut end = self.entries().get(..own).unwrap_or_default().partition_point(|entry| entry.time < time);
-        while end < last {
-            let Some(end_time) = self.entries().get(end).map(|entry| entry.time) else { break };
+        let (mut end, mut end_time) = (own, time);
+        loop {
+            if !self.is_quiet(end_time, span) {
+                self.judge_end(end_time, end, terms, fed);
+            }
+            let next = self.entries().get(end).filter(|_| end < last && fed.fire.is_none());
+            let Some(next) = next.map(|entry| entry.time) else { return };
             // The window ends at the last of the events of one time.
-            end +=
-                self.entries().get(end..).unwrap_or_default().iter().take_while(|entry| entry.time == end_time).count();
-            if self.is_quiet(end_time, span) {
-                continue;
-            }
-            self.judge_end(end_time, end, terms, fed);
-            if fed.fire.is_some() {
-                break;
-            }
+            (end, end_time) = (self.entries().partition_point(|entry| entry.time <= next), next);
         }
     }
 

@@ -153,9 +153,9 @@ impl Index {
     /// About how many bytes the index of a group of so many events takes.
     pub fn bytes(kind: CorrelationType, events: usize) -> usize {
         let each = match kind {
-            CorrelationType::ValueCount => 192,
-            CorrelationType::Temporal | CorrelationType::TemporalOrdered => 32,
-            _ => 112,
+            CorrelationType::ValueCount => 216,
+            CorrelationType::Temporal | CorrelationType::TemporalOrdered => 56,
+            _ => 136,
         };
         events * each
     }
@@ -245,7 +245,8 @@ impl Index {
         let span = self.span;
         match &mut self.kind {
             Kind::Levels { levels, weigh: Weigh::Rank { percent, bound, strict }, least, .. } => {
-                let mut between = Between { entries, span, percent: *percent, side: (*bound, *strict), left: BETWEEN_STEPS_MAX };
+                let mut between =
+                    Between { entries, span, percent: *percent, side: (*bound, *strict), left: BETWEEN_STEPS_MAX };
                 let mut found = Found::default();
                 for stretch in stretches {
                     levels.ends(*stretch, *least, |end, level| {
@@ -281,10 +282,13 @@ impl Index {
             Kind::Rules { seen, ways } => {
                 self.looked_at += (seen.len() * 4) as u64;
                 let end = if definition.kind == CorrelationType::TemporalOrdered {
-                    in_order(seen, ways, entry, span).into_iter().filter_map(|(from, to)| {
-                        let within = stretches.iter().map(|own| (own.0.max(from), own.1.min(to)));
-                        within.filter_map(|(from, to)| first_time(entries, from, to)).min()
-                    }).min()
+                    in_order(seen, ways, entry, span)
+                        .into_iter()
+                        .filter_map(|(from, to)| {
+                            let within = stretches.iter().map(|own| (own.0.max(from), own.1.min(to)));
+                            within.filter_map(|(from, to)| first_time(entries, from, to)).min()
+                        })
+                        .min()
                 } else {
                     stretches.iter().find_map(|stretch| seen_together(seen, *stretch, span, entries, definition))
                 };
@@ -331,9 +335,7 @@ impl Kind {
             CorrelationType::ValueSum => {
                 levels(exact.map(|(bound, strict)| (Weigh::Amount, bound + i128::from(strict))))
             }
-            CorrelationType::ValueAvg => {
-                levels(exact.map(|(bound, strict)| (Weigh::Above(bound), i128::from(strict))))
-            }
+            CorrelationType::ValueAvg => levels(exact.map(|(bound, strict)| (Weigh::Above(bound), i128::from(strict)))),
             CorrelationType::ValuePercentile | CorrelationType::ValueMedian => {
                 let percent = i128::from(definition.percentile);
                 levels(strongest.map(|(bound, strict)| (Weigh::Rank { percent, bound, strict }, percent - 100)))
@@ -447,7 +449,8 @@ fn seen_together(
     moments.push(to);
     moments.windows(2).find_map(|pair| {
         let &[moment, next] = pair else { return None };
-        let is_seen = |slot: usize| of_rules.get(slot).is_some_and(|(until, again)| moment < *until || *again <= moment);
+        let is_seen =
+            |slot: usize| of_rules.get(slot).is_some_and(|(until, again)| moment < *until || *again <= moment);
         let holds = match &definition.condition {
             Condition::Expression(expression) => expression.holds(&is_seen, &|slot| !is_seen(slot)),
             Condition::Bounds(bounds) => {

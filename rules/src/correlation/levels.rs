@@ -161,7 +161,11 @@ mod tests {
             let end = next(2_000) as i64;
             let is_end = next(4) > 0;
             levels.set_end(end, is_end);
-            if is_end { ends.insert(end) } else { ends.remove(&end) };
+            if is_end {
+                ends.insert(end)
+            } else {
+                ends.remove(&end)
+            };
             let (from, least) = (next(2_000) as i64, i128::from(next(30)));
             let to = from + 200;
             let level = |end: i64| -> i128 {

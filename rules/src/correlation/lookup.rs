@@ -28,8 +28,10 @@ fn definition(kind: &str) -> (Definition, u64) {
     let rule = |name: &str| {
         format!("title: {name}\nid: {name}\nlogsource: {{product: x}}\ndetection: {{s: {{f: v}}, condition: s}}\n---\n")
     };
-    let text =
-        format!("{}title: C\nid: it\ncorrelation: {{rules: [a, b, c], timespan: 20s, {kind}}}\n", ["a", "b", "c"].map(rule).concat());
+    let text = format!(
+        "{}title: C\nid: it\ncorrelation: {{rules: [a, b, c], timespan: 20s, {kind}}}\n",
+        ["a", "b", "c"].map(rule).concat()
+    );
     let (rules, problems) = RuleSet::compile(&[RuleFile::new("c", text)], &RulesConfig::default()).expect("tables");
     assert_eq!(problems, [], "{kind}");
     let correlation = &rules.correlations()[0];

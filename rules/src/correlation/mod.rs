@@ -43,6 +43,7 @@ mod lookup;
 mod pass;
 mod read;
 mod references;
+mod repeats;
 mod run;
 mod saved;
 pub(crate) mod set;

@@ -402,7 +402,9 @@ fn no_attribute(rule: &CorrelationRule) -> Result<(), Fault> {
         return Ok(());
     }
     Err(Fault::new("a correlation has no attribute `tidegate`")
-        .hint("its alerts are about the fields of `group-by`, and a group that fired is quiet for `timespan`: set those")
+        .hint(
+            "its alerts are about the fields of `group-by`, and a group that fired is quiet for `timespan`: set those",
+        )
         .near("tidegate:"))
 }
 

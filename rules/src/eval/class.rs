@@ -70,14 +70,16 @@ impl Class {
     }
 
     /// Takes over what the class of the same name learnt under other rules. It stays right for the matchers that both have. A class
-    /// that was made ready, and has matchers that the other has not, stays as it is.
-    pub fn inherit(&mut self, other: Self) {
+    /// that was made ready, and has matchers that the other has not, stays as it is, unless no such column ever came. The other
+    /// gets what is not needed: to drop it takes time.
+    pub fn inherit(&mut self, other: &mut Self) {
         let known = |matcher: &Matcher| other.state.numbers.contains_key(matcher);
-        if !self.stale && !self.state.numbers.keys().all(known) {
+        let never = other.state.numbers.is_empty();
+        if !self.stale && !never && !self.state.numbers.keys().all(known) {
             return;
         }
         self.stale = true;
-        self.state = other.state;
+        std::mem::swap(&mut self.state, &mut other.state);
     }
 
     /// Says that another set of rules runs: some were parked.

@@ -144,7 +144,7 @@ impl Evaluator {
         for (own, other) in pairs {
             if let (Some(own), Some(other)) = (new.classes.get_mut(own as usize), self.classes.get_mut(other as usize))
             {
-                own.inherit(std::mem::take(other));
+                own.inherit(other);
             }
         }
         new.remembered = new.remembered();

@@ -20,12 +20,13 @@ fn text(number: usize, value: &str) -> String {
 }
 
 fn create(operator: &mut SigmaOperator, files: &[RuleFile]) {
-    let change = |file: &RuleFile| {
-        ("default", "rule", file.name.clone(), "create", json!({ "text": file.text }).to_string())
-    };
+    let change =
+        |file: &RuleFile| ("default", "rule", file.name.clone(), "create", json!({ "text": file.text }).to_string());
     let rows: Vec<_> = files.iter().map(change).collect();
-    let rows: Vec<(&str, &str, &str, &str, String)> =
-        rows.iter().map(|(org, kind, name, action, body)| (*org, *kind, name.as_str(), *action, body.clone())).collect();
+    let rows: Vec<(&str, &str, &str, &str, String)> = rows
+        .iter()
+        .map(|(org, kind, name, action, body)| (*org, *kind, name.as_str(), *action, body.clone()))
+        .collect();
     process(operator, &changes(&rows));
 }
 
@@ -46,7 +47,9 @@ fn a_change_that_was_prepared_is_taken_up_at_its_offset_and_does_not_stop_the_st
         let value = format!("a {value}{number} b");
         at(&format!("e{value}"), 1.0, &[("f", &value), ("g", &format!("the end{number}"))])
     };
-    let events = batch(&(0..200).flat_map(|number| [event(number % count, "old"), event(number % count, "new")]).collect::<Vec<_>>());
+    let events = batch(
+        &(0..200).flat_map(|number| [event(number % count, "old"), event(number % count, "new")]).collect::<Vec<_>>(),
+    );
     assert_eq!(process(&mut with, &events), process(&mut without, &events));
     // One rule changes: whoever writes the change compiles what there will be.
     files[7].text = text(7, "new");

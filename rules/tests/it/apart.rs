@@ -25,7 +25,8 @@ const SLOW: &str = "title: Slow\nid: slow\nlogsource: {product: test}\n\
 /// Rounds of events of the tenants that say so with busy values, and one that matches of each at the end.
 fn run(tenants: &[(&str, bool)]) -> (Vec<String>, Vec<(String, Option<Arc<str>>)>) {
     let mut operator = operator(RulesConfig { suppress_s: 0, ..RulesConfig::default() }, &[("default", SLOW)]);
-    let of = |org: &str, id: &str, value: &str| Event { org: org.into(), ..at(&format!("{org}{id}"), 1.0, &[("f", value)]) };
+    let of =
+        |org: &str, id: &str, value: &str| Event { org: org.into(), ..at(&format!("{org}{id}"), 1.0, &[("f", value)]) };
     for round in 0..60 {
         let event = |number: usize| {
             let (org, is_busy) = tenants[number % tenants.len()];
@@ -59,7 +60,8 @@ fn a_filter_that_is_slow_is_parked_for_its_tenant_and_said_to_be() {
     let rule = "title: A\nid: a\nlogsource: {product: test}\ndetection: {s: {g: v}, condition: s}\n";
     let filter = "title: F\nid: filter\nlogsource: {product: test}\n\
         filter: {rules: [a], s: {f|re: 'a[abx]{150}[ab]{20}'}, condition: not s}\n";
-    let mut operator = operator(RulesConfig { suppress_s: 0, ..RulesConfig::default() }, &[("default", rule), ("acme", filter)]);
+    let mut operator =
+        operator(RulesConfig { suppress_s: 0, ..RulesConfig::default() }, &[("default", rule), ("acme", filter)]);
     for round in 0..60 {
         let event = |number: usize| at(&format!("{number}"), 1.0, &[("f", &busy(round * 200 + number)), ("g", "v")]);
         process(&mut operator, &batch(&(0..200).map(event).collect::<Vec<_>>()));

@@ -97,7 +97,8 @@ impl Beside {
             wanted.is_none_or(|wanted| names.iter().flatten().any(|name| name.eq_ignore_ascii_case(wanted)))
         };
         let own = set.correlations().iter().enumerate();
-        let own = own.filter(|(_, own)| own.file == file && is_wanted(&[Some(&own.id), own.name.as_ref(), Some(&own.title)]));
+        let own =
+            own.filter(|(_, own)| own.file == file && is_wanted(&[Some(&own.id), own.name.as_ref(), Some(&own.title)]));
         let correlations = own.filter_map(|(at, _)| explain_correlation(set, at)).collect();
         let mut filters = explain_filters(set, file);
         // A filter is asked for by its id, or it is alone in its file.
@@ -117,11 +118,16 @@ impl Beside {
             writeln!(out, "{}  {}", style.bold(&clean(&own.title)), style.level(&own.level).trim_end())?;
             writeln!(out, "{}", style.faint(&clean(&format!("{}  {}", own.rule_id, own.file))))?;
             let of = if own.fields.is_empty() { String::new() } else { format!(" of {}", own.fields.join(", ")) };
-            writeln!(out, "\n{}", style.bold(&clean(&format!("{}{of} within {}: {}", own.kind, own.timespan, own.condition))))?;
+            writeln!(
+                out,
+                "\n{}",
+                style.bold(&clean(&format!("{}{of} within {}: {}", own.kind, own.timespan, own.condition)))
+            )?;
             for (name, ids) in &own.rules {
                 writeln!(out, "  {:28} {}", cut(name, 60), style.faint(&cut(&ids.join(", "), LINE_CHARS_MAX)))?;
             }
-            let group = if own.group_by.is_empty() { "all events of a tenant".to_owned() } else { own.group_by.join(", ") };
+            let group =
+                if own.group_by.is_empty() { "all events of a tenant".to_owned() } else { own.group_by.join(", ") };
             writeln!(out, "  for each: {}", cut(&group, LINE_CHARS_MAX))?;
             let when = if own.with_each_event { "with the event that completes it" } else { "when the window is over" };
             writeln!(out, "  it fires {when}{}", if own.raises { "" } else { "; it raises nothing of its own" })?;
@@ -131,7 +137,12 @@ impl Beside {
             writeln!(out)?;
         }
         for own in &self.filters {
-            writeln!(out, "{}  {}", style.bold("filter"), style.faint(&clean(&format!("{}  {}", own.rule_id, own.file))))?;
+            writeln!(
+                out,
+                "{}  {}",
+                style.bold("filter"),
+                style.faint(&clean(&format!("{}  {}", own.rule_id, own.file)))
+            )?;
             let rules = own.rules.as_ref().map_or_else(|| "every rule".to_owned(), |rules| rules.join(", "));
             writeln!(out, "  on {} of {}", cut(&rules, LINE_CHARS_MAX), clean(&own.log_source))?;
             writeln!(out, "\n{}", style.bold("a match stays when"))?;

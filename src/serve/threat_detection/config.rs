@@ -114,7 +114,9 @@ mod tests {
         let places = config.analyses_max;
         assert!(places * own.correlation_bytes_max <= stream.correlation_bytes_max / 4);
         assert!(places * own.suppress_bytes_max <= stream.suppress_bytes_max);
-        assert!(own.memo_values_max < stream.memo_values_max && own.correlation_groups_max < stream.correlation_groups_max);
+        assert!(
+            own.memo_values_max < stream.memo_values_max && own.correlation_groups_max < stream.correlation_groups_max
+        );
         let small = RulesConfig { correlation_bytes_max: 1, ..stream };
         assert_eq!(config.of_analysis(&small).correlation_bytes_max, 1);
     }

@@ -243,8 +243,7 @@ impl Viewer {
         let org_id = (item.entry.org_id != tidegate_pipeline::keys::DEFAULT_ORG).then_some(item.entry.org_id.as_str());
         // Parked for all who have it, or for this tenant alone.
         let mine = |org: Option<&str>| org == org_id || org == Some(self.org_id.as_str());
-        let parked =
-            self.parked.iter().find(|parked| parked.rule_id == item.id() && mine(parked.org_id.as_deref()));
+        let parked = self.parked.iter().find(|parked| parked.rule_id == item.id() && mine(parked.org_id.as_deref()));
         match parked {
             Some(parked) => ("parked", parked.reason.clone()),
             None => ("loaded", String::new()),

@@ -79,7 +79,11 @@ impl Refusal {
     pub fn in_use(rules: Vec<RuleProblem>) -> Self {
         let users: Vec<&str> = rules.iter().map(|problem| problem.rule.as_str()).take(5).collect();
         let message = format!("other rules need this one as it is: {}", users.join(", "));
-        Self { problem: Problem::new(409, "rule_in_use", message).hint("change those first"), rules, retry_after_s: None }
+        Self {
+            problem: Problem::new(409, "rule_in_use", message).hint("change those first"),
+            rules,
+            retry_after_s: None,
+        }
     }
 
     /// The stable word for programs.
