@@ -25,6 +25,8 @@ const APART_MAX: usize = 8;
 const TRIED_MAX: usize = 8;
 /// The most rows of one tenant that it is tried on.
 const TRIED_ROWS: usize = 512;
+/// How often it is tried.
+const TRIES: usize = 4;
 /// It is slow on the events of those on whose events it takes at least one part in so many of the longest time.
 const NEAR_PART: u128 = 4;
 
@@ -119,7 +121,8 @@ impl Evaluators {
 
     /// Finds out for whom rules are slow that were just parked for all.
     fn look_into(&mut self, batch: &LogBatch, text_of: &dyn Fn(&str) -> Option<String>) {
-        let mut culprits: Vec<Arc<str>> = Vec::new();
+        // Whom, which rule, and why.
+        let mut culprits: Vec<(Arc<str>, usize, String)> = Vec::new();
         for parked in self.shared.parked().iter().skip(self.looked_into).filter(|parked| parked.org_id.is_none()) {
             let elsewhere =
                 |own: &&(Arc<str>, Evaluator)| own.1.parked().iter().any(|own| own.rule_id == parked.rule_id);
@@ -127,21 +130,27 @@ impl Evaluators {
                 // It is slow for whoever it is tried on.
                 continue;
             }
-            let rule = self.rules().rules().iter().find(|rule| rule.org_id.is_none() && rule.id == parked.rule_id);
-            let text = rule.and_then(|rule| text_of(&rule.file));
-            culprits.extend(text.into_iter().flat_map(|text| slow_for(&text, batch, &self.config)));
+            let mut rules = self.rules().rules().iter();
+            let Some(at) = rules.position(|rule| rule.org_id.is_none() && rule.id == parked.rule_id) else { continue };
+            let text = self.rules().rules().get(at).and_then(|rule| text_of(&rule.file));
+            let slow = text.into_iter().flat_map(|text| slow_for(&text, batch, &self.config));
+            culprits.extend(slow.map(|org_id| (org_id, at, parked.reason.clone())));
         }
         self.looked_into = self.shared.parked().len();
-        culprits.retain(|org_id| self.apart.iter().all(|(own, _)| own != org_id));
+        culprits.retain(|(org_id, ..)| self.apart.iter().all(|(own, _)| own != org_id));
         culprits.sort();
-        culprits.dedup();
         if culprits.is_empty() || self.apart.len() + culprits.len() > APART_MAX {
             return;
         }
         let rules = self.rules().clone();
-        for org_id in culprits {
-            tracing::warn!(%org_id, "a rule for everyone is slow on the events of this tenant, which is looked at apart from now on");
-            self.apart.push((org_id, Evaluator::new(rules.clone(), &self.config)));
+        for (org_id, rule, reason) in culprits {
+            if self.apart.last().is_none_or(|(own, _)| *own != org_id) {
+                tracing::warn!(%org_id, "a rule for everyone is slow on the events of this tenant, which is looked at apart from now on");
+                self.apart.push((org_id, Evaluator::new(rules.clone(), &self.config)));
+            }
+            if let Some((_, own)) = self.apart.last_mut() {
+                own.park(rule, &reason);
+            }
         }
         // For the others everything runs again; what is slow for them too is parked again.
         self.done = sum(self.done, self.shared.counts());
@@ -179,7 +188,10 @@ fn orgs(rows: &RecordBatch) -> Option<&StringArray> {
 /// The rows that a mask names, as a batch, with their places; `None` when there are none.
 fn part_of(batch: &LogBatch, mask: Vec<bool>) -> Option<(LogBatch, Vec<usize>)> {
     let places: Vec<usize> = mask.iter().enumerate().filter(|(_, own)| **own).map(|(row, _)| row).collect();
-    let rows = filter_record_batch(&batch.rows, &BooleanArray::from(mask)).ok()?;
+    let rows = match places.len() == mask.len() {
+        true => batch.rows.clone(),
+        false => filter_record_batch(&batch.rows, &BooleanArray::from(mask)).ok()?,
+    };
     (!places.is_empty()).then_some((LogBatch { offset: batch.offset, dataset: batch.dataset, rows }, places))
 }
 
@@ -202,8 +214,8 @@ fn slow_for(text: &str, batch: &LogBatch, config: &RulesConfig) -> Vec<Arc<str>>
             counts
         };
         let Some((part, places)) = part_of(batch, orgs.iter().map(own).collect()) else { continue };
-        // What values cost, not what a batch does: they are known the second time. The better of two tries counts: a thread may
-        // lose its core.
+        // What values cost, not what a batch does: they are known the second time. The best of some tries counts: a thread may lose
+        // its core.
         let cost = |_| {
             let mut evaluator = Evaluator::new(rules.clone(), &never);
             evaluator.make_ready();
@@ -215,7 +227,7 @@ fn slow_for(text: &str, batch: &LogBatch, config: &RulesConfig) -> Vec<Arc<str>>
             let (new, known) = (timed(), timed());
             new.saturating_sub(known).as_nanos() / places.len() as u128
         };
-        costs.extend((0..2).map(cost).min().map(|cost| (org_id, cost)));
+        costs.extend((0..TRIES).map(cost).min().map(|cost| (org_id, cost)));
     }
     let most = costs.iter().map(|(_, cost)| *cost).max().unwrap_or_default();
     let slow = |cost: &&(&str, u128)| cost.1 > u128::from(config.rule_event_ns_max) && cost.1 >= most / NEAR_PART;

@@ -313,8 +313,9 @@ impl Group {
         let own_end = self.entries().partition_point(|known| known.time <= reach.0);
         let last_end = self.entries().partition_point(|known| known.time < reach.1);
         let begin = self.entries().partition_point(|known| known.time <= reach.0.saturating_sub(span));
-        let goes_through = self.gauge.as_ref().is_some_and(|gauge| gauge.goes_through(terms.definition));
-        let near = last_end - own_end <= terms.near_max && (!goes_through || own_end - begin <= terms.near_max);
+        // By what is in the group alone: a group that was saved and restored must go the same way.
+        let ordered = terms.definition.kind == CorrelationType::TemporalOrdered;
+        let near = last_end - own_end <= terms.near_max && (!ordered || own_end - begin <= terms.near_max);
         if near {
             self.judge_each(reach, (own_end, last_end), terms, &mut fed);
         } else {
@@ -356,11 +357,13 @@ impl Group {
             // Of what cannot be told quickly, only the window that it ends is judged.
             fed.unjudged += (ends.1 - ends.0) as u64;
             let begin = self.entries().partition_point(|entry| entry.time <= about.time.saturating_sub(terms.span()));
-            let far = self.gauge.as_ref().map_or(0, |gauge| gauge.to.abs_diff(ends.0)) + ends.0 - begin;
-            if far > FAR_MAX {
-                fed.unjudged += 1;
-            } else if !self.is_quiet(about.time, terms.span()) {
+            let few = ends.0 - begin <= FAR_MAX;
+            fed.unjudged += u64::from(!few);
+            if few && !self.is_quiet(about.time, terms.span()) {
+                // Apart from what is known of another window, which may be far off.
+                let known = self.gauge.replace(Box::new(Gauge::new(terms.definition)));
                 self.judge_end(about.time, ends.0, terms, fed);
+                self.gauge = known;
             }
             return;
         }

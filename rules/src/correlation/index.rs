@@ -461,23 +461,30 @@ fn seen_together(
     })
 }
 
-/// For each way through the rules with the event in it: the ends of the windows that hold it.
+/// For each way through the rules with the event in it: the ends of the windows that hold it. Besides the event's own time, as the
+/// end of a window that was not there before, where that holds a way without the event.
 fn in_order(seen: &[BTreeMap<i64, u32>], ways: &[Vec<usize>], entry: &Entry, span: i64) -> Vec<(i64, i64)> {
     let times = |slot: &usize| seen.get(*slot);
+    // The latest beginning, the last rule first, up to a moment.
+    let back = |slots: &[usize], until: i64| {
+        slots.iter().rev().try_fold(until, |until, slot| times(slot)?.range(..=until).next_back().map(|(time, _)| *time))
+    };
     let stretch = |way: &Vec<usize>| {
         let at = way.iter().position(|slot| *slot == usize::from(entry.slot))?;
         let (before, after) = way.split_at(at);
-        let mut start = entry.time;
-        for slot in before.iter().rev() {
-            start = *times(slot)?.range(..=start).next_back()?.0;
-        }
+        let start = back(before, entry.time)?;
         let mut end = entry.time;
         for slot in after.iter().skip(1) {
             end = *times(slot)?.range(end..).next()?.0;
         }
         Some((end, start.saturating_add(span)))
     };
-    ways.iter().filter_map(stretch).filter(|(from, to)| from < to).collect()
+    let own = |way: &Vec<usize>| {
+        let start = back(way, entry.time)?;
+        (start > entry.time.saturating_sub(span)).then_some((entry.time, entry.time.saturating_add(1)))
+    };
+    let with = ways.iter().filter_map(stretch).filter(|(from, to)| from < to);
+    with.chain(ways.iter().filter_map(own)).collect()
 }
 
 /// The sets of rules that satisfy an expression without absence, of which no part does.

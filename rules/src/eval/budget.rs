@@ -147,13 +147,19 @@ impl Budget {
     }
 
     fn park(&mut self, rule: usize, average: u64, rules: &RuleSet) {
+        let reason = format!("took {average} ns per event, more than {}", self.rule_event_ns_max);
+        let rule_id = rules.unit_id(rule);
+        tracing::warn!(rule_id, reason, "rule parked; make its expressions cheaper or raise rule_event_ns_max");
+        self.park_for(rule, reason, rules);
+    }
+
+    /// Parks a rule for a reason.
+    pub fn park_for(&mut self, rule: usize, reason: String, rules: &RuleSet) {
         if let Some(parked) = self.parked.get_mut(rule) {
             *parked = true;
         }
         let rule_id = rules.unit_id(rule).to_owned();
         let org_id = rules.unit_org(rule).cloned();
-        let reason = format!("took {average} ns per event, more than {}", self.rule_event_ns_max);
-        tracing::warn!(rule_id, reason, "rule parked; make its expressions cheaper or raise rule_event_ns_max");
         self.reports.push(Parked { rule_id, org_id, reason });
     }
 }

@@ -377,6 +377,17 @@ impl Evaluator {
             }
         }
         let parked = self.budget.end_batch(rows, &self.rules);
+        self.leave_out(&parked);
+    }
+
+    /// Parks a rule because another evaluator found it too slow.
+    pub fn park(&mut self, rule: usize, reason: &str) {
+        self.budget.park_for(rule, reason.to_owned(), &self.rules);
+        self.leave_out(&[rule]);
+    }
+
+    /// Goes on without rules that were parked.
+    fn leave_out(&mut self, parked: &[usize]) {
         if parked.is_empty() {
             return;
         }

@@ -76,7 +76,7 @@ fn a_tenant_that_takes_much_memory_loses_its_own_groups_not_those_of_others() {
             .replace("id: c\n", "id: small\n");
     let files = [("default", base(&["a"])), ("large", (0..10).map(one).collect()), ("small", own)];
     let files: Vec<(&str, &str)> = files.iter().map(|(org, text)| (*org, text.as_str())).collect();
-    let config = RulesConfig { correlation_bytes_max: 1 << 20, ..RulesConfig::default() };
+    let config = RulesConfig { correlation_bytes_max: 1 << 20, alerts_per_second_max: 1_000, ..RulesConfig::default() };
     let mut operator = operator(config, &files);
     let of = |org: &str, kind: &str, number: u32| Event {
         org: org.into(),
@@ -119,7 +119,7 @@ fn a_correlation_that_a_tenant_turned_off_is_as_if_it_were_not_there() {
     };
     let closing = correlation("type: event_count, rules: [b], timespan: 10s, condition: {lt: 5}")
         .replace("id: c\n", "id: closing\n");
-    let text = base(&["a", "b"]) + &count("c", "a") + &count("chained", "c") + &closing;
+    let text = base(&["a", "b"]) + &count("c", "a") + &count("chained", "c").replace("10s", "60s") + &closing;
     let mut operator = operator(RulesConfig { suppress_s: 0, ..RulesConfig::default() }, &[("default", &text)]);
     let of = |org: &str, kind: &str, time: f64| Event {
         org: org.into(),
@@ -141,4 +141,51 @@ fn a_correlation_that_a_tenant_turned_off_is_as_if_it_were_not_there() {
     found.sort();
     let own = ["acme id-a"; 4];
     assert_eq!(found, [own.as_slice(), &["zeta chained", "zeta closing"]].concat());
+}
+
+#[test]
+fn large_groups_give_the_same_alerts_wherever_they_are_saved_and_restored() {
+    let sections = [
+        "type: event_count, rules: [a], timespan: 20s, condition: {gte: 120}",
+        "type: value_sum, rules: [a], timespan: 20s, condition: {field: v, gte: 190}",
+        "type: value_median, rules: [a], timespan: 5s, condition: {field: v, gte: 2}",
+        "type: value_count, rules: [a], timespan: 20s, condition: {field: u, gte: 70}",
+        "type: temporal_ordered, rules: [a, b, c], timespan: 2s",
+        "type: temporal, rules: [a, b, c], timespan: 9s, condition: a and b and not c",
+    ];
+    let one = |(number, section): (usize, &&str)| correlation(section).replace("id: c\n", &format!("id: c{number}\n"));
+    let text = base(&["a", "b", "c"]) + &sections.iter().enumerate().map(one).collect::<String>();
+    let config = RulesConfig { correlation_group_events_max: 300, ..RulesConfig::default() };
+    let mut random = 5u64;
+    let mut below = |below: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % below
+    };
+    let list: Vec<Event> = (0..2_500u32)
+        .map(|number| {
+            let time = 1_000.0 + f64::from(number) / 10.0 - if below(2) == 0 { below(500) as f64 / 10.0 } else { 0.0 };
+            let kind = ["a", "a", "a", "a", "b", "c"][below(6) as usize];
+            // Now and then a number that is no exact amount.
+            let value = if below(400) == 0 { "1e-20".to_owned() } else { below(4).to_string() };
+            at(&format!("e{number}"), time, &[("k", kind), ("v", &value), ("u", &below(200).to_string())])
+        })
+        .collect();
+    let run = |pieces: usize, restored: bool| {
+        let mut own = operator(config.clone(), &[("default", &text)]);
+        let mut found = Vec::new();
+        for events in list.chunks(pieces) {
+            found.extend(process(&mut own, &batch(events)));
+            if restored {
+                let state = own.save();
+                own = SigmaOperator::new(config.clone()).expect("tables");
+                own.restore(&state).expect("a state");
+            }
+        }
+        found
+    };
+    let whole = run(2_500, false);
+    for number in 0..sections.len() {
+        assert!(whole.iter().any(|alert| alert.rule_id == format!("c{number}")), "{}", sections[number]);
+    }
+    assert_eq!(run(61, true), whole);
 }
