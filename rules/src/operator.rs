@@ -176,7 +176,8 @@ impl SigmaOperator {
         }
         let started = Instant::now();
         if let Some(Made { evaluator, problems, .. }) = self.ahead.take(self.files_key) {
-            self.put_in_force(evaluator, problems);
+            let done_with = self.put_in_force(evaluator, problems);
+            self.ahead.leave(done_with.into_iter());
             ::metrics::histogram!(metrics::COMPILE_SECONDS).record(started.elapsed().as_secs_f64());
             return;
         }
@@ -187,13 +188,16 @@ impl SigmaOperator {
         };
         let files: Vec<RuleFile> = self.files.iter().map(file).collect();
         match RuleSet::compile(&files, &self.config) {
-            Ok((rules, problems)) => self.put_in_force(Evaluator::new(Arc::new(rules), &self.config), problems),
+            Ok((rules, problems)) => {
+                drop(self.put_in_force(Evaluator::new(Arc::new(rules), &self.config), problems));
+            }
             Err(error) => tracing::error!(%error, "rules not compiled; the old ones stay in force"),
         }
         ::metrics::histogram!(metrics::COMPILE_SECONDS).record(started.elapsed().as_secs_f64());
     }
 
-    fn put_in_force(&mut self, new: Evaluator, problems: Vec<RuleProblem>) {
+    /// Goes over to other rules; what is done with is handed back.
+    fn put_in_force(&mut self, new: Evaluator, problems: Vec<RuleProblem>) -> Vec<Evaluator> {
         for problem in problems.iter().take(20) {
             tracing::warn!(file = problem.file, rule = problem.rule, "rule not loaded: {problem}");
         }
@@ -203,9 +207,9 @@ impl SigmaOperator {
         ::metrics::gauge!(metrics::PROBLEMS).set(problems.len() as f64);
         ::metrics::gauge!(metrics::PREDICATES).set(rules.predicates() as f64);
         ::metrics::gauge!(metrics::PARKED).set(0.0);
-        self.ahead.leave(self.evaluators.replace(new));
         self.reported = Counts::default();
         self.problems = problems;
+        self.evaluators.replace(new).collect()
     }
 
     fn take_changes(&mut self, rows: &RecordBatch) {

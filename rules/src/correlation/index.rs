@@ -467,7 +467,10 @@ fn in_order(seen: &[BTreeMap<i64, u32>], ways: &[Vec<usize>], entry: &Entry, spa
     let times = |slot: &usize| seen.get(*slot);
     // The latest beginning, the last rule first, up to a moment.
     let back = |slots: &[usize], until: i64| {
-        slots.iter().rev().try_fold(until, |until, slot| times(slot)?.range(..=until).next_back().map(|(time, _)| *time))
+        slots
+            .iter()
+            .rev()
+            .try_fold(until, |until, slot| times(slot)?.range(..=until).next_back().map(|(time, _)| *time))
     };
     let stretch = |way: &Vec<usize>| {
         let at = way.iter().position(|slot| *slot == usize::from(entry.slot))?;

@@ -105,13 +105,13 @@ fn an_event_costs_the_same_however_many_there_are() {
                 let mut entry = event(number, kind, &mut random);
                 // From the last to the first, and of rules in an order that never holds.
                 entry.time = 1_000_000_000 - (number as i64) * 1_000;
-                entry.slot = if kind.contains("temporal") { u16::from(number % 2 == 0) } else { 0 };
+                entry.slot = if kind.contains("temporal") { u16::from(number.is_multiple_of(2)) } else { 0 };
                 if kind.contains("value_sum") || kind.contains("value_avg") || kind.contains("field: v, p") {
                     entry.value = Value::amount(Amount::parse("-1").expect("a number"));
                 }
                 if kind.contains("value_median") {
                     // All windows are on the bound.
-                    let value = if number % 2 == 0 { "1" } else { "8" };
+                    let value = if number.is_multiple_of(2) { "1" } else { "8" };
                     entry.value = Value::amount(Amount::parse(value).expect("a number"));
                 }
                 let Fed { looked_at: own, .. } = group.feed_eager(entry, i64::MIN, &terms);

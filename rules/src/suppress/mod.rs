@@ -177,8 +177,8 @@ impl Suppression {
 
     /// The numbers of rules, by their ids; those of other rules that have no open window, and nothing in the outlet, are forgotten.
     pub fn rules<'a>(&mut self, ids: impl Iterator<Item = &'a str>, out: &Outlet) -> Vec<u32> {
-        let (_, counts, _) = out.state();
-        let lanes = self.lanes.keys().chain(counts.iter().map(|(lane, _)| lane));
+        let kept = out.state();
+        let lanes = self.lanes.keys().chain(kept.counts.iter().map(|(lane, _)| lane));
         let used: rustc_hash::FxHashSet<u32> = lanes.map(|lane| lane.rule).collect();
         self.rules.retain(|number| used.contains(&number));
         ids.map(|id| self.rules.number(id)).collect()

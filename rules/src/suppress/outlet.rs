@@ -24,6 +24,13 @@ pub(crate) struct Outlet {
     merged: u64,
 }
 
+/// What of an outlet is to be saved.
+pub(super) struct Kept<'a> {
+    pub second: i64,
+    pub counts: Vec<(Lane, usize)>,
+    pub kept_back: &'a [(Lane, Alert)],
+}
+
 impl Outlet {
     /// An empty one.
     pub fn new(per_second_max: usize, event_ids_max: usize) -> Self {
@@ -89,10 +96,10 @@ impl Outlet {
     }
 
     /// What is to be saved: the second, how many there were of each lane, in order, and what is kept back.
-    pub fn state(&self) -> (i64, Vec<(Lane, usize)>, &[(Lane, Alert)]) {
+    pub(super) fn state(&self) -> Kept<'_> {
         let mut counts: Vec<(Lane, usize)> = self.counts.iter().map(|(lane, count)| (*lane, *count)).collect();
         counts.sort_unstable();
-        (self.second, counts, &self.kept_back)
+        Kept { second: self.second, counts, kept_back: &self.kept_back }
     }
 
     /// Takes up what was saved.

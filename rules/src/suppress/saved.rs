@@ -18,6 +18,7 @@
 use rustc_hash::FxHashMap;
 use tidegate_events::{Alert, Level};
 
+use super::outlet::Kept;
 use super::{Bounds, Group, Lane, Outlet, Suppression, Window};
 
 const VERSION: u8 = 2;
@@ -25,7 +26,7 @@ const VERSION: u8 = 2;
 impl Suppression {
     /// The state, to be given to [`restore`](Self::restore).
     pub fn save(&self, outlet: &Outlet) -> Vec<u8> {
-        let (second, counts, kept_back) = outlet.state();
+        let Kept { second, counts, kept_back } = outlet.state();
         let mut windows: Vec<&Window> = self.windows.iter().flatten().collect();
         windows.sort_unstable_by_key(|window| window.seq);
         let of_outlet = counts.iter().map(|(lane, _)| lane.rule);

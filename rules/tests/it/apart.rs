@@ -22,8 +22,11 @@ fn busy(number: usize) -> String {
 const SLOW: &str = "title: Slow\nid: slow\nlogsource: {product: test}\n\
     detection: {s: {f|re: 'a[abx]{150}[ab]{20}'}, n: {f: needle}, condition: s or n}\n";
 
+/// A tenant; `None` for all.
+type Tenant = Option<Arc<str>>;
+
 /// Rounds of events of the tenants that say so with busy values, and one that matches of each at the end.
-fn run(tenants: &[(&str, bool)]) -> (Vec<String>, Vec<(String, Option<Arc<str>>)>) {
+fn run(tenants: &[(&str, bool)]) -> (Vec<String>, Vec<(String, Tenant)>) {
     let mut operator = operator(RulesConfig { suppress_s: 0, ..RulesConfig::default() }, &[("default", SLOW)]);
     let of =
         |org: &str, id: &str, value: &str| Event { org: org.into(), ..at(&format!("{org}{id}"), 1.0, &[("f", value)]) };

@@ -30,7 +30,7 @@ fn events_from_last_to_first_cost_each_about_the_same() {
     let mut operator = operator(RulesConfig::default(), &[("default", &(base(&["a", "b", "c"]) + &text))]);
     let event = |number: u32| {
         let time = 10_000.0 - f64::from(number) * (59.0 / f64::from(count));
-        let value = if number % 2 == 0 { "1" } else { "9" };
+        let value = if number.is_multiple_of(2) { "1" } else { "9" };
         at(&format!("e{number}"), time, &[("k", "a"), ("v", value)])
     };
     let list: Vec<Event> = (0..count).map(event).collect();
@@ -184,8 +184,8 @@ fn large_groups_give_the_same_alerts_wherever_they_are_saved_and_restored() {
         found
     };
     let whole = run(2_500, false);
-    for number in 0..sections.len() {
-        assert!(whole.iter().any(|alert| alert.rule_id == format!("c{number}")), "{}", sections[number]);
+    for (number, section) in sections.iter().enumerate() {
+        assert!(whole.iter().any(|alert| alert.rule_id == format!("c{number}")), "{section}");
     }
     assert_eq!(run(61, true), whole);
 }
