@@ -95,10 +95,9 @@ impl Outlet {
         std::mem::take(&mut self.merged)
     }
 
-    /// What is to be saved: the second, how many there were of each lane, in order, and what is kept back.
+    /// What is to be saved: the second, how many there were of each lane, in any order, and what is kept back.
     pub(super) fn state(&self) -> Kept<'_> {
-        let mut counts: Vec<(Lane, usize)> = self.counts.iter().map(|(lane, count)| (*lane, *count)).collect();
-        counts.sort_unstable();
+        let counts = self.counts.iter().map(|(lane, count)| (*lane, *count)).collect();
         Kept { second: self.second, counts, kept_back: &self.kept_back }
     }
 

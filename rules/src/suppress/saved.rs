@@ -26,7 +26,7 @@ const VERSION: u8 = 2;
 impl Suppression {
     /// The state, to be given to [`restore`](Self::restore).
     pub fn save(&self, outlet: &Outlet) -> Vec<u8> {
-        let Kept { second, counts, kept_back } = outlet.state();
+        let Kept { second, mut counts, kept_back } = outlet.state();
         let mut windows: Vec<&Window> = self.windows.iter().flatten().collect();
         windows.sort_unstable_by_key(|window| window.seq);
         let of_outlet = counts.iter().map(|(lane, _)| lane.rule);
@@ -36,6 +36,9 @@ impl Suppression {
         let mut names: Vec<(&str, u32)> = rules.iter().map(|rule| (self.rules.name(*rule), *rule)).collect();
         names.sort_unstable();
         let places: FxHashMap<u32, usize> = names.iter().enumerate().map(|(at, (_, rule))| (*rule, at)).collect();
+
+        // Numbers of rules are of this process only.
+        counts.sort_unstable_by_key(|(lane, _)| (places.get(&lane.rule).copied(), lane.tenant));
 
         let mut out = Vec::new();
         out.push(VERSION);
