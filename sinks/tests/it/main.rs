@@ -10,9 +10,6 @@ mod bucket_writers;
 #[allow(dead_code, reason = "no stream log is implemented here")]
 mod contract;
 mod faulty_proxy;
-mod bucket_crash;
-mod bucket_world;
-mod bucket_writers;
 mod feed_door;
 mod feed_stream;
 mod parquet_columns;
