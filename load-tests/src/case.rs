@@ -22,6 +22,8 @@ pub struct Case {
     pub load: Load,
     /// Events that raise alerts, sent beside the load.
     pub alerts: Option<Alerts>,
+    /// A start after the load, on what it left.
+    pub restart: Option<Restart>,
     /// The server's settings, as in its configuration file.
     #[serde(default)]
     pub server: toml::Table,
@@ -122,6 +124,8 @@ impl Default for Events {
 pub struct Load {
     /// Connections, each with one request at a time.
     pub connections: usize,
+    /// Tenants, of which each request is the next one's. With 1, there are no keys.
+    pub tenants: usize,
     /// `disk` or `memory`.
     pub ack: String,
     /// Requests before the measured ones.
@@ -138,6 +142,7 @@ impl Default for Load {
     fn default() -> Self {
         Self {
             connections: 4,
+            tenants: 1,
             ack: "disk".to_owned(),
             warmup_requests: 50,
             requests: 1_000,
@@ -155,6 +160,14 @@ pub struct Alerts {
     pub every_ms: u64,
     /// How many.
     pub count: u32,
+}
+
+/// A start of a server that was killed, of which no page is left in memory.
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restart {
+    /// Whether the checkpoints are removed, so that the run loop processes the whole log again.
+    pub from_first_row: bool,
 }
 
 /// How much of the machine the server gets.
@@ -191,6 +204,10 @@ pub struct Goals {
     pub idle_cpu_share_max: Option<f64>,
     /// Resident memory of an idle server.
     pub idle_mib_max: Option<f64>,
+    /// From the start of the process to the answer to the first request, on a log that is there.
+    pub accepts_s_max: Option<f64>,
+    /// How fast that log is processed again.
+    pub replay_mb_per_s_min: Option<f64>,
 }
 
 impl Case {
@@ -215,6 +232,8 @@ impl Case {
         ensure!((1..=1_000_000).contains(&events.corpus), "events.corpus is from 1 to 1000000");
         ensure!((10..=100_000).contains(&events.distinct_fields), "events.distinct_fields is from 10 to 100000");
         ensure!((1..=10_000).contains(&load.connections), "load.connections is from 1 to 10000");
+        ensure!((1..=100_000).contains(&load.tenants), "load.tenants is from 1 to 100000");
+        ensure!(load.tenants == 1 || self.alerts.is_none(), "alerts are of one tenant");
         ensure!((1..=3_600).contains(&load.seconds_max), "load.seconds_max is from 1 to 3600");
         ensure!((1..=7_200).contains(&self.run_seconds_max), "run_seconds_max is from 1 to 7200");
         ensure!(matches!(load.ack.as_str(), "disk" | "memory"), "load.ack is disk or memory");

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{HOST, HeaderMap, HeaderValue};
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -33,6 +33,7 @@ pub struct Reply {
 pub struct Connection {
     sender: SendRequest<Full<Bytes>>,
     host: HeaderValue,
+    authorization: Option<HeaderValue>,
 }
 
 impl Connection {
@@ -46,7 +47,12 @@ impl Connection {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         // It ends with the sender; what goes wrong in it is the answer of the request under way.
         drop(tokio::spawn(connection));
-        Ok(Self { sender, host: HeaderValue::from_str(&address.to_string())? })
+        Ok(Self { sender, host: HeaderValue::from_str(&address.to_string())?, authorization: None })
+    }
+
+    /// Sends this header with all that follows.
+    pub fn authorize(&mut self, authorization: Option<HeaderValue>) {
+        self.authorization = authorization;
     }
 
     /// Sends a request and reads its reply.
@@ -59,6 +65,9 @@ impl Connection {
         *request.uri_mut() = path.parse()?;
         *request.headers_mut() = headers;
         request.headers_mut().insert(HOST, self.host.clone());
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
         let exchange = async {
             self.sender.ready().await?;
             let (head, body) = self.sender.send_request(request).await?.into_parts();

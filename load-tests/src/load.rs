@@ -20,6 +20,7 @@ use crate::case::{Case, Encoding, Format, Kind};
 use crate::corpus::Corpus;
 use crate::histogram::Histogram;
 use crate::http::Connection;
+use crate::tenants::Tenant;
 
 /// What is sent to whom.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Plan {
     connections: usize,
     time: Duration,
     interval: Option<Duration>,
+    /// Of each tenant its key; none when there is only one tenant.
+    pub tenants: Vec<Tenant>,
 }
 
 /// What came of it.
@@ -75,7 +78,7 @@ impl Plan {
     ///
     /// # Errors
     /// When a header cannot be written so.
-    pub fn new(case: &Case, corpus: Corpus, address: SocketAddr) -> anyhow::Result<Self> {
+    pub fn new(case: &Case, corpus: Corpus, address: SocketAddr, tenants: Vec<Tenant>) -> anyhow::Result<Self> {
         let content_type = match case.events.format {
             Format::Ndjson => "application/x-ndjson",
             Format::Array => "application/json",
@@ -105,7 +108,19 @@ impl Plan {
             connections: load.connections,
             time: Duration::from_secs(load.seconds_max),
             interval: interval.transpose().context("load.requests_per_s")?,
+            tenants,
         })
+    }
+
+    /// The same plan for a server at another address.
+    pub fn at(self: Arc<Self>, address: SocketAddr) -> anyhow::Result<Self> {
+        let plan = Arc::into_inner(self).context("the plan is still in use")?;
+        Ok(Self { address, ..plan })
+    }
+
+    fn tenant(&self, number: u64) -> Option<&Tenant> {
+        let count = self.tenants.len() as u64;
+        self.tenants.get(usize::try_from(number.checked_rem(count)?).ok()?)
     }
 
     /// Sends requests `from..until`, at most for the plan's time. With `paced` at the intended times of the plan, if it has such.
@@ -150,7 +165,13 @@ impl Plan {
             }
             let begun = intended.unwrap_or_else(Instant::now);
             tally.sent_bytes += body.len() as u64;
+            let tenant = self.tenant(number);
+            connection.authorize(tenant.map(|tenant| tenant.authorization.clone()));
+            let before = tally.accepted;
             self.exchange(&mut connection, body, &mut tally).await?;
+            if let Some(tenant) = tenant {
+                tenant.accepted.fetch_add(tally.accepted - before, Ordering::Relaxed);
+            }
             tally.latencies.record(begun.elapsed());
             tally.requests += 1;
         }

@@ -13,7 +13,9 @@ mod outcome;
 mod process;
 mod run;
 mod server;
+mod tenants;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -22,6 +24,7 @@ use chrono::Utc;
 use clap::Parser;
 
 use case::Case;
+use corpus::Corpus;
 use outcome::Outcome;
 use run::Run;
 
@@ -53,6 +56,12 @@ struct Arguments {
     /// Begin no request after so many seconds instead of what the case says.
     #[arg(long)]
     seconds: Option<u64>,
+    /// Write the bodies of the first case to this file, one after the other, instead of running it.
+    #[arg(long)]
+    write: Option<PathBuf>,
+    /// Send so many requests a second, at intended times, instead of what the case says.
+    #[arg(long)]
+    requests_per_s: Option<f64>,
     /// Give the server so many cores instead of what the case says; 0 for all.
     #[arg(long)]
     cores: Option<usize>,
@@ -73,6 +82,10 @@ fn main() -> ExitCode {
 fn run_all(arguments: &Arguments) -> anyhow::Result<bool> {
     if arguments.cases.is_empty() {
         list(&arguments.cases_dir)?;
+        return Ok(true);
+    }
+    if let (Some(path), Some(name)) = (&arguments.write, arguments.cases.first()) {
+        write_bodies(arguments, name, path).with_context(|| format!("write {}", path.display()))?;
         return Ok(true);
     }
     let program = match &arguments.server {
@@ -103,13 +116,31 @@ fn list(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs one case on a thread of its own, so that the cores it leaves to the server are given back afterwards.
-fn one(arguments: &Arguments, program: &Path, name: &str) -> anyhow::Result<Outcome> {
+/// A case with what the arguments say instead.
+fn case(arguments: &Arguments, name: &str) -> anyhow::Result<Case> {
     let mut case = Case::read(&arguments.cases_dir.join(name).join("case.toml"))?;
     case.load.requests = arguments.requests.unwrap_or(case.load.requests);
     case.load.seconds_max = arguments.seconds.unwrap_or(case.load.seconds_max);
+    case.load.requests_per_s = arguments.requests_per_s.or(case.load.requests_per_s);
     case.allotment.cores = arguments.cores.unwrap_or(case.allotment.cores);
     case.check()?;
+    Ok(case)
+}
+
+/// The bodies that a case sends after its warm-up, for other programs to read.
+fn write_bodies(arguments: &Arguments, name: &str, path: &Path) -> anyhow::Result<()> {
+    let case = case(arguments, name)?;
+    let corpus = Corpus::make(&case.events, Utc::now().timestamp_micros(), case.load.requests)?;
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    for number in 0..case.load.requests {
+        file.write_all(&corpus.body(number))?;
+    }
+    Ok(file.flush()?)
+}
+
+/// Runs one case on a thread of its own, so that the cores it leaves to the server are given back afterwards.
+fn one(arguments: &Arguments, program: &Path, name: &str) -> anyhow::Result<Outcome> {
+    let case = case(arguments, name)?;
     let (program, folder, name) = (program.to_owned(), arguments.folder.clone(), name.to_owned());
     let (now, machine) = (Utc::now(), process::machine());
     let thread = std::thread::spawn(move || {

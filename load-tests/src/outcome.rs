@@ -62,6 +62,8 @@ pub struct Measured {
     pub latency: Latency,
     /// From the POST of an event to the frame of its alert.
     pub alert_latency: Option<Latency>,
+    /// The start on what the load left.
+    pub restart: Option<Restarted>,
     /// Answers 429 and 503; those requests were sent again.
     pub busy: u64,
     /// Bytes that compaction wrote meanwhile: its CPU time is in `cpu_s`, and it begins when it finds files enough, not with the load.
@@ -144,6 +146,23 @@ pub struct Disk {
     pub store_bytes_per_event: f64,
 }
 
+/// A start of the killed server.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Restarted {
+    /// Bytes of the ingest log.
+    pub log_bytes: u64,
+    /// From the start of the process to the answer to a first request with events.
+    pub accepts_s: f64,
+    /// From the start of the process until the run loop had processed the log.
+    pub replay_s: f64,
+    /// CPU seconds of the server in that time.
+    pub replay_cpu_s: f64,
+    /// The log's megabytes (10^6 bytes) for each second of it.
+    pub replay_mb_per_s: f64,
+    /// The peak of the server's resident memory up to then.
+    pub rss_peak_mib: f64,
+}
+
 /// A goal and what came of it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Goal {
@@ -168,6 +187,7 @@ pub fn goals(case: &Case, measured: &Measured) -> Vec<Goal> {
     let wanted = &case.goals;
     let alert_p99 = measured.alert_latency.as_ref().map_or(f64::INFINITY, |latency| latency.p99_ms);
     let idle = if measured.wall_s.stored > 0.0 { measured.cpu_s.stored / measured.wall_s.stored } else { 0.0 };
+    let restart = measured.restart.unwrap_or_default();
     let all = [
         most("lost", Some(0.0), measured.lost.unsigned_abs() as f64),
         most("refused_events", Some(0.0), measured.refused_events as f64),
@@ -179,6 +199,8 @@ pub fn goals(case: &Case, measured: &Measured) -> Vec<Goal> {
         most("store_bytes_per_event_max", wanted.store_bytes_per_event_max, measured.disk.store_bytes_per_event),
         most("idle_cpu_share_max", wanted.idle_cpu_share_max, idle),
         most("idle_mib_max", wanted.idle_mib_max, measured.rss_mib),
+        most("accepts_s_max", wanted.accepts_s_max, restart.accepts_s),
+        least("replay_mb_per_s_min", wanted.replay_mb_per_s_min, restart.replay_mb_per_s),
     ];
     all.into_iter().flatten().collect()
 }

@@ -10,16 +10,19 @@ use chrono::{DateTime, Utc};
 use rustix::thread::CpuSet;
 
 use crate::alerts;
-use crate::case::Case;
+use crate::case::{Case, Restart};
 use crate::corpus::Corpus;
 use crate::http::{Connection, Metrics};
 use crate::load::{Plan, Tally};
-use crate::outcome::{Disk, Latency, Measured, Outcome, UpTo, goals};
+use crate::outcome::{Disk, Latency, Measured, Outcome, Restarted, UpTo, goals};
 use crate::process::{Machine, cpu_seconds, folder_bytes, memory_bytes};
 use crate::server::Server;
+use crate::tenants;
 
 /// How long the server may take to store what it has acknowledged.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(120);
+/// How long it may take to process its log again.
+const REPLAY_TIME_MAX: Duration = Duration::from_secs(240);
 /// Between two looks at the metrics while it does.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Between the start of an idle server and the first look at it.
@@ -68,9 +71,18 @@ impl Run {
         let corpus = Corpus::make(&self.case.events, now.timestamp_micros(), requests)?;
         let event_bytes = corpus.event_bytes();
         let server = Server::start(&self.program, &self.case, &self.folder, self.cores).await?;
-        let plan = Arc::new(Plan::new(&self.case, corpus, server.address)?);
+        let tenants = tenants::make(server.address, &server.operator, self.case.load.tenants).await?;
+        let plan = Arc::new(Plan::new(&self.case, corpus, server.address, tenants)?);
         let done = self.under_load(&server, &plan).await;
         let mut measured = done.with_context(|| format!("the end of the server's log:\n{}", server.log_end()))?;
+        let server = match self.case.restart {
+            Some(asked) => {
+                let (server, restarted) = self.restarted(server, plan, asked).await?;
+                measured.restart = Some(restarted);
+                server
+            }
+            None => server,
+        };
         measured.event_bytes = event_bytes;
         let amount = measured.events as f64;
         let megabytes = amount * event_bytes / 1e6;
@@ -82,13 +94,41 @@ impl Run {
         Ok(measured)
     }
 
+    /// Kills the server and starts it on its log.
+    async fn restarted(&self, server: Server, plan: Arc<Plan>, asked: Restart) -> anyhow::Result<(Server, Restarted)> {
+        let (log_bytes, _) = folder_bytes(&server.data_dir().join("log"));
+        let server = server.restart(&self.program, &self.case, self.cores, asked.from_first_row).await?;
+        let first = self.case.load.warmup_requests + self.case.load.requests;
+        let plan = Arc::new(plan.at(server.address)?);
+        let tally = plan.run(first, first + 1, false).await.context("the first request after the restart")?;
+        ensure!(tally.accepted + tally.refused_events > 0, "the first request after the restart was not taken");
+        let accepts_s = server.age().as_secs_f64();
+        let mut asking = Connection::open(server.address).await?;
+        while asking.metrics().await?.sum("tidegate_pipeline_run_lag_rows", "") > 0.0 {
+            ensure!(server.age() < REPLAY_TIME_MAX, "the log was not processed within {REPLAY_TIME_MAX:?}");
+            tokio::time::sleep(LOOK_EVERY / 4).await;
+        }
+        let replay_s = server.age().as_secs_f64();
+        let restarted = Restarted {
+            log_bytes,
+            accepts_s,
+            replay_s,
+            replay_cpu_s: cpu_seconds(server.pid())?,
+            replay_mb_per_s: log_bytes as f64 / 1e6 / replay_s,
+            rss_peak_mib: mebibytes(memory_bytes(server.pid(), "VmHWM")?),
+        };
+        Ok((server, restarted))
+    }
+
     async fn under_load(&self, server: &Server, plan: &Arc<Plan>) -> anyhow::Result<Measured> {
         let (load, pid) = (&self.case.load, server.pid());
         let mut asking = Connection::open(server.address).await?;
+        asking.authorize(Some(server.operator.clone()));
         let idle = load.requests == 0;
         let warmup = if idle { 0 } else { load.warmup_requests };
+        let started_with = after_keys(&mut asking, plan.tenants.len()).await?;
         let warm = plan.run(0, warmup, false).await.context("the warm-up")?;
-        settle(&mut asking, &warm, &Counted::default()).await?;
+        settle(&mut asking, &warm, &started_with).await?;
         if idle {
             tokio::time::sleep(CALM).await;
         }
@@ -119,8 +159,15 @@ impl Run {
         let after = Counted::of(&asking.metrics().await?);
         // Before the count below: a query is no part of what is measured, and takes memory of its own.
         let (rss_peak, rss) = (memory_bytes(pid, "VmHWM")?, memory_bytes(pid, "VmRSS")?);
-        let rows = asking.count("security_events").await?;
         let acknowledged = warm.accepted + tally.accepted;
+        let (rows, lost) = if plan.tenants.is_empty() {
+            let rows = asking.count("security_events").await?;
+            (rows, i64::try_from(acknowledged)? - i64::try_from(rows)?)
+        } else {
+            // The operator sees the rows of one tenant only: the metrics have those of all.
+            let missing = acknowledged as f64 - (after.stored_rows - started_with.stored_rows);
+            (acknowledged, tenants::lost(server.address, &plan.tenants).await? + missing.abs() as i64)
+        };
         Ok(Measured {
             ack: load.ack.clone(),
             events: tally.accepted,
@@ -136,11 +183,20 @@ impl Run {
             rss_peak_mib: mebibytes(rss_peak),
             rss_mib: mebibytes(rss),
             disk: disk(&server.data_dir(), rows),
-            lost: i64::try_from(acknowledged)? - i64::try_from(rows)?,
+            lost,
             refused_events: warm.refused_events + tally.refused_events,
             ..Measured::default()
         })
     }
+}
+
+/// Waits until the rows that say of the keys are stored; what the server has counted then.
+async fn after_keys(asking: &mut Connection, keys: usize) -> anyhow::Result<Counted> {
+    if keys > 0 {
+        let made = Tally { accepted: keys as u64, ..Tally::default() };
+        settle(asking, &made, &Counted::default()).await?;
+    }
+    Ok(Counted::of(&asking.metrics().await?))
 }
 
 /// What the server has counted.

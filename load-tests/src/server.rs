@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use hyper::header::HeaderValue;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::Value;
@@ -25,8 +26,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 pub struct Server {
     child: Child,
     dir: TempDir,
+    started: Instant,
     /// Where it listens.
     pub address: SocketAddr,
+    /// The header of whoever may read its folder.
+    pub operator: HeaderValue,
 }
 
 impl Server {
@@ -37,17 +41,53 @@ impl Server {
     /// When it does not start; the message has the end of its log.
     pub async fn start(program: &Path, case: &Case, folder: &Path, cores: Option<CpuSet>) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("tidegate-load-").tempdir_in(folder).context("a temporary folder")?;
-        let log = File::create(dir.path().join("server.log"))?;
+        Self::start_in(dir, program, case, cores).await
+    }
+
+    async fn start_in(dir: TempDir, program: &Path, case: &Case, cores: Option<CpuSet>) -> anyhow::Result<Self> {
+        let log = File::options().create(true).append(true).open(dir.path().join("server.log"))?;
         let mut command = Command::new(program);
         command.arg("serve").env_clear().envs(case.environment());
         command.env("TIDEGATE_DATA_DIR", dir.path().join("data")).env("TIDEGATE_LISTEN", "127.0.0.1:0");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let started = Instant::now();
         let child = spawn(command, cores).with_context(|| format!("start {}", program.display()))?;
-        let mut server = Self { child, dir, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let operator = HeaderValue::from_static("");
+        let mut server = Self { child, dir, started, address, operator };
         if let Err(error) = server.until_ready().await {
             bail!("{error:#}; the end of its log:\n{}", server.log_end());
         }
         Ok(server)
+    }
+
+    /// Kills it, and starts it again on what it left: with no page of its logs in memory, and, if it is asked for, without its
+    /// checkpoints.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn restart(
+        mut self,
+        program: &Path,
+        case: &Case,
+        cores: Option<CpuSet>,
+        from_first_row: bool,
+    ) -> anyhow::Result<Self> {
+        self.child.kill().context("kill the server")?;
+        self.child.wait().context("wait for the killed server")?;
+        let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().context("a temporary folder")?);
+        let data = dir.path().join("data");
+        fs::remove_file(data.join("server.json")).context("the file of the killed server")?;
+        if from_first_row {
+            fs::remove_dir_all(data.join("checkpoint")).context("remove the checkpoints")?;
+        }
+        forget_pages(&data.join("log"))?;
+        Self::start_in(dir, program, case, cores).await
+    }
+
+    /// Since its process was started.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Its process id.
@@ -75,8 +115,8 @@ impl Server {
             if let Some(status) = self.child.try_wait()? {
                 bail!("the server ended with {status} instead of starting");
             }
-            if let Some(address) = fs::read(&file).ok().as_deref().and_then(address) {
-                self.address = address;
+            if let Some((address, operator)) = fs::read(&file).ok().as_deref().and_then(address) {
+                (self.address, self.operator) = (address, operator);
                 let mut connection = Connection::open(address).await?;
                 if connection.get("/readyz").await?.status.is_success() {
                     return Ok(());
@@ -113,9 +153,21 @@ impl Drop for Server {
     }
 }
 
-fn address(server_json: &[u8]) -> Option<SocketAddr> {
+fn address(server_json: &[u8]) -> Option<(SocketAddr, HeaderValue)> {
     let value: Value = serde_json::from_slice(server_json).ok()?;
-    value["url"].as_str()?.strip_prefix("http://")?.parse().ok()
+    let operator = format!("Bearer {}", value["token"].as_str()?);
+    Some((value["url"].as_str()?.strip_prefix("http://")?.parse().ok()?, operator.parse().ok()?))
+}
+
+/// Has the operating system drop what it holds of the files of a folder, so that they are read from the disk.
+fn forget_pages(folder: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
+        let file = File::open(entry?.path())?;
+        // What is not written yet stays.
+        file.sync_all()?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).context("drop the pages of the log")?;
+    }
+    Ok(())
 }
 
 /// A child inherits the cores of the thread that makes it, so a thread of its own takes the child's cores first.

@@ -1,29 +1,31 @@
 //! From bodies to appends: decode threads that take what is waiting, decode it together, and append it at once.
 //!
 //! There is no timer. A thread takes one body and as many more as are waiting, up to the group bounds; under load groups
-//! grow by themselves, without load a body is alone and does not wait. The thread goes on to its next group while the log
-//! makes this one durable; the answer of the log is turned into answers to the requests by a task of the I/O runtime.
+//! grow by themselves, without load a body is alone and does not wait. While the log makes a group durable, the next one
+//! waits for it unless it has grown to `group_bytes_eager`: it would be committed after it in any case, and a group costs
+//! as much for ten rows as for a thousand. The answer of the log is turned into answers to the requests by a task of the I/O
+//! runtime.
 //!
 //! A decoder that panics is replaced. The bodies that it held are then decoded one by one, so that only the body that
 //! causes the panic fails.
 
 mod inflating;
+mod queue;
 mod settle;
 mod worker;
 
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidegate_events::Dataset;
-use tidegate_pipeline::{Ack, Health, Problem, Stage, StreamLog};
+use tidegate_pipeline::{Ack, Health, Problem, StreamLog};
 use tokio::runtime::Handle;
 
+use queue::Queue;
 pub use settle::{ItemState, Reply, Settled, StoredItem};
 
 use crate::decode::{BodyFormat, DecodeConfig, Decoder};
@@ -31,7 +33,6 @@ use crate::error::IngestError;
 use crate::http::Sent;
 use crate::inflate::Encoding;
 use crate::mapping::Mappings;
-use crate::metrics as names;
 
 /// Bounds of the batcher.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -43,6 +44,9 @@ pub struct BatcherConfig {
     pub inflated_bytes_max: usize,
     /// Bytes of bodies that are decoded together; a single body may be larger.
     pub group_bytes_max: usize,
+    /// Bytes of waiting bodies that are decoded although the log is still making the rows before them durable. Fewer wait
+    /// until it has, and become one group.
+    pub group_bytes_eager: usize,
     /// Rows that are appended together; a single body may have more.
     pub group_rows_max: usize,
 }
@@ -53,6 +57,7 @@ impl Default for BatcherConfig {
             decode_threads: 0,
             inflated_bytes_max: 256 * 1024 * 1024,
             group_bytes_max: 8 * 1024 * 1024,
+            group_bytes_eager: 256 * 1024,
             group_rows_max: 32 * 1024,
         }
     }
@@ -95,12 +100,7 @@ impl Batcher {
         runtime: Handle,
         health: &Health,
     ) -> Result<Self, IngestError> {
-        let queue = Arc::new(Queue {
-            waiting: Mutex::new(Jobs::default()),
-            more: Condvar::new(),
-            stage: health.stage("decode"),
-            group_bytes_max: config.group_bytes_max,
-        });
+        let queue = Arc::new(Queue::new(config, health.stage("decode")));
         let batcher = Self { queue: queue.clone(), threads: Mutex::new(Vec::new()) };
         let threads = match config.decode_threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -110,9 +110,9 @@ impl Batcher {
         for at in 0..threads {
             let (mappings, decode_config) = (mappings.clone(), decode_config.clone());
             let new_decoder = move || Decoder::new(mappings.clone(), decode_config.clone(), random());
-            let worker = worker::Worker::new(Box::new(new_decoder), config, log.clone(), runtime.clone());
-            let queue = queue.clone();
-            let thread = std::thread::Builder::new().name(format!("decode-{at}")).spawn(move || worker.run(&queue));
+            let worker =
+                worker::Worker::new(Box::new(new_decoder), config, (log.clone(), queue.clone()), runtime.clone());
+            let thread = std::thread::Builder::new().name(format!("decode-{at}")).spawn(move || worker.run());
             match thread {
                 Ok(thread) => batcher.threads.lock().push(thread),
                 Err(source) => {
@@ -134,14 +134,13 @@ impl Batcher {
 
     /// Bodies waiting for a decode thread.
     pub fn waiting(&self) -> usize {
-        self.queue.waiting.lock().jobs.len()
+        self.queue.len()
     }
 
     /// Takes no more bodies, decodes and appends those that are queued, and ends the threads. Blocks until they have
     /// ended; answers to the last appends may still be on their way.
     pub fn stop(&self) {
-        self.queue.waiting.lock().closed = true;
-        self.queue.more.notify_all();
+        self.queue.close();
         for thread in std::mem::take(&mut *self.threads.lock()) {
             if thread.join().is_err() {
                 tracing::error!("a decode thread had ended by a panic");
@@ -152,8 +151,7 @@ impl Batcher {
 
 impl Drop for Batcher {
     fn drop(&mut self) {
-        self.queue.waiting.lock().closed = true;
-        self.queue.more.notify_all();
+        self.queue.close();
     }
 }
 
@@ -162,58 +160,35 @@ fn random() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
-#[derive(Debug, Default)]
-struct Jobs {
-    jobs: VecDeque<Job>,
-    closed: bool,
-}
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
 
-#[derive(Debug)]
-struct Queue {
-    waiting: Mutex<Jobs>,
-    more: Condvar,
-    stage: Arc<Stage>,
-    group_bytes_max: usize,
-}
+    use super::*;
 
-impl Queue {
-    fn put(&self, job: Job) -> Result<(), Problem> {
-        let mut waiting = self.waiting.lock();
-        if waiting.closed {
-            return Err(settle::stopping());
-        }
-        waiting.jobs.push_back(job);
-        let count = waiting.jobs.len() as u64;
-        self.stage.waiting(count, Instant::now());
-        drop(waiting);
-        self.more.notify_one();
-        Ok(())
+    pub(super) type Answer = oneshot::Receiver<Result<Settled, Problem>>;
+
+    /// A body of plain bytes, acknowledged on disk.
+    pub(super) fn job(text: &str) -> Job {
+        job_with_answer(text, Ack::Disk).0
     }
 
-    /// The next bodies: one, and those behind it up to the group bound. Waits for the first. `None` once closed and empty.
-    fn take(&self) -> Option<Vec<Job>> {
-        let mut waiting = self.waiting.lock();
-        while waiting.jobs.is_empty() {
-            if waiting.closed {
-                return None;
-            }
-            self.more.wait(&mut waiting);
-        }
-        let mut taken = Vec::new();
-        let mut bytes = 0;
-        while let Some(job) = waiting.jobs.front() {
-            bytes += job.sent.len();
-            if !taken.is_empty() && bytes > self.group_bytes_max {
-                break;
-            }
-            taken.extend(waiting.jobs.pop_front());
-        }
-        let left = waiting.jobs.len();
-        drop(waiting);
-        let now = Instant::now();
-        self.stage.progressed(now);
-        self.stage.waiting(left as u64, now);
-        metrics::gauge!(names::QUEUE_BODIES).set(left as f64);
-        Some(taken)
+    pub(super) fn job_with_answer(text: &str, ack: Ack) -> (Job, Answer) {
+        let (reply, answer) = oneshot::channel();
+        let job = Job {
+            sent: Sent::of(text.as_bytes()),
+            encodings: Vec::new(),
+            org_id: "acme".into(),
+            dataset: Dataset::SecurityEvents,
+            source: None,
+            format: BodyFormat::Json,
+            received_us: 0,
+            idempotency_key: None,
+            request_id: "r".into(),
+            ack,
+            detail: true,
+            reply,
+        };
+        (job, answer)
     }
 }

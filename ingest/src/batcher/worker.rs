@@ -8,8 +8,9 @@ use tidegate_pipeline::{Ack, Append, Appended, Problem, StreamLog};
 use tokio::runtime::Handle;
 
 use super::inflating::inflated;
+use super::queue::Queue;
 use super::settle::{Group, Waiting};
-use super::{BatcherConfig, Job, Queue};
+use super::{BatcherConfig, Job};
 use crate::decode::{Body, BodyResult, Decoded, Decoder};
 use crate::error::IngestError;
 use crate::metrics as names;
@@ -48,6 +49,7 @@ pub(super) struct Worker<D> {
     group_bytes_max: usize,
     group_rows_max: usize,
     log: Arc<dyn StreamLog>,
+    queue: Arc<Queue>,
     runtime: Handle,
 }
 
@@ -61,7 +63,7 @@ impl<D: Decode> Worker<D> {
     pub(super) fn new(
         new_decoder: Box<dyn Fn() -> D + Send>,
         config: &BatcherConfig,
-        log: Arc<dyn StreamLog>,
+        (log, queue): (Arc<dyn StreamLog>, Arc<Queue>),
         runtime: Handle,
     ) -> Self {
         Self {
@@ -72,14 +74,15 @@ impl<D: Decode> Worker<D> {
             group_bytes_max: config.group_bytes_max,
             group_rows_max: config.group_rows_max,
             log,
+            queue,
             runtime,
         }
     }
 
     /// Works until the queue is closed and empty, whatever panics. The requests of the bodies in hand are answered by their
     /// replies being dropped; each is then told 503, as what the log has of them is not known.
-    pub(super) fn run(mut self, queue: &Queue) {
-        while catch_unwind(AssertUnwindSafe(|| self.work(queue))).is_err() {
+    pub(super) fn run(mut self) {
+        while catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
             metrics::counter!(names::DECODE_PANICS_TOTAL).increment(1);
             tracing::error!(
                 "a decode thread panicked; the bodies that it held are not answered as stored, and it goes on"
@@ -89,8 +92,8 @@ impl<D: Decode> Worker<D> {
         }
     }
 
-    fn work(&mut self, queue: &Queue) {
-        while let Some(jobs) = queue.take() {
+    fn work(&mut self) {
+        while let Some(jobs) = self.queue.take() {
             // Bodies whose client has gone are not worth the work: nobody would learn that they were stored.
             let (disk, memory): (Vec<Job>, Vec<Job>) =
                 jobs.into_iter().filter(|job| !job.reply.is_closed()).partition(|job| job.ack == Ack::Disk);
@@ -211,9 +214,11 @@ impl<D: Decode> Worker<D> {
             group.settle(Ok(Appended::default()));
         } else {
             let appended_at = Instant::now();
+            let appending = self.queue.appending();
             let reply = self.log.append(Append { batches, ack });
             self.runtime.spawn(async move {
                 let appended = reply.await.unwrap_or(Err(tidegate_pipeline::AppendError::Closed));
+                drop(appending);
                 follow(requests.as_deref(), &appended);
                 metrics::histogram!(names::ACK_SECONDS).record(appended_at.elapsed());
                 group.settle(appended);
@@ -272,12 +277,10 @@ mod tests {
     use tidegate_events::Dataset;
     use tidegate_pipeline::log::MemoryLog;
     use tidegate_pipeline::{EventBatch, PipelineError};
-    use tokio::sync::oneshot;
 
     use super::*;
-    use crate::batcher::Settled;
-    use crate::decode::{BodyFormat, RowRef};
-    use crate::http::Sent;
+    use crate::batcher::tests::{Answer, job_with_answer};
+    use crate::decode::RowRef;
 
     /// Makes a row of each body; panics at the push of `panic`, at a flush with `late` in it, and fails one with `full`.
     #[derive(Default)]
@@ -315,31 +318,16 @@ mod tests {
         }
     }
 
-    type Answer = oneshot::Receiver<Result<Settled, Problem>>;
-
-    fn job(text: &str, ack: Ack) -> (Job, Answer) {
-        let (reply, answer) = oneshot::channel();
-        let job = Job {
-            sent: Sent::of(text.as_bytes()),
-            encodings: Vec::new(),
-            org_id: "acme".into(),
-            dataset: Dataset::SecurityEvents,
-            source: None,
-            format: BodyFormat::Json,
-            received_us: 0,
-            idempotency_key: None,
-            request_id: "r".into(),
-            ack,
-            detail: true,
-            reply,
-        };
-        (job, answer)
+    fn queue(config: &BatcherConfig) -> Arc<Queue> {
+        Arc::new(Queue::new(config, tidegate_pipeline::Health::default().stage("decode")))
     }
 
     async fn decode(texts: &[&str], config: BatcherConfig) -> (Vec<Result<String, &'static str>>, Arc<MemoryLog>) {
         let log = Arc::new(MemoryLog::new(16, 1 << 20));
-        let mut worker = Worker::new(Box::new(Fragile::default), &config, log.clone(), Handle::current());
-        let (jobs, answers): (Vec<Job>, Vec<Answer>) = texts.iter().map(|text| job(text, Ack::Disk)).unzip();
+        let mut worker =
+            Worker::new(Box::new(Fragile::default), &config, (log.clone(), queue(&config)), Handle::current());
+        let (jobs, answers): (Vec<Job>, Vec<Answer>) =
+            texts.iter().map(|text| job_with_answer(text, Ack::Disk)).unzip();
         worker.decode(jobs, Ack::Disk);
         let mut results = Vec::new();
         for answer in answers {
@@ -404,21 +392,17 @@ mod tests {
     #[tokio::test]
     async fn a_thread_outlives_a_panic_anywhere_and_no_request_waits_for_good() {
         let log = Arc::new(PanicsOnce(MemoryLog::new(16, 1 << 20), false.into()));
-        let worker = Worker::new(Box::new(Fragile::default), &BatcherConfig::default(), log, Handle::current());
-        let queue = Arc::new(Queue {
-            waiting: Default::default(),
-            more: Default::default(),
-            stage: tidegate_pipeline::Health::default().stage("decode"),
-            group_bytes_max: 1,
-        });
+        let config = BatcherConfig { group_bytes_max: 1, ..BatcherConfig::default() };
+        let queue = queue(&config);
+        let worker = Worker::new(Box::new(Fragile::default), &config, (log, queue.clone()), Handle::current());
         let mut answers = Vec::new();
         for text in ["a", "b"] {
-            let (job, answer) = job(text, Ack::Disk);
+            let (job, answer) = job_with_answer(text, Ack::Disk);
             queue.put(job).expect("queued");
             answers.push(answer);
         }
-        queue.waiting.lock().closed = true;
-        tokio::task::spawn_blocking(move || worker.run(&queue)).await.expect("the thread ends by itself");
+        queue.close();
+        tokio::task::spawn_blocking(move || worker.run()).await.expect("the thread ends by itself");
         let (first, second) = (answers.remove(0).await, answers.remove(0).await);
         assert!(first.is_err(), "dropped, which the door answers with 503: {first:?}");
         assert_eq!(second.expect("an answer").expect("stored").stored[0].event_id, "b");
