@@ -1,5 +1,6 @@
 //! What developers run: `cargo xtask test` runs every test and sets up what they need.
 
+mod peers;
 mod servers;
 #[cfg(test)]
 mod supply;
@@ -20,6 +21,8 @@ tasks:
                   TIDEGATE_TEST_REDIS say where (cargo xtask with-servers cargo test -p tidegate-sinks)
   docs            write the generated pages of docs/ anew
   load CASE…      run cases of load-tests/cases against a server, both in release; without any, list them
+  peers [EVENTS]  install the peers that PyPI offers into an environment that is removed again, run them and the server on
+                  the same events (500,000), and print one table
   ci              what .ci/run does: tests, formatting, lints
 ";
 
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         "with-servers" if !rest.is_empty() => with_servers(rest[0], &rest[1..]),
         "docs" => page("configuration") && page("metrics"),
         "load" => load(&rest),
+        "peers" => peers::run(&rest),
         "ci" => test(&[]) && cargo(&["fmt", "--all", "--check"]) && lint(),
         "-h" | "--help" | "help" => {
             print!("{USAGE}");
