@@ -20,6 +20,7 @@ use super::publish::Change;
 use super::read::FileReader;
 use super::recover::SetAside;
 use super::rewrite::{Output, Source, rewrite};
+use super::splice::{can_join, join};
 use super::store::ParquetStore;
 use crate::error::SinksError;
 use crate::metrics as names;
@@ -98,11 +99,17 @@ impl ParquetStore {
         let Some(dataset) = files.first().map(|file| file.dataset) else { return Ok(Compacted::default()) };
         let opened = self.open_all(files)?;
         let fields = joined_fields(dataset, &opened).map_err(other)?;
+        let encoding =
+            PageEncoding { zstd_level: self.config.compact_zstd_level, row_group_rows: self.config.row_group_rows };
+        if can_join(self, files, &opened, &fields) {
+            let mut new = NewFiles::new(self);
+            join(files, &opened, (dataset, &fields), encoding, &mut new)?;
+            new.make_names_durable().map_err(other)?;
+            return self.replace(files, &new.keep()).map_err(other);
+        }
         let mut plan = Plan::new(self, files, self.count_rows(files, &opened)?);
         let runs = merge_order(dataset, &opened, |org, time| plan.place(org, time))?;
         let outputs = plan.outputs(self, &fields);
-        let encoding =
-            PageEncoding { zstd_level: self.config.compact_zstd_level, row_group_rows: self.config.row_group_rows };
         let mut new = NewFiles::new(self);
         rewrite(&Source { dataset, files: &opened, fields: &fields, runs: &runs }, outputs, encoding, &mut new)?;
         new.make_names_durable().map_err(other)?;

@@ -40,12 +40,12 @@ const PAGE_ROWS: usize = 20_000;
 
 /// A file while it is written.
 pub(crate) struct FileBuild {
-    path: PathBuf,
-    trouble: Trouble,
+    pub(super) path: PathBuf,
+    pub(super) trouble: Trouble,
     id: u64,
     dataset: Dataset,
-    properties: WriterPropertiesPtr,
-    writer: SerializedFileWriter<FileWriter>,
+    pub(super) properties: WriterPropertiesPtr,
+    pub(super) writer: SerializedFileWriter<FileWriter>,
 }
 
 /// How a file is encoded.

@@ -54,6 +54,7 @@ mod refusal;
 mod retain;
 mod rewrite;
 mod sink;
+mod splice;
 mod store;
 mod upload;
 mod verify;

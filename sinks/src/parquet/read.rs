@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use arrow::datatypes::SchemaRef;
+use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
+use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::statistics::Statistics;
 use tidegate_events::Dataset;
@@ -69,6 +71,26 @@ impl FileReader {
     fn read(&self, mask: ProjectionMask, batch_rows: usize) -> Result<ParquetRecordBatchReader, SinksError> {
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(self.source.clone(), self.metadata.clone());
         Ok(builder.with_projection(mask).with_batch_size(batch_rows).build()?)
+    }
+
+    /// Rows of its smallest row group.
+    pub(crate) fn group_rows_min(&self) -> u64 {
+        let rows = self.metadata.metadata().row_groups().iter().map(|group| group.num_rows());
+        rows.min().and_then(|rows| u64::try_from(rows).ok()).unwrap_or(0)
+    }
+
+    /// All bytes of the file, if they are what was written.
+    ///
+    /// # Errors
+    /// Also when they are not: the file is damaged.
+    pub(crate) fn checked_bytes(&self, crc: u32) -> Result<Bytes, SinksError> {
+        let length =
+            usize::try_from(self.source.len()).map_err(|_| SinksError::Stopped("a file is too large".into()))?;
+        let bytes = self.source.exact(0, length).map_err(ParquetError::from)?;
+        if crc32c::crc32c(&bytes) != crc {
+            return Err(SinksError::Stopped("the checksum of a file is not that of the manifest".into()));
+        }
+        Ok(bytes.into())
     }
 
     /// The tenants that the footer names, if it does.

@@ -1,13 +1,21 @@
 //! Compaction: the same rows in fewer files, and an end to it.
 
-use tidegate_pipeline::History;
-use tidegate_pipeline::fs::SimFs;
-use tidegate_sinks::parquet::ParquetConfig;
+use std::sync::Arc;
 
-use crate::parquet_rows::{HOUR, Row, commit, contents, ids, open, small};
+use arrow::array::{ArrayRef, StringArray};
+use bytes::Bytes;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
+use tidegate_pipeline::fs::SimFs;
+use tidegate_pipeline::{History, Sink};
+use tidegate_sinks::parquet::{LogSource, ParquetConfig, ParquetStore};
+
+use crate::parquet_rows::{
+    HOUR, Row, batch_with, commit, contents, delivery, flush, group_rows, ids, open, small, write,
+};
 
 /// Compacts until there is nothing to do; how many merges that took.
-fn compact_all(store: &tidegate_sinks::parquet::ParquetStore) -> u64 {
+fn compact_all(store: &ParquetStore) -> u64 {
     let mut merges = 0;
     loop {
         let before = store.snapshot().files.len();
@@ -102,4 +110,94 @@ fn outputs_end_at_the_target_size() {
     assert_eq!(contents(&fs, &store), before);
     let sizes: Vec<u64> = store.snapshot().files.iter().map(|file| file.bytes).collect();
     assert!(sizes.len() > 2 && sizes.iter().filter(|bytes| **bytes < 8 << 10).count() <= 1, "{sizes:?}");
+}
+
+/// Three commits of one tenant and hour, of 12, 16 and 9 rows whose times overlap; the second has a field of its own.
+fn commit_groups(store: &Arc<ParquetStore>) {
+    for (part, count) in [12u64, 16, 9].into_iter().enumerate() {
+        let rows: Vec<Row> =
+            (0..count).map(|at| ("a", (part as u64 * 8 + at) as i64, part as u64 * 100 + at)).collect();
+        let texts = |name: &str| -> ArrayRef {
+            Arc::new(StringArray::from_iter_values(rows.iter().map(|row| format!("{name}{}", row.2 % 3))))
+        };
+        let mut more = vec![("actor", texts("user"))];
+        more.extend((part == 1).then(|| ("own", texts("value"))));
+        let mut sink = store.sink(LogSource::Ingest);
+        let at = sink.committed();
+        write(&mut sink, delivery(at, batch_with(&rows, more))).expect("taken");
+        flush(&mut sink).expect("committed");
+    }
+}
+
+#[test]
+fn full_row_groups_of_one_tenant_and_hour_are_joined_as_they_are() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs, small()).expect("opens");
+    commit_groups(&store);
+    let before = contents(&fs, &store);
+    assert_eq!(compact_all(&store), 1);
+    assert_eq!(contents(&fs, &store), before);
+    let file = store.snapshot().files[0].clone();
+    assert_eq!(group_rows(&fs, &file.path), [12, 16, 9], "merged anew, they would be three of at most 16 without gaps");
+    let bytes = Bytes::from(fs.bytes(&file.path).expect("the file"));
+    let metadata = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Required);
+    let metadata = metadata.parse_and_finish(&bytes).expect("a footer with page indexes");
+    assert_eq!(metadata.offset_index().map(|groups| groups.len()), Some(3));
+    let actor = metadata.file_metadata().schema_descr().columns().iter().position(|column| column.name() == "actor");
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).expect("a footer");
+    for group in 0..3 {
+        let bloom = reader.get_row_group_column_bloom_filter(group, actor.expect("the column")).expect("readable");
+        let bloom = bloom.expect("its bloom filter");
+        assert!(bloom.check(&"user1") && !bloom.check(&"nobody"));
+        let group = metadata.row_group(group);
+        assert!(group.sorting_columns().is_some());
+        assert!(group.columns().iter().all(|column| column.statistics().is_some()));
+    }
+    drop(store);
+    let (store, _) = open(&fs, small()).expect("opens again");
+    assert_eq!(contents(&fs, &store), before);
+}
+
+#[test]
+fn a_damaged_row_group_is_not_joined_to_whole_ones() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs, small()).expect("opens");
+    commit_groups(&store);
+    let damaged = store.snapshot().files[1].path.clone();
+    let mut bytes = fs.bytes(&damaged).expect("the file");
+    bytes[100] ^= 1;
+    fs.set_bytes(&damaged, bytes);
+    let done = store.compact_once().expect("compacts");
+    assert_eq!((done.files_in, done.set_aside.len()), (0, 1), "{done:?}");
+    assert_eq!(store.snapshot().files.len(), 2, "the whole ones");
+}
+
+#[test]
+fn row_groups_of_two_tenants_hours_or_types_are_merged_anew() {
+    for (tenants, hours, typed) in [(2, 1, false), (1, 2, false), (1, 1, true)] {
+        let fs = SimFs::new();
+        let (store, _) = open(&fs, ParquetConfig { file_rows_min: 1_000, ..small() }).expect("opens");
+        for part in 0..3u64 {
+            let rows: Vec<Row> = (0..12u64)
+                .map(|at| {
+                    let tenant = if (part + at) % tenants == 0 { "a" } else { "b" };
+                    (tenant, ((part % hours) as i64) * HOUR + at as i64, part * 100 + at)
+                })
+                .collect();
+            if typed && part == 1 {
+                let texts: ArrayRef = Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.2.to_string())));
+                let mut sink = store.sink(LogSource::Ingest);
+                let at = sink.committed();
+                write(&mut sink, delivery(at, batch_with(&rows, vec![("n", texts)]))).expect("taken");
+                flush(&mut sink).expect("committed");
+            } else {
+                commit(&store, &rows);
+            }
+        }
+        let before = contents(&fs, &store);
+        compact_all(&store);
+        assert_eq!(contents(&fs, &store).values().sum::<u32>(), before.values().sum::<u32>());
+        let groups: Vec<_> = store.snapshot().files.iter().map(|file| group_rows(&fs, &file.path)).collect();
+        assert_eq!(groups, [vec![16, 16, 4]], "{tenants} tenants, {hours} hours, types differ: {typed}");
+    }
 }
