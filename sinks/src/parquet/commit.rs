@@ -163,7 +163,9 @@ fn write_dataset(files: &mut NewFiles<'_>, dataset: Dataset, batches: Vec<Record
         let schema = schema_of(&columns);
         let mut build = files.create(dataset, encoding, schema)?;
         let mut tenants = TenantCount::default();
-        for group in picks.chunks(encoding.row_group_rows) {
+        // Of about one size: a short one at the end would be too small to be joined with others later.
+        let groups = picks.len().div_ceil(encoding.row_group_rows).max(1);
+        for group in picks.chunks(picks.len().div_ceil(groups).max(1)) {
             build.push_group(&columns, &Picked::new(group), &mut tenants)?;
         }
         files.finish(build, tenants)?;

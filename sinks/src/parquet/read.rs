@@ -73,10 +73,11 @@ impl FileReader {
         Ok(builder.with_projection(mask).with_batch_size(batch_rows).build()?)
     }
 
-    /// Rows of its smallest row group.
-    pub(crate) fn group_rows_min(&self) -> u64 {
-        let rows = self.metadata.metadata().row_groups().iter().map(|group| group.num_rows());
-        rows.min().and_then(|rows| u64::try_from(rows).ok()).unwrap_or(0)
+    /// Rows of a row group on average.
+    pub(crate) fn group_rows(&self) -> u64 {
+        let groups = self.metadata.metadata().row_groups();
+        let rows: i64 = groups.iter().map(|group| group.num_rows()).sum();
+        u64::try_from(rows).unwrap_or(0) / (groups.len() as u64).max(1)
     }
 
     /// All bytes of the file, if they are what was written.

@@ -51,7 +51,7 @@ pub(crate) fn can_join(
     };
     files.iter().all(alike)
         && bytes <= store.config.target_file_bytes
-        && opened.iter().all(|file| file.group_rows_min() >= rows_min && same_type(file))
+        && opened.iter().all(|file| file.group_rows() >= rows_min && same_type(file))
 }
 
 /// Writes one file with the row groups of all files, in their order.
