@@ -132,8 +132,10 @@ def rows_and_bytes(pattern):
     import duckdb
 
     files = glob.glob(pattern, recursive=True)
-    rows = duckdb.sql(f"SELECT count(*) FROM read_parquet({files!r}, union_by_name = true)").fetchone()[0] if files else 0
-    return rows, sum(os.path.getsize(file) for file in files)
+    if not files:
+        return 0, 0
+    counted = duckdb.sql(f"SELECT count(*) FROM read_parquet({files!r}, union_by_name = true)").fetchall()
+    return counted[0][0], sum(os.path.getsize(file) for file in files)
 
 
 def row(name, work, events, cpu_s, wall_s, rss_mib, stored):
@@ -172,10 +174,13 @@ def tidegate(program, bodies, core, folder, events):
 
 
 def tenzir(bodies, core, folder, events):
-    """Tenzir's pipeline from an HTTP listener to a file. Its answer does not wait for a disk."""
+    """Tenzir's pipeline from an HTTP listener to a file. Its answer does not wait for a disk.
+
+    `raw` leaves texts what they are: guessing, it takes some ids for durations, and a file cannot have both.
+    """
     out = os.path.join(folder, "tenzir.parquet")
     port = free_port()
-    pipeline = f'accept_http "127.0.0.1:{port}" {{ read_ndjson }}\nto_file "{out}" {{ write_parquet compression_type="zstd" }}'
+    pipeline = f'accept_http "127.0.0.1:{port}" {{ read_ndjson raw=true }}\nto_file "{out}" {{ write_parquet compression_type="zstd" }}'
     with open(os.path.join(folder, "tenzir.log"), "wb") as log:
         process = start([os.path.join(os.path.dirname(sys.executable), "tenzir"), pipeline], core, {}, log)
         until_listening(port, process)
