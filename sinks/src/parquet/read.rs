@@ -91,7 +91,7 @@ impl FileReader {
         if crc32c::crc32c(&bytes) != crc {
             return Err(SinksError::Stopped("the checksum of a file is not that of the manifest".into()));
         }
-        Ok(bytes.into())
+        Ok(bytes)
     }
 
     /// The tenants that the footer names, if it does.
