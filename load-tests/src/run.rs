@@ -12,6 +12,7 @@ use rustix::thread::CpuSet;
 use crate::alerts;
 use crate::case::Case;
 use crate::corpus::Corpus;
+use crate::followers::Followers;
 use crate::http::{Connection, Metrics};
 use crate::load::{Plan, Tally};
 use crate::outcome::{Disk, Latency, Measured, Outcome, UpTo, goals};
@@ -36,6 +37,8 @@ pub struct Run {
     pub name: String,
     /// The case.
     pub case: Case,
+    /// The folder of the rules that are in force.
+    pub rules: Option<PathBuf>,
     /// The whole machine, as it was before this run took cores of it.
     pub machine: Machine,
     /// The server's cores; all without.
@@ -67,7 +70,8 @@ impl Run {
         let requests = if load.requests == 0 { 0 } else { load.warmup_requests + load.requests };
         let corpus = Corpus::make(&self.case.events, now.timestamp_micros(), requests)?;
         let event_bytes = corpus.event_bytes();
-        let server = Server::start(&self.program, &self.case, &self.folder, self.cores).await?;
+        let rules = self.rules.as_deref();
+        let server = Server::start(&self.program, &self.case, rules, &self.folder, self.cores).await?;
         let plan = Arc::new(Plan::new(&self.case, corpus, server.address)?);
         let done = self.under_load(&server, &plan).await;
         let mut measured = done.with_context(|| format!("the end of the server's log:\n{}", server.log_end()))?;
@@ -85,6 +89,7 @@ impl Run {
     async fn under_load(&self, server: &Server, plan: &Arc<Plan>) -> anyhow::Result<Measured> {
         let (load, pid) = (&self.case.load, server.pid());
         let mut asking = Connection::open(server.address).await?;
+        let followers = Followers::start(server.address, self.case.followers).await?;
         let idle = load.requests == 0;
         let warmup = if idle { 0 } else { load.warmup_requests };
         let warm = plan.run(0, warmup, false).await.context("the warm-up")?;
@@ -131,6 +136,8 @@ impl Run {
             loop_kind: if load.requests_per_s.is_some() { "open" } else { "closed" }.to_owned(),
             latency: Latency::from(&tally.latencies),
             alert_latency: seen.as_ref().map(Latency::from),
+            alerts_raised: after.alerts - before.alerts,
+            feed: followers.followed(),
             busy: tally.busy,
             compacted_bytes: after.compacted_bytes - before.compacted_bytes,
             rss_peak_mib: mebibytes(rss_peak),
@@ -148,6 +155,7 @@ impl Run {
 struct Counted {
     stored_rows: f64,
     compacted_bytes: f64,
+    alerts: f64,
 }
 
 impl Counted {
@@ -155,6 +163,7 @@ impl Counted {
         Self {
             stored_rows: metrics.sum("tidegate_sinks_parquet_rows_total", r#"source="ingest""#),
             compacted_bytes: metrics.sum("tidegate_sinks_parquet_compacted_bytes_total", ""),
+            alerts: metrics.sum("tidegate_rules_alerts_total", ""),
         }
     }
 }

@@ -30,17 +30,24 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the program with the case's settings and waits until it is ready. `folder` is where its folder is
-    /// made, `cores` are those it may use.
+    /// Starts the program with the case's settings and waits until it is ready. `rules` is its rule folder, `folder` is where its
+    /// own folder is made, `cores` are those it may use.
     ///
     /// # Errors
     /// When it does not start; the message has the end of its log.
-    pub async fn start(program: &Path, case: &Case, folder: &Path, cores: Option<CpuSet>) -> anyhow::Result<Self> {
+    pub async fn start(
+        program: &Path,
+        case: &Case,
+        rules: Option<&Path>,
+        folder: &Path,
+        cores: Option<CpuSet>,
+    ) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("tidegate-load-").tempdir_in(folder).context("a temporary folder")?;
         let log = File::create(dir.path().join("server.log"))?;
         let mut command = Command::new(program);
         command.arg("serve").env_clear().envs(case.environment());
         command.env("TIDEGATE_DATA_DIR", dir.path().join("data")).env("TIDEGATE_LISTEN", "127.0.0.1:0");
+        command.envs(rules.map(|rules| ("TIDEGATE_RULES", rules)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = spawn(command, cores).with_context(|| format!("start {}", program.display()))?;
         let mut server = Self { child, dir, address: SocketAddr::from(([127, 0, 0, 1], 0)) };

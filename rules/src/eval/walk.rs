@@ -84,11 +84,12 @@ impl<'a> Walk<'a> {
         match column {
             Column::Text(array) => {
                 let mut last: Option<(&str, Option<u32>)> = None;
+                let mut recent = Recent::new(!self.bypass);
                 for (item, row) in items.filter(|(item, _)| array.is_valid(*item)) {
                     let value = array.value(item);
                     let number = match last {
                         Some((known, number)) if known == value => number,
-                        _ => self.number(value),
+                        _ => recent.get_or(value, || self.number(value)),
                     };
                     last = Some((value, number));
                     if let Some(number) = number {
@@ -187,6 +188,48 @@ impl<'a> Walk<'a> {
         }
         Encoded::new(self.hits, &self.pairs, self.values as usize)
     }
+}
+
+/// Slots of [`Recent`].
+const RECENT: usize = 128;
+
+/// Values of one column that were looked up a short time ago: comparing with one costs less than hashing all of a value, and less
+/// than the cache misses of the memo.
+struct Recent<'a> {
+    slots: Vec<Option<(&'a str, Option<u32>)>>,
+}
+
+impl<'a> Recent<'a> {
+    fn new(on: bool) -> Self {
+        Self { slots: if on { vec![None; RECENT] } else { Vec::new() } }
+    }
+
+    fn get_or(&mut self, value: &'a str, find: impl FnOnce() -> Option<u32>) -> Option<u32> {
+        let Some(slot) = self.slots.get_mut(slot_of(value)) else { return find() };
+        match slot {
+            Some((known, number)) if *known == value => *number,
+            _ => {
+                let number = find();
+                *slot = Some((value, number));
+                number
+            }
+        }
+    }
+}
+
+/// From the ends and the middle of a value.
+fn slot_of(value: &str) -> usize {
+    let bytes = value.as_bytes();
+    let word = |from: usize| {
+        let word = bytes.get(from..from + 8).and_then(|word| word.try_into().ok());
+        word.map_or(0, u64::from_le_bytes)
+    };
+    let mixed = match bytes.len() {
+        length @ 8.. => word(0) ^ word(length - 8).rotate_left(21) ^ word((length - 8) / 2).rotate_left(42),
+        _ => bytes.iter().fold(0, |mixed, byte| mixed << 8 | u64::from(*byte)),
+    };
+    let mixed = (mixed ^ bytes.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 57) as usize
 }
 
 fn ids<'a>(numbers: &'a [u32], predicates: &'a [Vec<PredicateId>]) -> impl Iterator<Item = PredicateId> + 'a {
