@@ -13,6 +13,7 @@ use crate::compile::matcher::{Cidr, Matcher, Place};
 use crate::compile::program::PredicateId;
 use crate::datetime::{TimePart, parse_time};
 use crate::eval::budget::SAMPLE;
+use crate::eval::pieces;
 use crate::eval::required::Required;
 use crate::fold::fold_into;
 use crate::number::{Comparison, Number};
@@ -31,6 +32,8 @@ pub(crate) struct Decider {
     numbers: Vec<(Comparison, Number, u32)>,
     times: Vec<(TimePart, Comparison, Number, u32)>,
     lengths: Lengths,
+    /// Whether nothing but literals is asked for, wherever they are.
+    searched_only: bool,
 }
 
 /// A set of lengths in bytes; those past 126 count as one.
@@ -53,7 +56,7 @@ impl Lengths {
 }
 
 /// Texts that are shorter are searched for the literals themselves at once.
-const PIECES_TEXT_MIN: usize = 48;
+const PIECES_TEXT_MIN: usize = 24;
 /// Bytes of a piece of a literal; the searcher that is quick looks at four.
 const PIECE_BYTES: usize = 6;
 /// The most pieces that the quick searcher takes.
@@ -72,6 +75,8 @@ struct Texts {
     lengths: Lengths,
     /// Finds a piece of each literal, many times faster; there if they are few.
     pieces: Option<packed::Searcher>,
+    /// The same in ASCII text that was not folded; there if nothing but literals is asked for, and pieces of them are few.
+    raw_pieces: Option<packed::Searcher>,
     /// For each literal, what finding it means.
     targets: Vec<Vec<Target>>,
     globs: Vec<(Glob, u32)>,
@@ -143,7 +148,19 @@ impl Decider {
         decider.folded = folded.build();
         decider.cased = cased.build();
         decider.lengths = decider.all_lengths();
+        decider.searched_only = decider.is_searched_only();
         decider
+    }
+
+    fn is_searched_only(&self) -> bool {
+        let folded = &self.folded;
+        let others = self.cidrs.is_empty() && self.numbers.is_empty() && self.times.is_empty();
+        others
+            && self.equal_ints.is_empty()
+            && self.cased.is_empty()
+            && folded.whole.is_empty()
+            && folded.unfiltered.is_empty()
+            && folded.unfiltered_regexes.is_empty()
     }
 
     /// The lengths of text that may satisfy anything.
@@ -164,6 +181,14 @@ impl Decider {
     /// Leaves in `out` the predicates that `value` satisfies, ascending, each once.
     pub fn decide(&self, value: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
         out.clear();
+        if self.searched_only
+            && value.len() >= PIECES_TEXT_MIN
+            && let Some(pieces) = &self.folded.raw_pieces
+            && value.is_ascii()
+            && pieces.find(value).is_none()
+        {
+            return;
+        }
         scratch.decided += 1;
         let mut timed = scratch.decided.is_multiple_of(SAMPLE).then_some(&mut scratch.timed);
         if !self.folded.is_empty() {
@@ -354,6 +379,7 @@ impl TextsBuilder {
     fn build(mut self) -> Texts {
         if !self.literals.is_empty() {
             self.texts.pieces = self.pieces();
+            self.texts.raw_pieces = pieces::raw(&self.literals);
             let bytes: usize = self.literals.iter().map(|literal| literal.len()).sum();
             let kind = (bytes > DFA_LITERAL_BYTES_MAX).then_some(AhoCorasickKind::ContiguousNFA);
             let literals = self.literals.iter().map(|literal| literal.as_bytes());

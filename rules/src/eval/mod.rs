@@ -18,6 +18,7 @@ mod decider;
 mod filtering;
 mod frame;
 mod memo;
+mod pieces;
 mod plan;
 pub mod profile;
 mod required;
