@@ -114,9 +114,9 @@ fn one(arguments: &Arguments, program: &Path, name: &str) -> anyhow::Result<Outc
     case.load.seconds_max = arguments.seconds.unwrap_or(case.load.seconds_max);
     case.allotment.cores = arguments.cores.unwrap_or(case.allotment.cores);
     case.check()?;
-    let (program, folder, name) = (program.to_owned(), arguments.folder.clone(), name.to_owned());
     let unpacked = tempfile::Builder::new().prefix("tidegate-rules-").tempdir_in(&arguments.folder)?;
     let rules = case.rules.as_deref().map(|rules| rules_folder(arguments, name, rules, unpacked.path())).transpose()?;
+    let (program, folder, name) = (program.to_owned(), arguments.folder.clone(), name.to_owned());
     let (now, machine) = (Utc::now(), process::machine());
     let thread = std::thread::spawn(move || {
         let cores = server::split_cores(case.allotment.cores)?;
