@@ -203,7 +203,10 @@ impl Layouts {
         };
         // `index_of` would write down all columns for each that is not there.
         let core_of = |name: &str| schema.fields().find(name).map(|(at, _)| at);
-        let own = fields.iter().enumerate().filter(|(cell, field)| !consumed(*cell) && core_of(names.name(**field)).is_none());
+        let own = fields
+            .iter()
+            .enumerate()
+            .filter(|(cell, field)| !consumed(*cell) && core_of(names.name(**field)).is_none());
         let own: Vec<FieldId> = own.map(|(_, field)| *field).collect();
         let family = self.family_for(dataset, &own);
         let mut slots = Vec::with_capacity(fields.len());

@@ -11,7 +11,6 @@ use tidegate_pipeline::LogBatch;
 use super::column::Column;
 use super::decider::{Decider, Scratch};
 use super::plan::ColumnIndex;
-use super::witness::Witnesses;
 use crate::compile::RuleSet;
 use crate::compile::interner::View;
 use crate::compile::matcher::Place;
@@ -152,6 +151,7 @@ impl Trial {
             Some((id, Decider::new(std::iter::once((id, predicate)))))
         };
         let deciders = ids.into_iter().filter_map(decider).collect();
+        let selectivity = |id: PredicateId| set.predicates.get(id as usize).map_or(0, |own| own.matcher.selectivity());
         let findings = Findings {
             predicates: vec![Asked::default(); numbers.predicates().len()],
             columns: vec![BTreeMap::new(); numbers.views().count()],
@@ -165,7 +165,7 @@ impl Trial {
             deciders,
             known: FxHashMap::default(),
             scratch: Scratch::default(),
-            witness: Witnesses::new(&set).of_rule.swap_remove(rule).unwrap_or_default(),
+            witness: own.program.witness(&selectivity).map(|witness| witness.predicates).unwrap_or_default(),
             nearest: BinaryHeap::new(),
             uncovered: BinaryHeap::new(),
             top,
