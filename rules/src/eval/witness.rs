@@ -163,7 +163,7 @@ fn few_views(set: &RuleSet, rules: &[Vec<Choice>]) -> Vec<ViewId> {
             Some((view, _)) => read.push(view),
             None => {
                 let fewest = first.iter().min_by_key(|choice| {
-                    (choice.views.iter().any(|view| keywords(view)), missing(choice), choice.views.first().copied())
+                    (choice.views.iter().any(&keywords), missing(choice), choice.views.first().copied())
                 });
                 let more: Vec<ViewId> = fewest.into_iter().flat_map(|choice| choice.views.clone()).collect();
                 read.extend(more);
