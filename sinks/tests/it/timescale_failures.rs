@@ -165,9 +165,9 @@ fn what_the_operator_broke_is_named_and_mended_without_a_restart() {
             &["log_offset", "integer", "bigint"],
         ),
         (
-            "CREATE FUNCTION full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'could not extend file' USING ERRCODE = \
-             '53100'; END $$; CREATE TRIGGER full BEFORE INSERT ON security_events FOR EACH ROW EXECUTE FUNCTION full()",
-            "DROP TRIGGER full ON security_events",
+            "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'could not extend file' USING ERRCODE = \
+             '53100'; END $$; CREATE TRIGGER no_room BEFORE INSERT ON security_events FOR EACH ROW EXECUTE FUNCTION no_room()",
+            "DROP TRIGGER no_room ON security_events",
             &["53100", "free space"],
         ),
     ] {
