@@ -27,6 +27,7 @@ mod siege;
 mod sigkill;
 mod sigterm;
 mod slow_clients;
+mod stored_damage;
 mod story_lines;
 mod tenant_probes;
 mod tenants;
