@@ -20,6 +20,7 @@ mod feedback;
 mod hot_cold;
 mod ledger;
 mod operation;
+mod redis_nodes;
 mod server;
 mod siege;
 mod sigkill;
