@@ -22,6 +22,7 @@ mod ledger;
 mod object_store;
 mod operation;
 mod s3_server;
+mod redis_nodes;
 mod server;
 mod siege;
 mod sigkill;
