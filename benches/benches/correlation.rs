@@ -2,14 +2,15 @@
 //!
 //! `correlation/*` are batches of 2,000 events that all match one rule, with and without a correlation over it. The last part is
 //! not timed by criterion: it fills `TIDEGATE_BENCH_GROUPS` groups (default 1,000,000) and prints their memory and how long
-//! batches took, in the middle and at worst.
+//! batches took, in the middle and at worst. The clock is CPU time.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
+use criterion::measurement::Measurement;
 use criterion::{Criterion, Throughput};
-use tidegate_benches::BASE_US;
+use tidegate_benches::{BASE_US, CpuTime};
 use tidegate_events::Dataset;
 use tidegate_pipeline::{Emitter, LogBatch, Operator};
 use tidegate_rules::{RulesConfig, SigmaOperator};
@@ -67,8 +68,9 @@ fn batch(first: u64, step_us: i64, user: impl Fn(u64) -> u64, value: impl Fn(u64
     LogBatch { offset: first, dataset: Dataset::SecurityEvents, rows: rows.expect("columns") }
 }
 
-fn stages(criterion: &mut Criterion) {
+fn stages(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("correlation");
+    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2)).sample_size(20);
     group.throughput(Throughput::Elements(EVENTS));
     let count = "type: event_count, rules: [failed], group-by: [user], timespan: 10m, condition: {gte: 100000}";
     let count = count.replace("100000", "9999");
@@ -87,15 +89,15 @@ fn stages(criterion: &mut Criterion) {
         let mut next = 0;
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|rounds| {
-                let mut spent = Duration::ZERO;
+                let mut spent = 0;
                 for _ in 0..rounds {
                     // Ten thousand events a second.
                     let batch = batch(next, 100, |number| number % users, |number| number % distinct);
                     next += EVENTS;
-                    let started = Instant::now();
+                    let started = CpuTime.start();
                     let mut out = Emitter::default();
                     operator.process(&batch, &mut out);
-                    spent += started.elapsed();
+                    spent += CpuTime.end(started);
                 }
                 spent
             });
@@ -126,10 +128,10 @@ fn groups() {
         let mut at = from;
         while at < to {
             let batch = batch(at, step_us.max(1), user, |_| 0);
-            let started = Instant::now();
+            let started = CpuTime.start();
             let mut out = Emitter::default();
             operator.process(&batch, &mut out);
-            times.push(started.elapsed());
+            times.push(Duration::from_nanos(CpuTime.end(started)));
             fired += out.take_alerts().len();
             at += EVENTS;
         }
@@ -153,13 +155,13 @@ fn groups() {
     run(groups, 3 * groups, &|number| number % groups);
     println!("as many new groups again, so that as many end");
     run(3 * groups, 4 * groups, &|number| number - 2 * groups);
-    let started = Instant::now();
+    let started = CpuTime.start();
     let state = operator.save();
-    println!("saved: {} bytes in {:?}", state.len(), started.elapsed());
+    println!("saved: {} bytes in {:?}", state.len(), Duration::from_nanos(CpuTime.end(started)));
 }
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
+    let mut criterion = Criterion::default().with_measurement(CpuTime).configure_from_args();
     stages(&mut criterion);
     criterion.final_summary();
     groups();

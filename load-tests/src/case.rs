@@ -24,6 +24,11 @@ pub struct Case {
     pub alerts: Option<Alerts>,
     /// A start after the load, on what it left.
     pub restart: Option<Restart>,
+    /// Followers of the alert feed beside the load.
+    #[serde(default)]
+    pub followers: usize,
+    /// Rules that are in force: a folder beside the case file, or a `.tar.gz` in the folder that `--samples` names.
+    pub rules: Option<String>,
     /// The server's settings, as in its configuration file.
     #[serde(default)]
     pub server: toml::Table,
@@ -91,6 +96,8 @@ pub struct Events {
     pub seed: u64,
     /// Events of a request.
     pub per_request: usize,
+    /// What the events are sent as (`?source=`), where it is not what their kind says.
+    pub source: Option<String>,
     /// So many distinct events are made before the run; then they come again, with new ids and times.
     pub corpus: usize,
     /// The fields that all events of kind `fields` have between them.
@@ -109,6 +116,7 @@ impl Default for Events {
             kind: Kind::Reference,
             seed: 7,
             per_request: 2_000,
+            source: None,
             corpus: 65_536,
             distinct_fields: 10,
             own_ids: false,
@@ -231,6 +239,12 @@ impl Case {
         ensure!((1..=1_000_000).contains(&events.per_request), "events.per_request is from 1 to 1000000");
         ensure!((1..=1_000_000).contains(&events.corpus), "events.corpus is from 1 to 1000000");
         ensure!((10..=100_000).contains(&events.distinct_fields), "events.distinct_fields is from 10 to 100000");
+        let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-');
+        ensure!(
+            events.source.as_ref().is_none_or(|source| source.chars().all(plain)),
+            "events.source has letters, digits, '.', '_' and '-'"
+        );
+        ensure!(self.followers <= 1_000, "followers is from 0 to 1000");
         ensure!((1..=10_000).contains(&load.connections), "load.connections is from 1 to 10000");
         ensure!((1..=100_000).contains(&load.tenants), "load.tenants is from 1 to 100000");
         ensure!(load.tenants == 1 || self.alerts.is_none(), "alerts are of one tenant");

@@ -90,10 +90,12 @@ impl Plan {
             Encoding::Zstd => Some("zstd"),
         };
         let source = match case.events.kind {
-            Kind::Cloudtrail => "&source=cloudtrail",
-            Kind::Windows => "&source=windows",
-            Kind::Reference | Kind::Small | Kind::Large | Kind::Fields => "",
+            Kind::Cloudtrail => Some("cloudtrail"),
+            Kind::Windows => Some("windows"),
+            Kind::Reference | Kind::Small | Kind::Large | Kind::Fields => None,
         };
+        let source = case.events.source.as_deref().or(source).map(|source| format!("&source={source}"));
+        let source = source.unwrap_or_default();
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.extend(encoding.map(|name| (CONTENT_ENCODING, HeaderValue::from_static(name))));

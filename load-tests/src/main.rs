@@ -6,6 +6,7 @@
 mod alerts;
 mod case;
 mod corpus;
+mod followers;
 mod histogram;
 mod http;
 mod load;
@@ -17,7 +18,7 @@ mod tenants;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, ensure};
 use chrono::Utc;
@@ -47,6 +48,9 @@ struct Arguments {
     /// Where the server's folder is made, and removed again: the disk that is measured.
     #[arg(long, default_value = "/tmp")]
     folder: PathBuf,
+    /// The folder of rule archives that are not part of the repository.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data"))]
+    samples: PathBuf,
     /// Write each result to load-tests/results.
     #[arg(long)]
     keep: bool,
@@ -141,11 +145,13 @@ fn write_bodies(arguments: &Arguments, name: &str, path: &Path) -> anyhow::Resul
 /// Runs one case on a thread of its own, so that the cores it leaves to the server are given back afterwards.
 fn one(arguments: &Arguments, program: &Path, name: &str) -> anyhow::Result<Outcome> {
     let case = case(arguments, name)?;
+    let unpacked = tempfile::Builder::new().prefix("tidegate-rules-").tempdir_in(&arguments.folder)?;
+    let rules = case.rules.as_deref().map(|rules| rules_folder(arguments, name, rules, unpacked.path())).transpose()?;
     let (program, folder, name) = (program.to_owned(), arguments.folder.clone(), name.to_owned());
     let (now, machine) = (Utc::now(), process::machine());
     let thread = std::thread::spawn(move || {
         let cores = server::split_cores(case.allotment.cores)?;
-        let run = Run { program, folder, name, case, machine, cores };
+        let run = Run { program, folder, name, case, rules, machine, cores };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
         runtime.block_on(run.run(now))
     });
@@ -155,4 +161,18 @@ fn one(arguments: &Arguments, program: &Path, name: &str) -> anyhow::Result<Outc
         eprintln!("kept as {}", outcome.keep(results, now)?.display());
     }
     Ok(outcome)
+}
+
+/// The folder of a case's rules; an archive is unpacked into `unpacked`.
+fn rules_folder(arguments: &Arguments, case: &str, rules: &str, unpacked: &Path) -> anyhow::Result<PathBuf> {
+    if !rules.ends_with(".tar.gz") {
+        let folder = arguments.cases_dir.join(case).join(rules);
+        ensure!(folder.is_dir(), "{} is not there", folder.display());
+        return Ok(std::path::absolute(folder)?);
+    }
+    let archive = arguments.samples.join(rules);
+    ensure!(archive.is_file(), "{} is not there: name its folder with --samples", archive.display());
+    let status = Command::new("tar").arg("xzf").arg(&archive).arg("-C").arg(unpacked).status().context("run tar")?;
+    ensure!(status.success(), "cannot unpack {}", archive.display());
+    Ok(unpacked.to_owned())
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::alerts::Seen;
 use crate::case::Case;
+use crate::followers::Followed;
 use crate::histogram::Histogram;
 use crate::process::Machine;
 
@@ -64,6 +65,10 @@ pub struct Measured {
     pub alert_latency: Option<Latency>,
     /// The start on what the load left.
     pub restart: Option<Restarted>,
+    /// Alerts that rules raised in the measured part.
+    pub alerts_raised: f64,
+    /// What followers of the feed were sent.
+    pub feed: Followed,
     /// Answers 429 and 503; those requests were sent again.
     pub busy: u64,
     /// Bytes that compaction wrote meanwhile: its CPU time is in `cpu_s`, and it begins when it finds files enough, not with the load.

@@ -12,6 +12,7 @@ use rustix::thread::CpuSet;
 use crate::alerts;
 use crate::case::{Case, Restart};
 use crate::corpus::Corpus;
+use crate::followers::Followers;
 use crate::http::{Connection, Metrics};
 use crate::load::{Plan, Tally};
 use crate::outcome::{Disk, Latency, Measured, Outcome, Restarted, UpTo, goals};
@@ -39,6 +40,8 @@ pub struct Run {
     pub name: String,
     /// The case.
     pub case: Case,
+    /// The folder of the rules that are in force.
+    pub rules: Option<PathBuf>,
     /// The whole machine, as it was before this run took cores of it.
     pub machine: Machine,
     /// The server's cores; all without.
@@ -70,7 +73,8 @@ impl Run {
         let requests = if load.requests == 0 { 0 } else { load.warmup_requests + load.requests };
         let corpus = Corpus::make(&self.case.events, now.timestamp_micros(), requests)?;
         let event_bytes = corpus.event_bytes();
-        let server = Server::start(&self.program, &self.case, &self.folder, self.cores).await?;
+        let rules = self.rules.as_deref();
+        let server = Server::start(&self.program, &self.case, rules, &self.folder, self.cores).await?;
         let tenants = tenants::make(server.address, &server.operator, self.case.load.tenants).await?;
         let plan = Arc::new(Plan::new(&self.case, corpus, server.address, tenants)?);
         let done = self.under_load(&server, &plan).await;
@@ -97,7 +101,8 @@ impl Run {
     /// Kills the server and starts it on its log.
     async fn restarted(&self, server: Server, plan: Arc<Plan>, asked: Restart) -> anyhow::Result<(Server, Restarted)> {
         let (log_bytes, _) = folder_bytes(&server.data_dir().join("log"));
-        let server = server.restart(&self.program, &self.case, self.cores, asked.from_first_row).await?;
+        let rules = self.rules.as_deref();
+        let server = server.restart(&self.program, &self.case, rules, self.cores, asked.from_first_row).await?;
         let first = self.case.load.warmup_requests + self.case.load.requests;
         let plan = Arc::new(plan.at(server.address)?);
         let tally = plan.run(first, first + 1, false).await.context("the first request after the restart")?;
@@ -124,6 +129,7 @@ impl Run {
         let (load, pid) = (&self.case.load, server.pid());
         let mut asking = Connection::open(server.address).await?;
         asking.authorize(Some(server.operator.clone()));
+        let followers = Followers::start(server.address, self.case.followers).await?;
         let idle = load.requests == 0;
         let warmup = if idle { 0 } else { load.warmup_requests };
         let started_with = after_keys(&mut asking, plan.tenants.len()).await?;
@@ -178,6 +184,8 @@ impl Run {
             loop_kind: if load.requests_per_s.is_some() { "open" } else { "closed" }.to_owned(),
             latency: Latency::from(&tally.latencies),
             alert_latency: seen.as_ref().map(Latency::from),
+            alerts_raised: after.alerts - before.alerts,
+            feed: followers.followed(),
             busy: tally.busy,
             compacted_bytes: after.compacted_bytes - before.compacted_bytes,
             rss_peak_mib: mebibytes(rss_peak),
@@ -204,6 +212,7 @@ async fn after_keys(asking: &mut Connection, keys: usize) -> anyhow::Result<Coun
 struct Counted {
     stored_rows: f64,
     compacted_bytes: f64,
+    alerts: f64,
 }
 
 impl Counted {
@@ -211,6 +220,7 @@ impl Counted {
         Self {
             stored_rows: metrics.sum("tidegate_sinks_parquet_rows_total", r#"source="ingest""#),
             compacted_bytes: metrics.sum("tidegate_sinks_parquet_compacted_bytes_total", ""),
+            alerts: metrics.sum("tidegate_rules_alerts_total", ""),
         }
     }
 }

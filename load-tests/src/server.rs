@@ -34,21 +34,34 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the program with the case's settings and waits until it is ready. `folder` is where its folder is
-    /// made, `cores` are those it may use.
+    /// Starts the program with the case's settings and waits until it is ready. `rules` is its rule folder, `folder` is where its
+    /// own folder is made, `cores` are those it may use.
     ///
     /// # Errors
     /// When it does not start; the message has the end of its log.
-    pub async fn start(program: &Path, case: &Case, folder: &Path, cores: Option<CpuSet>) -> anyhow::Result<Self> {
+    pub async fn start(
+        program: &Path,
+        case: &Case,
+        rules: Option<&Path>,
+        folder: &Path,
+        cores: Option<CpuSet>,
+    ) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("tidegate-load-").tempdir_in(folder).context("a temporary folder")?;
-        Self::start_in(dir, program, case, cores).await
+        Self::start_in(dir, program, case, rules, cores).await
     }
 
-    async fn start_in(dir: TempDir, program: &Path, case: &Case, cores: Option<CpuSet>) -> anyhow::Result<Self> {
+    async fn start_in(
+        dir: TempDir,
+        program: &Path,
+        case: &Case,
+        rules: Option<&Path>,
+        cores: Option<CpuSet>,
+    ) -> anyhow::Result<Self> {
         let log = File::options().create(true).append(true).open(dir.path().join("server.log"))?;
         let mut command = Command::new(program);
         command.arg("serve").env_clear().envs(case.environment());
         command.env("TIDEGATE_DATA_DIR", dir.path().join("data")).env("TIDEGATE_LISTEN", "127.0.0.1:0");
+        command.envs(rules.map(|rules| ("TIDEGATE_RULES", rules)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let started = Instant::now();
         let child = spawn(command, cores).with_context(|| format!("start {}", program.display()))?;
@@ -70,6 +83,7 @@ impl Server {
         mut self,
         program: &Path,
         case: &Case,
+        rules: Option<&Path>,
         cores: Option<CpuSet>,
         from_first_row: bool,
     ) -> anyhow::Result<Self> {
@@ -82,7 +96,7 @@ impl Server {
             fs::remove_dir_all(data.join("checkpoint")).context("remove the checkpoints")?;
         }
         forget_pages(&data.join("log"))?;
-        Self::start_in(dir, program, case, cores).await
+        Self::start_in(dir, program, case, rules, cores).await
     }
 
     /// Since its process was started.

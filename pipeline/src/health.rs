@@ -16,6 +16,7 @@ pub struct Stage {
     /// Nanoseconds after `started`.
     progressed_ns: AtomicU64,
     detail: RwLock<Option<String>>,
+    aside: bool,
 }
 
 impl Stage {
@@ -58,12 +59,23 @@ pub struct Health {
 impl Health {
     /// Registers a stage.
     pub fn stage(&self, name: &str) -> Arc<Stage> {
+        self.register(name, false)
+    }
+
+    /// Registers a stage beside the stream, such as a destination that others wait for but this process does not: its details are
+    /// told, but the process is ready without it.
+    pub fn stage_aside(&self, name: &str) -> Arc<Stage> {
+        self.register(name, true)
+    }
+
+    fn register(&self, name: &str, aside: bool) -> Arc<Stage> {
         let stage = Arc::new(Stage {
             name: name.to_owned(),
             waiting: AtomicU64::new(0),
             started: Instant::now(),
             progressed_ns: AtomicU64::new(0),
             detail: RwLock::new(None),
+            aside,
         });
         self.stages.write().push(stage.clone());
         stage
@@ -71,7 +83,9 @@ impl Health {
 
     /// The stages that at `now` have had work waiting without progress for longer than `bound`.
     pub fn stuck(&self, now: Instant, bound: Duration) -> Vec<String> {
-        let stuck = |stage: &&Arc<Stage>| stage.waiting.load(Ordering::Relaxed) > 0 && stage.idle_since(now) > bound;
+        let stuck = |stage: &&Arc<Stage>| {
+            !stage.aside && stage.waiting.load(Ordering::Relaxed) > 0 && stage.idle_since(now) > bound
+        };
         self.stages.read().iter().filter(stuck).map(|stage| stage.name.clone()).collect()
     }
 
@@ -100,5 +114,10 @@ mod tests {
         assert!(health.stuck(after(120), bound).is_empty());
         stage.waiting(0, after(120));
         assert!(health.stuck(after(1_000), bound).is_empty());
+        let aside = health.stage_aside("redis");
+        aside.waiting(1, after(120));
+        aside.set_detail(Some("away".to_owned()));
+        assert!(health.stuck(after(1_000), bound).is_empty(), "the process is ready without it");
+        assert_eq!(health.details(), [("redis".to_owned(), "away".to_owned())]);
     }
 }

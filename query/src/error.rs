@@ -71,6 +71,9 @@ pub enum QueryError {
     /// The client left, or the program is stopping.
     #[error("the query was cancelled")]
     Cancelled,
+    /// The disk: a stored file is damaged, and has been set aside. The client should retry, and then gets what is left.
+    #[error("a stored file is damaged and has been set aside; its rows are lost")]
+    Damaged,
     /// The store moved under the query three times in a row. The client should retry.
     #[error("the store is moving; try again")]
     Moved,
@@ -108,6 +111,7 @@ impl QueryError {
             Self::Timeout { .. } => "query_timeout",
             Self::TooLarge(_) => "result_too_large",
             Self::Cancelled => "query_cancelled",
+            Self::Damaged => "store_damaged",
             Self::Moved => "store_moved",
             Self::HistoryUnavailable => "history_unavailable",
             Self::Internal => "internal",
@@ -121,6 +125,7 @@ impl QueryError {
             Self::NotFound(_) => 404,
             Self::Timeout { .. } => 408,
             Self::Busy(_) => 429,
+            Self::Damaged => 503,
             Self::Internal => 500,
             Self::Cancelled | Self::Moved | Self::HistoryUnavailable => 503,
             _ => 400,
@@ -138,6 +143,7 @@ impl QueryError {
             }
             Self::Timeout { .. } => "filter on time or add a LIMIT, or raise query.query_ms_max".into(),
             Self::TooLarge(_) => "add a LIMIT or page through the rows by time".into(),
+            Self::Damaged => "retry: what is left is served; the log of the server names the file and its rows".into(),
             Self::Moved => "retry".into(),
             Self::HistoryUnavailable => {
                 "retry; the database or the object store of history is down or refuses: /readyz and the log of the server say more".into()

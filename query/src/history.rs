@@ -1,6 +1,7 @@
 //! The Parquet side of a table: which files, how they are read, and the tenant filter that nothing can take away.
 
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, TimestampMicrosecondArray, UInt64Array};
@@ -33,11 +34,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use object_store::local::LocalFileSystem;
 use object_store::{ObjectMeta, ObjectStore};
 use tidegate_events::Dataset;
-use tidegate_pipeline::HistoryFile;
+use tidegate_pipeline::{History, HistoryFile};
 
 use crate::config::QueryConfig;
 use crate::conform::ConformFactory;
 use crate::metrics;
+use crate::suspect::Suspects;
 use crate::tail::own_rows;
 
 /// The only scheme that plans can read from. SQL has no way to write it down.
@@ -79,6 +81,8 @@ impl Store {
 pub(crate) struct HistoryScan<'a> {
     pub(crate) dataset: Dataset,
     pub(crate) files: Vec<Arc<HistoryFile>>,
+    /// Where they are from.
+    pub(crate) history: Arc<dyn History>,
     pub(crate) orgs: Arc<[Arc<str>]>,
     /// The whole table.
     pub(crate) schema: SchemaRef,
@@ -159,6 +163,7 @@ pub(crate) struct HistoryExec {
     dataset: Dataset,
     /// Reads the asked columns and, last, `org_id`.
     inner: Arc<dyn ExecutionPlan>,
+    suspects: Arc<Suspects>,
     orgs: Arc<[Arc<str>]>,
     schema: SchemaRef,
     limit: Option<usize>,
@@ -178,12 +183,15 @@ impl HistoryExec {
         let options =
             TableParquetOptions { global: config.execution.parquet.clone(), ..TableParquetOptions::default() };
         let cache = store.runtime.cache_manager.get_file_metadata_cache();
+        let factory = CachedParquetFileReaderFactory::new(store.files.clone(), cache);
+        let files = scan.files.iter().map(|file| partitioned(file)).collect::<Result<Vec<_>>>()?;
+        let places = files.iter().map(|file| file.object_meta.location.clone()).zip(scan.files);
+        let suspects = Arc::new(Suspects::new(factory, scan.history, places.collect()));
         let source = ParquetSource::new(scan.schema.clone())
             .with_table_parquet_options(options)
             .with_pushdown_filters(true)
-            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store.files.clone(), cache)))
+            .with_parquet_file_reader_factory(suspects.clone())
             .with_predicate(scan.predicate);
-        let files = scan.files.iter().map(|file| partitioned(file)).collect::<Result<Vec<_>>>()?;
         let groups = FileGroup::new(files).split_files(scan.partitions.max(1));
         let config_of_scan = FileScanConfigBuilder::new(store.url.clone(), Arc::new(source))
             .with_file_groups(groups)
@@ -192,15 +200,15 @@ impl HistoryExec {
             .build();
         let inner: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(config_of_scan);
         let inner = inner.repartitioned(scan.partitions, config)?.unwrap_or(inner);
-        Ok(Self::over(scan.dataset, inner, scan.orgs, schema, scan.limit))
+        Ok(Self::over(scan.dataset, inner, suspects, scan.orgs, (schema, scan.limit)))
     }
 
     fn over(
         dataset: Dataset,
         inner: Arc<dyn ExecutionPlan>,
+        suspects: Arc<Suspects>,
         orgs: Arc<[Arc<str>]>,
-        schema: SchemaRef,
-        limit: Option<usize>,
+        (schema, limit): (SchemaRef, Option<usize>),
     ) -> Self {
         let partitions = inner.output_partitioning().partition_count();
         let properties = PlanProperties::new(
@@ -212,12 +220,21 @@ impl HistoryExec {
         Self {
             dataset,
             inner,
+            suspects,
             orgs,
             schema,
             limit,
             properties: Arc::new(properties),
             metrics: ExecutionPlanMetricsSet::new(),
         }
+    }
+}
+
+impl HistoryExec {
+    /// The same over another scan.
+    fn with_inner(&self, inner: Arc<dyn ExecutionPlan>) -> Self {
+        let rest = (self.schema.clone(), self.limit);
+        Self::over(self.dataset, inner, self.suspects.clone(), self.orgs.clone(), rest)
     }
 }
 
@@ -268,7 +285,7 @@ impl ExecutionPlan for HistoryExec {
 
     fn reset_state(self: Arc<Self>) -> Result<Arc<dyn ExecutionPlan>> {
         let inner = self.inner.clone().reset_state()?;
-        Ok(Arc::new(Self::over(self.dataset, inner, self.orgs.clone(), self.schema.clone(), self.limit)))
+        Ok(Arc::new(self.with_inner(inner)))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
@@ -276,7 +293,19 @@ impl ExecutionPlan for HistoryExec {
         let (orgs, schema) = (self.orgs.clone(), self.schema.clone());
         let asked: Vec<usize> = (0..schema.fields().len()).collect();
         let limit = self.limit.unwrap_or(usize::MAX);
-        let rows = self.inner.execute(partition, context)?.map(move |batch| own(&batch?, &orgs, &asked));
+        let suspects = self.suspects.clone();
+        let read =
+            AssertUnwindSafe(self.inner.execute(partition, context)?).catch_unwind().map(unless_panicked).boxed();
+        let read = read.then(move |batch| {
+            let suspects = suspects.clone();
+            async move {
+                match batch {
+                    Ok(batch) => Ok(batch),
+                    Err(error) => Err(suspects.explain(error).await),
+                }
+            }
+        });
+        let rows = read.map(move |batch| own(&batch?, &orgs, &asked));
         let rows = rows.try_filter(|batch| std::future::ready(batch.num_rows() > 0));
         let limited = stream::try_unfold((Box::pin(rows), 0usize), move |(mut rows, seen)| {
             let measured = measured.clone();
@@ -314,10 +343,7 @@ impl ExecutionPlan for HistoryExec {
         let inner = self.inner.handle_child_pushdown_result(phase, safe, config)?;
         Ok(match inner.updated_node {
             None => propagation,
-            Some(inner) => {
-                let node = Self::over(self.dataset, inner, self.orgs.clone(), self.schema.clone(), self.limit);
-                propagation.with_updated_node(Arc::new(node))
-            }
+            Some(inner) => propagation.with_updated_node(Arc::new(self.with_inner(inner))),
         })
     }
 }
@@ -326,6 +352,11 @@ impl ExecutionPlan for HistoryExec {
 /// other tenants too, so that nothing that can fail may be in it (see `leakproof` in `table.rs`).
 fn bound_of_columns(filter: &Arc<dyn PhysicalExpr>) -> bool {
     filter.is::<DynamicFilterPhysicalExpr>() && filter.children().iter().all(|child| child.is::<ColumnExpr>())
+}
+
+/// Decoders may panic on what no writer writes.
+fn unless_panicked(batch: std::thread::Result<Result<RecordBatch>>) -> Result<RecordBatch> {
+    batch.unwrap_or_else(|_| internal_err!("a decoder of stored files has panicked"))
 }
 
 /// The tenant's rows of a batch, without the column that said so.

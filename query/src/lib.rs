@@ -26,6 +26,7 @@ mod rows;
 pub mod scan;
 mod session;
 mod stream;
+mod suspect;
 mod table;
 mod tail;
 mod view;

@@ -1,5 +1,6 @@
 //! The rows of a running query, with the bounds on time and output. Dropping it stops the query.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 
 use crate::config::QueryConfig;
@@ -49,19 +50,11 @@ impl QueryStream {
         let (send, batches) = mpsc::channel(WAITING_BATCHES);
         let task = workers.spawn(async move {
             let _kept = kept;
-            let mut rows = match execute_stream(plan, context) {
-                Ok(rows) => rows,
-                Err(error) => {
-                    let _ = send.send(Err(from_datafusion(&error))).await;
-                    return;
-                }
-            };
-            while let Some(batch) = rows.next().await {
-                let batch = batch.map_err(|error| from_datafusion(&error));
-                let failed = batch.is_err();
-                if send.send(batch).await.is_err() || failed {
-                    return;
-                }
+            // An answer that a panic cut short must not pass for a whole one.
+            let ran = AssertUnwindSafe(run(plan, context, &send)).catch_unwind().await;
+            if ran.is_err() {
+                tracing::error!("a query has panicked");
+                let _ = send.send(Err(QueryError::Internal)).await;
             }
         });
         meter.set_task(task.abort_handle());
@@ -138,6 +131,27 @@ impl QueryStream {
         self.bytes_left -= size;
         metrics::counter(metrics::ROWS, rows);
         Ok(batch)
+    }
+}
+
+async fn run(
+    plan: Arc<dyn ExecutionPlan>,
+    context: Arc<TaskContext>,
+    send: &mpsc::Sender<Result<RecordBatch, QueryError>>,
+) {
+    let mut rows = match execute_stream(plan, context) {
+        Ok(rows) => rows,
+        Err(error) => {
+            let _ = send.send(Err(from_datafusion(&error))).await;
+            return;
+        }
+    };
+    while let Some(batch) = rows.next().await {
+        let batch = batch.map_err(|error| from_datafusion(&error));
+        let failed = batch.is_err();
+        if send.send(batch).await.is_err() || failed {
+            return;
+        }
     }
 }
 

@@ -186,6 +186,7 @@ impl TableProvider for EventTable {
             let scan = HistoryScan {
                 dataset: self.dataset,
                 files,
+                history: self.view.history.clone(),
                 orgs: orgs.clone(),
                 schema: self.schema.clone(),
                 projection,

@@ -71,6 +71,7 @@ pub(crate) struct View {
     pub(crate) log: Tail,
     pub(crate) output: Tail,
     log_fields: Arc<FieldCatalog>,
+    pub(crate) history: Arc<dyn History>,
 }
 
 impl std::fmt::Debug for View {
@@ -99,6 +100,7 @@ impl View {
                     log: tail(&sources.log, snapshot.log_cursor, log.first, log.next),
                     output: tail(&sources.output, snapshot.output_cursor, output.first, output.next),
                     log_fields: (sources.log_fields)(),
+                    history: sources.history.clone(),
                     scope,
                     snapshot,
                 };

@@ -31,6 +31,11 @@ impl Bitmap {
         set
     }
 
+    /// No row is at or past this.
+    pub fn bound(&self) -> usize {
+        self.words.len() * 64
+    }
+
     pub fn contains(&self, row: usize) -> bool {
         self.words.get(row / 64).is_some_and(|word| word >> (row % 64) & 1 == 1)
     }

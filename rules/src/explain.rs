@@ -9,6 +9,7 @@ use crate::compile::matcher::{Cidr, Matcher, Place};
 use crate::compile::program::{Node, PredicateId, ViewId};
 use crate::compile::{Rule, RuleSet};
 use crate::datetime::TimePart;
+use crate::eval::witness::Witnesses;
 use crate::number::{Comparison, Number};
 
 /// A rule as it runs.
@@ -114,7 +115,8 @@ pub enum Expression {
 
 /// What a rule compiles to; `None` when there is no rule of that index.
 pub fn explain(set: &RuleSet, rule: usize) -> Option<Explanation> {
-    let rule = set.rules.get(rule)?;
+    let number = rule;
+    let rule = set.rules.get(number)?;
     let routed = set.log_sources.get(rule.log_source)?;
     let mut source_numbers = Numbers::default();
     let source_program = source_numbers.expression(set, &routed.program);
@@ -125,9 +127,8 @@ pub fn explain(set: &RuleSet, rule: usize) -> Option<Explanation> {
     let filters: Vec<FilterShown> = filters
         .map(|filter| FilterShown { id: filter.id.clone(), keeps: numbers.expression(set, &filter.keeps) })
         .collect();
-    let selectivity = |id: PredicateId| set.predicates.get(id as usize).map_or(0, |own| own.matcher.selectivity());
-    let witness = rule.program.witness(&selectivity).map(|witness| {
-        let mut own: Vec<usize> = witness.predicates.iter().map(|id| numbers.predicate(set, *id)).collect();
+    let witness = Witnesses::new(set).of_rule.swap_remove(number).map(|predicates| {
+        let mut own: Vec<usize> = predicates.iter().map(|id| numbers.predicate(set, *id)).collect();
         own.sort_unstable();
         own.dedup();
         own

@@ -36,8 +36,24 @@ pub(crate) fn fold_into(text: &str, buffer: &mut String) {
     if text.is_ascii() {
         buffer.push_str(text);
         buffer.make_ascii_lowercase();
-    } else {
-        buffer.extend(text.chars().map(fold_char));
+        return;
+    }
+    let mut rest = text;
+    while let Some(at) = rest.bytes().position(|byte| !byte.is_ascii()) {
+        let (plain, other) = rest.split_at(at);
+        let start = buffer.len();
+        buffer.push_str(plain);
+        if let Some(plain) = buffer.get_mut(start..) {
+            plain.make_ascii_lowercase();
+        }
+        let mut letters = other.chars();
+        buffer.extend(letters.by_ref().next().map(fold_char));
+        rest = letters.as_str();
+    }
+    let start = buffer.len();
+    buffer.push_str(rest);
+    if let Some(plain) = buffer.get_mut(start..) {
+        plain.make_ascii_lowercase();
     }
 }
 
@@ -57,6 +73,9 @@ mod tests {
         ] {
             assert_eq!(fold(text), folded);
             assert_eq!(fold(folded), folded);
+            let mut buffer = "old".to_owned();
+            fold_into(text, &mut buffer);
+            assert_eq!(buffer, folded);
             assert_eq!(text.chars().count(), fold(text).chars().count());
         }
     }

@@ -5,12 +5,14 @@
 //!   the background, kept per tenant for as long as the retention says.
 //! - [`timescale`]: TimescaleDB or plain PostgreSQL, exactly once: rows and cursor in one transaction.
 //! - [`feed`]: alerts to WebSocket and server-sent events.
+//! - [`redis`]: Redis Streams, event ids shared by ingest nodes, alerts for the feeds of all nodes.
 
 pub mod config;
 pub mod error;
 pub mod feed;
 pub mod metrics;
 pub mod parquet;
+pub mod redis;
 pub mod timescale;
 
 pub use config::SinksConfig;

@@ -70,6 +70,36 @@ pub const FEED_REFUSED: &str = "tidegate_sinks_feed_refused_total";
 /// WebSocket streams that ended, by `why`.
 pub const FEED_ENDED: &str = "tidegate_sinks_feed_ended_total";
 
+/// Entries added to Redis Streams, by `dataset`.
+pub const REDIS_ENTRIES: &str = "tidegate_sinks_redis_entries_total";
+/// Bytes of entries added to Redis Streams.
+pub const REDIS_BYTES: &str = "tidegate_sinks_redis_bytes_total";
+/// Entries without their JSON, because it is longer than `event_bytes_max`.
+pub const REDIS_OMITTED: &str = "tidegate_sinks_redis_omitted_events_total";
+/// How long requests of a sink to Redis took, by `log`.
+pub const REDIS_REQUEST_SECONDS: &str = "tidegate_sinks_redis_request_seconds";
+/// How often Redis was found at an older state, by `log`.
+pub const REDIS_REWINDS: &str = "tidegate_sinks_redis_rewinds_total";
+/// Rows that Redis lost and the log no longer has, by `log`.
+pub const REDIS_LOST_ROWS: &str = "tidegate_sinks_redis_lost_rows_total";
+
+/// Rows not stored because another node has stored them.
+pub const REDIS_IDS_DUPLICATES: &str = "tidegate_sinks_redis_ids_duplicates_total";
+/// Groups of events stored by what this node knows alone, by `why` (`away`, `busy`, `slow`).
+pub const REDIS_IDS_ALONE: &str = "tidegate_sinks_redis_ids_alone_groups_total";
+/// How long groups waited for Redis to say which ids are known.
+pub const REDIS_IDS_SECONDS: &str = "tidegate_sinks_redis_ids_wait_seconds";
+/// 1 while event ids are not shared because Redis is away.
+pub const REDIS_IDS_AWAY: &str = "tidegate_sinks_redis_ids_away";
+/// Ids of stored events that Redis was not told of at once.
+pub const REDIS_IDS_MISSED: &str = "tidegate_sinks_redis_ids_missed_total";
+/// Alerts published for the feeds of the other nodes.
+pub const REDIS_ALERTS_OUT: &str = "tidegate_sinks_redis_alerts_out_total";
+/// Alerts of other nodes that were read.
+pub const REDIS_ALERTS_IN: &str = "tidegate_sinks_redis_alerts_in_total";
+/// Other nodes that are followed.
+pub const REDIS_PEERS: &str = "tidegate_sinks_redis_peers";
+
 /// All names with their kind and help text.
 pub const NAMES: &[(&str, &str, &str)] = &[
     (PARQUET_COMMITS, "counter", "Commits of the Parquet store by source and outcome"),
@@ -105,4 +135,18 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (FEED_MISSED_ALERTS, "counter", "Alerts that subscribers missed in gaps"),
     (FEED_REFUSED, "counter", "Requests for the alert feed that were refused by code"),
     (FEED_ENDED, "counter", "WebSocket streams that ended by why"),
+    (REDIS_ENTRIES, "counter", "Entries added to Redis Streams by dataset"),
+    (REDIS_BYTES, "counter", "Bytes of entries added to Redis Streams"),
+    (REDIS_OMITTED, "counter", "Entries without their JSON, bounded by event_bytes_max"),
+    (REDIS_REQUEST_SECONDS, "histogram", "How long requests of a sink to Redis took by log"),
+    (REDIS_REWINDS, "counter", "Times that Redis was found at an older state by log"),
+    (REDIS_LOST_ROWS, "counter", "Rows that Redis lost and the log no longer has by log"),
+    (REDIS_IDS_DUPLICATES, "counter", "Rows not stored because another node has stored them"),
+    (REDIS_IDS_ALONE, "counter", "Groups of events stored by what this node knows alone, by why"),
+    (REDIS_IDS_SECONDS, "histogram", "How long groups waited for Redis, bounded by wait_ms_max"),
+    (REDIS_IDS_AWAY, "gauge", "1 while event ids are not shared because Redis is away"),
+    (REDIS_IDS_MISSED, "counter", "Ids of stored events that Redis was not told of at once, bounded by missed_ids_max"),
+    (REDIS_ALERTS_OUT, "counter", "Alerts published for the feeds of the other nodes"),
+    (REDIS_ALERTS_IN, "counter", "Alerts of other nodes that were read"),
+    (REDIS_PEERS, "gauge", "Other nodes whose alerts are followed, bounded by nodes_max"),
 ];

@@ -42,6 +42,8 @@ pub struct Follower {
     level: Option<String>,
     /// The last sequence number seen; `None` before the first alert ever.
     after: Option<u64>,
+    /// Where it is in the alerts of several nodes, in the server's words.
+    place: Option<String>,
     socket: Option<WebSocketStream<TcpStream>>,
 }
 
@@ -58,7 +60,7 @@ impl Follower {
     /// When the URL is not one.
     pub fn new(config: &ClientConfig, level: Option<&str>, after: Option<u64>) -> anyhow::Result<Self> {
         let url = config.url.parse()?;
-        Ok(Self { config: config.clone(), url, level: level.map(str::to_owned), after, socket: None })
+        Ok(Self { config: config.clone(), url, level: level.map(str::to_owned), after, place: None, socket: None })
     }
 
     /// The sequence number of the newest alert there is, if there is any: where following from now on starts.
@@ -132,11 +134,18 @@ impl Follower {
     fn frame(&mut self, text: &str) -> Result<Option<Fired>, Lost> {
         let mut frame: Value = serde_json::from_str(text)
             .map_err(|error| Lost::ForNow(anyhow!(error).context("a frame that is not JSON")))?;
+        // Of several nodes each has seqs of its own; what is told after the place that we gave is new.
+        let placed = frame["after"].as_str().map(str::to_owned);
+        let is_placed = placed.is_some();
+        self.place = placed.or(self.place.take());
+        if frame["type"] == "gap" && frame["missed"].is_null() {
+            return Err(Lost::ForNow(anyhow!("alerts of node {} are gone from Redis", frame["node"])));
+        }
         if frame["type"] == "gap" {
             return Err(Lost::ForNow(anyhow!("too slow for the feed, {} alerts are fetched again", frame["missed"])));
         }
         match frame["seq"].as_u64() {
-            Some(seq) if self.after.is_none_or(|after| seq > after) => {
+            Some(seq) if is_placed || self.after.is_none_or(|after| seq > after) => {
                 self.after = Some(seq);
                 Ok(Some(Fired { seq, alert: frame["alert"].take() }))
             }
@@ -146,8 +155,8 @@ impl Follower {
 
     async fn open(&self) -> Result<WebSocketStream<TcpStream>, Lost> {
         let stream = self.url.connect(CONNECT_WAIT).await.map_err(Lost::ForNow)?;
-        let mut query =
-            vec![format!("after={}", self.after.map_or(-1, |after| i64::try_from(after).unwrap_or(i64::MAX)))];
+        let after = self.after.map_or(-1, |after| i64::try_from(after).unwrap_or(i64::MAX));
+        let mut query = vec![format!("after={}", self.place.clone().unwrap_or_else(|| after.to_string()))];
         query.extend(self.level.as_ref().map(|level| format!("level={}", query_escape(level))));
         let url = format!("ws://{}{}/v2/alerts/stream?{}", self.url.authority(), self.url.prefix, query.join("&"));
         let mut request = url.into_client_request().map_err(|error| Lost::ForGood(anyhow!(error)))?;

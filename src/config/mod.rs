@@ -454,5 +454,7 @@ fn conflicts(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<ConfigP
     check("log.level", directives.map(|error| error.to_string()), "info, debug, or info,tidegate_ingest=debug");
     let timescale = config.sinks.timescale.as_ref().and_then(|timescale| timescale.check().err());
     check("sinks.timescale", timescale.map(|error| error.to_string()), "see docs/sinks/timescale.md");
+    let redis = config.sinks.redis.as_ref().and_then(|redis| redis.check().err());
+    check("sinks.redis", redis.map(|error| error.to_string()), "see docs/sinks/redis.md");
     problems
 }

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use crate::config::Config;
 
 /// The logs with their names.
-const SOURCES: [LogSource; 2] = [LogSource::Ingest, LogSource::Output];
+pub(super) const SOURCES: [LogSource; 2] = [LogSource::Ingest, LogSource::Output];
 
 /// What is opened before the logs are: each of them may know that rows of a log are at a destination already.
 pub(super) struct Destinations {
@@ -112,7 +112,7 @@ impl Destinations {
 }
 
 /// The id of the data folder, a UUID made at the first start: tells a database whose log a row is from.
-fn origin(fs: &dyn Fs, data: &Path) -> anyhow::Result<String> {
+pub(super) fn origin(fs: &dyn Fs, data: &Path) -> anyhow::Result<String> {
     let path = data.join("origin");
     match read_file(fs, &path, 64) {
         Ok(bytes) => {

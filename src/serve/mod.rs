@@ -13,6 +13,7 @@ pub mod keys_door;
 pub mod metrics;
 pub mod openapi;
 pub mod process;
+mod redis_use;
 pub mod reply;
 pub mod router;
 pub mod routes;
@@ -59,6 +60,7 @@ use destinations::{Deliveries, DeliveriesParts, Destinations};
 use feedback_door::FeedbackDoor;
 use housekeeping::Housekeeping;
 use keys_door::{KeysDoor, LOCAL};
+use redis_use::RedisUse;
 use router::{Pages, Router};
 use rules_sync::{RULE_KIND, RulesSync};
 use server_file::ServerFile;
@@ -160,8 +162,10 @@ impl Server {
         let store::OpenedStore { store, lock: store_lock } = store::open_store(&fs, config).await?;
         let destinations = Destinations::open(fs.as_ref(), data, config).await?;
         let (log_held, output_held) = rows_held(&fs, config, &store)?;
-        let log_held = log_held.max(destinations.held(LogSource::Ingest));
-        let output_held = output_held.max(destinations.held(LogSource::Output));
+        let redis = RedisUse::open(&fs, data, config)?;
+        let [redis_held, redis_output_held] = redis.as_ref().map(RedisUse::held).unwrap_or_default();
+        let log_held = log_held.max(destinations.held(LogSource::Ingest)).max(redis_held);
+        let output_held = output_held.max(destinations.held(LogSource::Output)).max(redis_output_held);
         let log = open_log(lock, log_held, &config.log_store, &health, "log")?;
         let output = open_log(output_lock, output_held, &config.log_store, &health, "output log")?;
         let (ingest_log, output_log): (Arc<dyn StreamLog>, Arc<dyn StreamLog>) = (log.clone(), output.clone());
@@ -205,13 +209,21 @@ impl Server {
             config: config.run.clone(),
             stage: health.stage("run loop"),
         })?;
-        let Deliveries { handles: deliveries, delivered } = destinations.start(&DeliveriesParts {
+        let delivery_parts = DeliveriesParts {
             store: &store,
             logs: [ingest_log.clone(), output_log.clone()],
             output: writer.clone(),
             config,
             health: &health,
-        });
+        };
+        let mut started = destinations.start(&delivery_parts);
+        let (mut append_to, mut peers) = (ingest_log.clone(), None);
+        if let Some(redis) = redis {
+            redis.start(&delivery_parts, &mut started)?;
+            append_to = redis.append_to(append_to, &health);
+            peers = redis.peers(&health);
+        }
+        let Deliveries { handles: deliveries, delivered } = started;
 
         let (fields, compile_on) = (log.clone(), cpu.clone());
         let query = Arc::new(Query::new(QueryParts {
@@ -226,7 +238,7 @@ impl Server {
         let mappings = Arc::new(Mappings::builtin().context("the shipped mappings")?);
         let decode = (mappings, config.decode.clone());
         let batcher =
-            Arc::new(Batcher::start(&config.batcher, decode.clone(), ingest_log, Handle::current(), &health)?);
+            Arc::new(Batcher::start(&config.batcher, decode.clone(), append_to, Handle::current(), &health)?);
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(shelf.clone().follow(stopping.clone()));
         let threat_detection = ThreatDetection::new(ThreatDetectionParts {
@@ -241,7 +253,10 @@ impl Server {
         });
         let file = ServerFile::new(data, address)?;
         let feed = Feed::new(output_log, config.feed.clone(), backfill(query.clone()), stopping.clone());
-        let feed = feed.with_recheck(recheck(keys.clone()));
+        let mut feed = feed.with_recheck(recheck(keys.clone()));
+        if let Some(peers) = peers {
+            feed = feed.with_peers(peers);
+        }
         let router = Arc::new(Router {
             keys: keys.clone(),
             local_token: file.token().to_owned(),

@@ -171,7 +171,7 @@ fn core_place(name: &str, dataset: Dataset) -> Option<usize> {
         let known = focus::columns().iter().find(|column| column.focus_names.contains(&name))?;
         (dataset == Dataset::CostEvents).then_some(known.name)
     };
-    schema.index_of(name).ok().or_else(|| schema.index_of(of_focus()?).ok())
+    schema.fields().find(name).or_else(|| schema.fields().find(of_focus()?)).map(|(at, _)| at)
 }
 
 /// The type that an own field gets from a column of this type.

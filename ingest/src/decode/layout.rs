@@ -201,15 +201,17 @@ impl Layouts {
             let mut rules = columns.iter().flat_map(|column| &column.rules);
             consume && rules.any(|rule| rule.plain_cell() == Some(cell))
         };
+        // `index_of` would write down all columns for each that is not there.
+        let core_of = |name: &str| schema.fields().find(name).map(|(at, _)| at);
         let own = fields
             .iter()
             .enumerate()
-            .filter(|(cell, field)| !consumed(*cell) && schema.index_of(names.name(**field)).is_err());
+            .filter(|(cell, field)| !consumed(*cell) && core_of(names.name(**field)).is_none());
         let own: Vec<FieldId> = own.map(|(_, field)| *field).collect();
         let family = self.family_for(dataset, &own);
         let mut slots = Vec::with_capacity(fields.len());
         for (cell, field) in fields.iter().enumerate() {
-            let core = schema.index_of(names.name(*field)).ok();
+            let core = core_of(names.name(*field));
             slots.push(match (consumed(cell), core, self.families.get_mut(family)) {
                 (true, _, _) => Slot::Consumed(raw_field(*field, &fields, names)),
                 (false, Some(core), _) => Slot::Shadow(core, raw_field(*field, &fields, names)),

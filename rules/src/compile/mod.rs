@@ -75,8 +75,6 @@ pub(crate) struct Routed {
     pub program: Node,
     /// The views that its rules read.
     pub views: Vec<ViewId>,
-    /// Its rules that have no witness, so that they are tried on every batch with such rows.
-    pub unwitnessed: Vec<usize>,
     pub resolved: Resolved,
     /// What rules call it, for reports.
     pub name: String,
@@ -94,8 +92,6 @@ pub struct RuleSet {
     pub(crate) log_sources: Vec<Routed>,
     pub(crate) views: Vec<View>,
     pub(crate) predicates: Vec<Predicate>,
-    /// For each predicate, the rules that it is a witness of.
-    pub(crate) witnessed: Vec<Vec<u32>>,
     /// For each predicate, the rules that it is in; filters are numbered after the rules.
     pub(crate) users: Vec<Vec<u32>>,
     /// Filters, each for the rules of one log source.
@@ -336,7 +332,6 @@ impl<'a> Compiler<'a> {
             dataset: resolved.dataset,
             program: Node::any(covers),
             views: Vec::new(),
-            unwitnessed: Vec::new(),
             resolved,
             name: name.clone(),
             parts,
@@ -420,21 +415,10 @@ impl<'a> Compiler<'a> {
         let selectivity = |id: PredicateId| {
             predicates.get(id as usize).map_or(0, |predicate: &Predicate| Matcher::selectivity(&predicate.matcher))
         };
-        let mut witnessed = vec![Vec::new(); predicates.len()];
         let mut users = vec![Vec::new(); predicates.len()];
         for (at, rule) in self.rules.iter_mut().enumerate() {
             let Some(routed) = self.log_sources.get_mut(rule.log_source) else { continue };
             rule.program.order(&selectivity);
-            match rule.program.witness(&selectivity) {
-                Some(witness) => {
-                    for predicate in witness.predicates {
-                        if let Some(rules) = witnessed.get_mut(predicate as usize) {
-                            rules.push(at as u32);
-                        }
-                    }
-                }
-                None => routed.unwitnessed.push(at),
-            }
             rule.program.visit(&mut |leaf| match leaf {
                 Leaf::Predicate(id) => {
                     routed.views.extend(predicates.get(id as usize).map(|predicate| predicate.view));
@@ -450,7 +434,7 @@ impl<'a> Compiler<'a> {
             routed.views.sort_unstable();
             routed.views.dedup();
         }
-        for rules in witnessed.iter_mut().chain(&mut users) {
+        for rules in &mut users {
             rules.sort_unstable();
             rules.dedup();
         }
@@ -459,7 +443,6 @@ impl<'a> Compiler<'a> {
             log_sources: self.log_sources,
             views: self.interner.views,
             predicates,
-            witnessed,
             users,
             filters: self.filters,
             correlations,

@@ -3,6 +3,7 @@
 use rustc_hash::FxHashMap;
 
 use crate::compile::RuleSet;
+use crate::compile::interner::View;
 use crate::compile::matcher::Matcher;
 use crate::compile::program::{PredicateId, ViewId};
 use crate::eval::decider::Decider;
@@ -34,6 +35,8 @@ pub(crate) struct State {
     pub trial: Trial,
     /// For each number, the predicates that it is.
     pub predicates: Vec<Vec<PredicateId>>,
+    /// Whether these are keywords, which are searched in every column.
+    pub keywords: bool,
     numbers: FxHashMap<Matcher, u32>,
 }
 
@@ -108,6 +111,8 @@ impl Class {
             let own = self.views.iter().filter_map(|view| by_view.get(*view as usize)).flatten().copied();
             let own: Vec<PredicateId> = own.filter(|id| needed.get(*id as usize) == Some(&true)).collect();
             self.state.renew(rules, &own);
+            let keywords = |view: &ViewId| matches!(rules.views.get(*view as usize), Some(View::Keywords { .. }));
+            self.state.keywords = self.views.iter().any(keywords);
         }
         &mut self.state
     }

@@ -13,6 +13,8 @@ use crate::compile::matcher::{Cidr, Matcher, Place};
 use crate::compile::program::PredicateId;
 use crate::datetime::{TimePart, parse_time};
 use crate::eval::budget::SAMPLE;
+use crate::eval::pieces;
+use crate::eval::required::Required;
 use crate::fold::fold_into;
 use crate::number::{Comparison, Number};
 
@@ -25,12 +27,13 @@ const DFA_LITERAL_BYTES_MAX: usize = 8 << 10;
 pub(crate) struct Decider {
     folded: Texts,
     cased: Texts,
-    regexes: Vec<(Regex, u32)>,
     cidrs: Vec<(Cidr, u32)>,
     equal_ints: FxHashMap<i64, Vec<u32>>,
     numbers: Vec<(Comparison, Number, u32)>,
     times: Vec<(TimePart, Comparison, Number, u32)>,
     lengths: Lengths,
+    /// Whether nothing but literals is asked for, wherever they are.
+    searched_only: bool,
 }
 
 /// A set of lengths in bytes; those past 126 count as one.
@@ -53,7 +56,7 @@ impl Lengths {
 }
 
 /// Texts that are shorter are searched for the literals themselves at once.
-const PIECES_TEXT_MIN: usize = 48;
+const PIECES_TEXT_MIN: usize = 24;
 /// Bytes of a piece of a literal; the searcher that is quick looks at four.
 const PIECE_BYTES: usize = 6;
 /// The most pieces that the quick searcher takes.
@@ -72,11 +75,17 @@ struct Texts {
     lengths: Lengths,
     /// Finds a piece of each literal, many times faster; there if they are few.
     pieces: Option<packed::Searcher>,
+    /// The same in ASCII text that was not folded; there if nothing but literals is asked for, and pieces of them are few.
+    raw_pieces: Option<packed::Searcher>,
     /// For each literal, what finding it means.
     targets: Vec<Vec<Target>>,
     globs: Vec<(Glob, u32)>,
     /// Patterns without a literal.
     unfiltered: Vec<usize>,
+    /// Tried on the text as it was before it was folded.
+    regexes: Vec<(Regex, u32)>,
+    /// Those without a literal that a text must have.
+    unfiltered_regexes: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +93,8 @@ enum Target {
     At(Place, u32),
     /// The pattern with this index is worth trying.
     Glob(usize),
+    /// The regular expression with this index is.
+    Regex(usize),
 }
 
 /// Nanoseconds by predicate.
@@ -100,6 +111,7 @@ fn clock(timed: &mut Option<&mut Timed>, id: u32, started: Option<Instant>) {
 pub(crate) struct Scratch {
     folded: String,
     globs: Vec<usize>,
+    regexes: Vec<usize>,
     decided: u64,
     /// What regular expressions and patterns took for one value in [`SAMPLE`].
     pub timed: Timed,
@@ -118,7 +130,11 @@ impl Decider {
                     if *own { &mut cased } else { &mut folded }.literal(*place, literal, id);
                 }
                 Matcher::Glob { glob, cased: own } => if *own { &mut cased } else { &mut folded }.glob(glob, id),
-                Matcher::Regex(_) => decider.regexes.extend(predicate.regex.clone().map(|regex| (regex, id))),
+                Matcher::Regex(pattern) => {
+                    if let Some(regex) = predicate.regex.clone() {
+                        folded.regex(regex, &Required::of(pattern), id);
+                    }
+                }
                 Matcher::Cidr(cidr) => decider.cidrs.push((*cidr, id)),
                 Matcher::Number { comparison: Comparison::Equal, number: Number::Int(number) } => {
                     decider.equal_ints.entry(*number).or_default().push(id);
@@ -132,13 +148,24 @@ impl Decider {
         decider.folded = folded.build();
         decider.cased = cased.build();
         decider.lengths = decider.all_lengths();
+        decider.searched_only = decider.is_searched_only();
         decider
+    }
+
+    fn is_searched_only(&self) -> bool {
+        let folded = &self.folded;
+        let others = self.cidrs.is_empty() && self.numbers.is_empty() && self.times.is_empty();
+        others
+            && self.equal_ints.is_empty()
+            && self.cased.is_empty()
+            && folded.whole.is_empty()
+            && folded.unfiltered.is_empty()
+            && folded.unfiltered_regexes.is_empty()
     }
 
     /// The lengths of text that may satisfy anything.
     fn all_lengths(&self) -> Lengths {
-        let others =
-            self.regexes.is_empty() && self.cidrs.is_empty() && self.numbers.is_empty() && self.times.is_empty();
+        let others = self.cidrs.is_empty() && self.numbers.is_empty() && self.times.is_empty();
         if !(others && self.equal_ints.is_empty()) {
             return Lengths::from(0);
         }
@@ -154,18 +181,27 @@ impl Decider {
     /// Leaves in `out` the predicates that `value` satisfies, ascending, each once.
     pub fn decide(&self, value: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
         out.clear();
+        if self.searched_only
+            && value.len() >= PIECES_TEXT_MIN
+            && let Some(pieces) = &self.folded.raw_pieces
+            && value.is_ascii()
+            && pieces.find(value).is_none()
+        {
+            return;
+        }
         scratch.decided += 1;
         let mut timed = scratch.decided.is_multiple_of(SAMPLE).then_some(&mut scratch.timed);
         if !self.folded.is_empty() {
             let mut buffer = std::mem::take(&mut scratch.folded);
             fold_into(value, &mut buffer);
-            self.folded.decide(&buffer, &mut scratch.globs, timed.as_deref_mut(), out);
+            let lists = (&mut scratch.globs, &mut scratch.regexes);
+            self.folded.decide(&buffer, value, lists, timed.as_deref_mut(), out);
             scratch.folded = buffer;
         }
         if !self.cased.is_empty() {
-            self.cased.decide(value, &mut scratch.globs, timed.as_deref_mut(), out);
+            let lists = (&mut scratch.globs, &mut scratch.regexes);
+            self.cased.decide(value, value, lists, timed, out);
         }
-        self.decide_regexes(value, timed, out);
         if !self.cidrs.is_empty()
             && let Ok(address) = value.trim().parse::<IpAddr>()
         {
@@ -187,16 +223,6 @@ impl Decider {
         compact(out);
     }
 
-    fn decide_regexes(&self, value: &str, mut timed: Option<&mut Timed>, out: &mut Vec<u32>) {
-        for (regex, id) in &self.regexes {
-            let started = timed.is_some().then(Instant::now);
-            if regex.is_match(value) {
-                out.push(*id);
-            }
-            clock(&mut timed, *id, started);
-        }
-    }
-
     fn decide_number(&self, number: Number, out: &mut Vec<u32>) {
         let int = match number {
             Number::Int(int) => Some(int),
@@ -215,23 +241,37 @@ impl Decider {
 
 impl Texts {
     fn is_empty(&self) -> bool {
-        self.whole.is_empty() && self.literals.is_none() && self.unfiltered.is_empty()
+        self.whole.is_empty()
+            && self.literals.is_none()
+            && self.unfiltered.is_empty()
+            && self.unfiltered_regexes.is_empty()
     }
 
-    fn decide(&self, text: &str, globs: &mut Vec<usize>, mut timed: Option<&mut Timed>, out: &mut Vec<u32>) {
+    /// `raw` is the text before it was folded; the lists are buffers.
+    fn decide(
+        &self,
+        text: &str,
+        raw: &str,
+        (globs, regexes): (&mut Vec<usize>, &mut Vec<usize>),
+        mut timed: Option<&mut Timed>,
+        out: &mut Vec<u32>,
+    ) {
         out.extend(self.whole.get(text).into_iter().flatten());
         globs.clear();
         globs.extend(&self.unfiltered);
+        regexes.clear();
+        regexes.extend(&self.unfiltered_regexes);
         let worth = |pieces: &packed::Searcher| text.len() < PIECES_TEXT_MIN || pieces.find(text).is_some();
         if let Some(literals) = &self.literals
             && self.pieces.as_ref().is_none_or(worth)
         {
             let mut full = HITS_MAX;
             for found in literals.find_overlapping_iter(text) {
-                if out.len() + globs.len() > full {
+                if out.len() + globs.len() + regexes.len() > full {
                     compact(out);
                     compact(globs);
-                    full = out.len() + globs.len() + HITS_MAX;
+                    compact(regexes);
+                    full = out.len() + globs.len() + regexes.len() + HITS_MAX;
                 }
                 for target in self.targets.get(found.pattern().as_usize()).into_iter().flatten() {
                     match target {
@@ -240,6 +280,7 @@ impl Texts {
                         Target::At(Place::End, id) if found.end() == text.len() => out.push(*id),
                         Target::At(..) => {}
                         Target::Glob(at) => globs.push(*at),
+                        Target::Regex(at) => regexes.push(*at),
                     }
                 }
             }
@@ -248,6 +289,14 @@ impl Texts {
         for (glob, id) in globs.iter().filter_map(|at| self.globs.get(*at)) {
             let started = timed.is_some().then(Instant::now);
             if glob.matches(text) {
+                out.push(*id);
+            }
+            clock(&mut timed, *id, started);
+        }
+        compact(regexes);
+        for (regex, id) in regexes.iter().filter_map(|at| self.regexes.get(*at)) {
+            let started = timed.is_some().then(Instant::now);
+            if regex.is_match(raw) {
                 out.push(*id);
             }
             clock(&mut timed, *id, started);
@@ -289,6 +338,16 @@ impl TextsBuilder {
         }
     }
 
+    fn regex(&mut self, regex: Regex, required: &Required, id: u32) {
+        let at = self.texts.regexes.len();
+        self.texts.regexes.push((regex, id));
+        self.texts.lengths.0 |= Lengths::from(required.bytes_min).0;
+        if required.literals.is_empty() {
+            self.texts.unfiltered_regexes.push(at);
+        }
+        required.literals.iter().for_each(|literal| self.target(literal, Target::Regex(at)));
+    }
+
     fn target(&mut self, literal: &str, target: Target) {
         let next = self.literals.len();
         let number = *self.numbers.entry(literal.into()).or_insert(next);
@@ -320,6 +379,7 @@ impl TextsBuilder {
     fn build(mut self) -> Texts {
         if !self.literals.is_empty() {
             self.texts.pieces = self.pieces();
+            self.texts.raw_pieces = pieces::raw(&self.literals);
             let bytes: usize = self.literals.iter().map(|literal| literal.len()).sum();
             let kind = (bytes > DFA_LITERAL_BYTES_MAX).then_some(AhoCorasickKind::ContiguousNFA);
             let literals = self.literals.iter().map(|literal| literal.as_bytes());
@@ -341,6 +401,7 @@ impl TextsBuilder {
             for target in targets {
                 match target {
                     Target::Glob(at) => self.texts.unfiltered.push(*at),
+                    Target::Regex(at) => self.texts.unfiltered_regexes.push(*at),
                     Target::At(place, id) => {
                         self.texts.unfiltered.push(self.texts.globs.len());
                         let glob = Glob {

@@ -72,7 +72,9 @@ pub(crate) struct Frame<'a> {
     pub plan: &'a Plan,
     /// In the order of the plan.
     pub columns: &'a [Option<Column<'a>>],
-    pub encoded: Vec<Option<Encoded>>,
+    encoded: Vec<Vec<Encoded>>,
+    /// For each column, the rows whose values were walked.
+    walked: Vec<Option<Bitmap>>,
     /// Of keyword views: all columns that are searched.
     pub keywords: Vec<(ViewId, Encoded)>,
     bitmaps: FxHashMap<PredicateId, Bitmap>,
@@ -80,8 +82,55 @@ pub(crate) struct Frame<'a> {
 
 impl<'a> Frame<'a> {
     pub fn new(rows: usize, rules: &'a RuleSet, plan: &'a Plan, columns: &'a [Option<Column<'a>>]) -> Self {
-        let encoded = std::iter::repeat_with(|| None).take(columns.len()).collect();
-        Self { rows, rules, plan, columns, encoded, keywords: Vec::new(), bitmaps: FxHashMap::default() }
+        Self {
+            rows,
+            rules,
+            plan,
+            columns,
+            encoded: std::iter::repeat_with(Vec::new).take(columns.len()).collect(),
+            walked: vec![None; columns.len()],
+            keywords: Vec::new(),
+            bitmaps: FxHashMap::default(),
+        }
+    }
+
+    /// Of these rows, those whose values in a column were not walked yet; they count as walked from now on.
+    pub fn take_open(&mut self, column: usize, mut rows: Bitmap) -> Bitmap {
+        match self.walked.get_mut(column) {
+            Some(Some(walked)) => {
+                rows.and_not(walked);
+                walked.or(&rows);
+            }
+            Some(none) => *none = Some(rows.clone()),
+            None => {}
+        }
+        rows
+    }
+
+    /// Adds what was found in a column.
+    pub fn add(&mut self, column: usize, encoded: Encoded) {
+        if let Some(own) = self.encoded.get_mut(column) {
+            own.push(encoded);
+        }
+    }
+
+    /// The rows of `mask` in which any of the predicates holds, as far as values were walked. Unlike
+    /// [`satisfied`](Self::satisfied) it may be asked before all values that the predicates look at were.
+    pub fn any_of(
+        &self,
+        predicates: &[PredicateId],
+        mask: &Bitmap,
+        view_of: &impl Fn(PredicateId) -> ViewId,
+    ) -> Bitmap {
+        let mut rows = Bitmap::empty(self.rows);
+        for predicate in predicates {
+            match self.bitmaps.get(predicate) {
+                Some(known) => rows.or(known),
+                None => self.find_into(*predicate, view_of(*predicate), &mut rows),
+            }
+        }
+        rows.and(mask);
+        rows
     }
 
     /// The predicates that hold somewhere in what was encoded so far; some more than once.
@@ -166,39 +215,36 @@ impl<'a> Frame<'a> {
     /// The rows that satisfy a predicate: of each row, the first column of the view that has a value counts.
     pub fn satisfied(&mut self, predicate: PredicateId, view: ViewId) -> &Bitmap {
         if !self.bitmaps.contains_key(&predicate) {
-            let rows = self.find(predicate, view);
+            let mut rows = Bitmap::empty(self.rows);
+            self.find_into(predicate, view, &mut rows);
             self.bitmaps.insert(predicate, rows);
         }
         self.bitmaps.entry(predicate).or_default()
     }
 
-    fn find(&self, predicate: PredicateId, view: ViewId) -> Bitmap {
-        let mut found = Bitmap::empty(self.rows);
+    fn find_into(&self, predicate: PredicateId, view: ViewId, found: &mut Bitmap) {
         if self.is_keywords(view) {
             let own = self.keywords.iter().filter(|(own, _)| *own == view);
-            own.for_each(|(_, encoded)| encoded.add_rows_of(predicate, &mut found));
-            return found;
+            own.for_each(|(_, encoded)| encoded.add_rows_of(predicate, found));
+            return;
         }
-        let Some(own) = self.plan.views.get(&view) else { return found };
+        let Some(own) = self.plan.views.get(&view) else { return };
+        let encoded = |at: usize| self.encoded.get(at).into_iter().flatten();
         if let [only] = own.as_slice() {
-            let encoded = self.encoded.get(*only as usize).into_iter().flatten();
-            encoded.for_each(|encoded| encoded.add_rows_of(predicate, &mut found));
-            return found;
+            encoded(*only as usize).for_each(|encoded| encoded.add_rows_of(predicate, found));
+            return;
         }
         let mut open = Bitmap::full(self.rows);
         for at in own {
             let at = *at as usize;
-            if let Some(Some(encoded)) = self.encoded.get(at) {
-                let mut rows = Bitmap::empty(self.rows);
-                encoded.add_rows_of(predicate, &mut rows);
-                rows.and(&open);
-                found.or(&rows);
-            }
+            let mut rows = Bitmap::empty(self.rows);
+            encoded(at).for_each(|encoded| encoded.add_rows_of(predicate, &mut rows));
+            rows.and(&open);
+            found.or(&rows);
             if let Some(Some(column)) = self.columns.get(at) {
                 open.and_not(&column.validity(self.rows));
             }
         }
-        found
     }
 
     fn related(&self, left: ViewId, right: ViewId, place: Place, cased: bool, mask: &Bitmap) -> Bitmap {

@@ -2,35 +2,41 @@
 //!
 //! 1. **Route**: the few fields that tell log sources apart are decided, and each log source gets its rows. Rules of a log
 //!    source without rows cost nothing.
-//! 2. **Decide**: each column that rules of the live log sources read is walked once. Each *distinct value* is decided once,
-//!    against all predicates of all rules on columns of that name, and remembered across batches, unless values of the column
-//!    hardly ever come back. Most values satisfy nothing and leave nothing behind.
-//! 3. **Witness**: only rules of which a witness predicate is satisfied somewhere in the batch are looked at.
+//! 2. **Witness**: the few columns that hold the witnesses of the live log sources' rules are walked. Only rules of which a witness
+//!    is found somewhere in the batch are looked at, and only in the rows where it is.
+//! 3. **Decide**: the other columns that these rules read are walked in these rows.
 //! 4. **Combine**: their programs run on bitmaps of rows, narrowing as they go.
+//!
+//! To walk a column is to decide each *distinct value* once, against all predicates of all rules on columns of that name. It is
+//! remembered across batches, unless values of the column hardly ever come back. Most values satisfy nothing and leave nothing
+//! behind.
 
 mod budget;
 mod class;
 mod column;
 mod decider;
+mod filtering;
 mod frame;
 mod memo;
+mod pieces;
 mod plan;
 pub mod profile;
+mod required;
 mod route;
 pub mod trial;
 mod walk;
+pub(crate) mod witness;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::RecordBatch;
 use rustc_hash::FxHashMap;
 use tidegate_events::Dataset;
 use tidegate_pipeline::LogBatch;
 
 use crate::bitmap::Bitmap;
 use crate::compile::RuleSet;
-use crate::compile::filter::Filters;
 use crate::compile::interner::View;
 use crate::compile::program::{Leaf, PredicateId, ViewId};
 use crate::config::RulesConfig;
@@ -40,11 +46,13 @@ use budget::{Budget, SAMPLE};
 use class::Class;
 pub(crate) use column::Column;
 use decider::Scratch;
+use filtering::{rows_of_tenant, suppress};
 use frame::Frame;
 pub(crate) use plan::is_searched;
 use plan::{ClassId, ColumnIndex};
 use route::Router;
 use walk::Walk;
+use witness::Witnesses;
 
 /// What an evaluator did since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -67,14 +75,15 @@ pub struct Evaluator {
     rules: Arc<RuleSet>,
     index: ColumnIndex,
     router: Router,
+    witnesses: Witnesses,
     classes: Vec<Class>,
     /// The predicates of each view.
     by_view: Vec<Vec<PredicateId>>,
     /// For each predicate, whether a log source or a rule that is not parked needs it.
     needed: Vec<bool>,
-    /// For each log source, the views that its rules read; the keyword views are apart.
+    /// For each log source, the views that the witnesses of its rules are in; the keyword views are apart.
     sources: Vec<Vec<ViewId>>,
-    /// For each log source, whether its rules have keywords.
+    /// For each log source, whether keywords are witnesses of its rules.
     searching: Vec<bool>,
     memo_values_max: usize,
     remembered: usize,
@@ -101,6 +110,7 @@ impl Evaluator {
         let mut evaluator = Self {
             index,
             router: Router::new(&rules),
+            witnesses: Witnesses::new(&rules),
             classes: classes.into_iter().map(Class::new).collect(),
             by_view,
             needed: Vec::new(),
@@ -154,7 +164,7 @@ impl Evaluator {
         std::mem::replace(self, new)
     }
 
-    /// Finds what log sources, and the rules that are not parked, read.
+    /// Finds what log sources, and the rules that are not parked, need.
     fn find_needed(&mut self) {
         let rules = &self.rules;
         let running = |users: &Vec<u32>| users.iter().any(|rule| !self.budget.is_parked(*rule as usize));
@@ -168,18 +178,24 @@ impl Evaluator {
                 }
             });
         }
-        let wanted = |view: &ViewId| {
-            let own = self.by_view.get(*view as usize).into_iter().flatten();
-            own.into_iter().any(|id| needed.get(*id as usize) == Some(&true))
-        };
-        let keywords = |view: &ViewId| matches!(rules.views.get(*view as usize), Some(View::Keywords { .. }));
-        self.sources = Vec::with_capacity(rules.log_sources.len());
-        self.searching = Vec::with_capacity(rules.log_sources.len());
-        for routed in &rules.log_sources {
-            let (keywords, fields): (Vec<ViewId>, Vec<ViewId>) =
-                routed.views.iter().filter(|view| wanted(view)).partition(|view| keywords(view));
-            self.sources.push(fields);
-            self.searching.push(!keywords.is_empty());
+        self.sources = vec![Vec::new(); rules.log_sources.len()];
+        self.searching = vec![false; rules.log_sources.len()];
+        for (at, (rule, witness)) in rules.rules.iter().zip(&self.witnesses.of_rule).enumerate() {
+            let places = (self.sources.get_mut(rule.log_source), self.searching.get_mut(rule.log_source));
+            let (Some(views), Some(searching)) = places else { continue };
+            if self.budget.is_parked(at) {
+                continue;
+            }
+            for predicate in witness.iter().flatten().filter_map(|id| rules.predicates.get(*id as usize)) {
+                match rules.views.get(predicate.view as usize) {
+                    Some(View::Keywords { .. }) => *searching = true,
+                    _ => views.push(predicate.view),
+                }
+            }
+        }
+        for views in &mut self.sources {
+            views.sort_unstable();
+            views.dedup();
         }
         self.needed = needed;
     }
@@ -217,8 +233,10 @@ impl Evaluator {
         let columns = plan::columns(&plan, &batch.rows, &rest);
         let mut frame = Frame::new(rows, &rules, &plan, &columns);
         let live = self.route(batch.dataset, &mut frame);
-        self.decide(&live, &mut frame);
-        let mut found = self.combine(&batch.rows, &live, &mut frame);
+        self.find_witnesses(&live, &mut frame);
+        let called = self.call(&live, &frame);
+        self.decide(&called, &mut frame);
+        let mut found = self.combine(&batch.rows, &called, &mut frame);
         found.sort_unstable();
         self.settle(rows as u64);
         if self.remembered > self.memo_values_max {
@@ -233,7 +251,7 @@ impl Evaluator {
         let views = std::mem::take(&mut self.router.views);
         for view in &views {
             for at in frame.plan.views.get(view).into_iter().flatten() {
-                self.encode(*at as usize, &all, frame);
+                self.encode(*at as usize, all.clone(), frame);
             }
         }
         self.router.views = views;
@@ -251,39 +269,92 @@ impl Evaluator {
         live
     }
 
-    /// Decides every column that rules of live log sources read, on the rows of those log sources.
-    fn decide(&mut self, live: &[(usize, Bitmap)], frame: &mut Frame<'_>) {
-        let mut wanted: Vec<Option<Bitmap>> = vec![None; frame.columns.len()];
-        let mut searching = Vec::new();
-        let add = |place: &mut Option<Bitmap>, rows: &Bitmap| match place {
-            Some(place) => place.or(rows),
-            None => *place = Some(rows.clone()),
-        };
+    /// Walks the columns that witnesses are in, on the rows of live log sources.
+    fn find_witnesses(&mut self, live: &[(usize, Bitmap)], frame: &mut Frame<'_>) {
+        let mut wanted = Wanted::new(frame);
         for (at, rows) in live {
-            for column in frame.plan.sources.get(*at).into_iter().flatten() {
-                if let Some(place) = wanted.get_mut(*column as usize) {
-                    add(place, rows);
-                }
-            }
+            frame.plan.sources.get(*at).into_iter().flatten().for_each(|column| wanted.add(*column, rows));
+        }
+        self.encode_all(wanted, frame);
+        for (at, rows) in live {
             if self.searching.get(*at) == Some(&true) {
-                searching.extend(self.index.keywords_of(*at).map(|keywords| (keywords, rows)));
+                self.search(*at, rows, frame);
             }
         }
-        for (at, rows) in wanted.iter().enumerate() {
+    }
+
+    /// The rules of which a witness was found, and those that have none, with the rows where they may match.
+    fn call(&mut self, live: &[(usize, Bitmap)], frame: &Frame<'_>) -> Vec<(usize, Bitmap)> {
+        let rules = frame.rules;
+        let mut masks: Vec<Option<&Bitmap>> = vec![None; rules.log_sources.len()];
+        let mut candidates: Vec<u32> = Vec::new();
+        for (at, rows) in live {
+            if let (Some(mask), Some(uncalled)) = (masks.get_mut(*at), self.witnesses.uncalled.get(*at)) {
+                *mask = Some(rows);
+                candidates.extend(uncalled);
+            }
+        }
+        let callers = frame.holding().filter_map(|predicate| self.witnesses.callers.get(predicate as usize));
+        candidates.extend(callers.flatten());
+        let mut called = Vec::new();
+        for at in candidates {
+            let at = at as usize;
+            let (Some(rule), Some(tried)) = (rules.rules.get(at), self.tried.get_mut(at)) else { continue };
+            let Some(Some(mask)) = masks.get(rule.log_source) else { continue };
+            if std::mem::replace(tried, self.batch) == self.batch || self.budget.is_parked(at) {
+                continue;
+            }
+            let rows = match self.witnesses.of_rule.get(at).and_then(Option::as_ref) {
+                Some(witness) => frame.any_of(witness, mask, &view_of(rules)),
+                None => (*mask).clone(),
+            };
+            if !rows.is_empty() {
+                called.push((at, rows));
+            }
+        }
+        called
+    }
+
+    /// Walks the columns that rules read, on the rows where they may match.
+    fn decide(&mut self, called: &[(usize, Bitmap)], frame: &mut Frame<'_>) {
+        let mut wanted = Wanted::new(frame);
+        let mut searching: FxHashMap<usize, Bitmap> = FxHashMap::default();
+        for (at, rows) in called {
+            for view in self.witnesses.views.get(*at).into_iter().flatten() {
+                if let Some(View::Keywords { log_source }) = frame.rules.views.get(*view as usize) {
+                    // Where keywords are witnesses they were searched everywhere.
+                    if self.searching.get(*log_source) == Some(&false) {
+                        searching.entry(*log_source).and_modify(|all| all.or(rows)).or_insert_with(|| rows.clone());
+                    }
+                }
+                frame.plan.views.get(view).into_iter().flatten().for_each(|column| wanted.add(*column, rows));
+            }
+        }
+        self.encode_all(wanted, frame);
+        for (log_source, rows) in searching {
+            self.search(log_source, &rows, frame);
+        }
+    }
+
+    fn encode_all(&mut self, wanted: Wanted, frame: &mut Frame<'_>) {
+        for (at, rows) in wanted.columns.into_iter().enumerate() {
             if let Some(rows) = rows {
                 self.encode(at, rows, frame);
             }
         }
-        for ((class, view), rows) in searching {
-            let columns = frame.plan.columns.iter().zip(frame.columns).filter(|(planned, _)| planned.searched);
-            let columns = columns.filter_map(|(_, column)| *column);
-            let started = self.batch.is_multiple_of(SAMPLE).then(Instant::now);
-            let encoded = self.walk(class, |walk| columns.for_each(|column| walk.column(column, rows)));
-            if let Some(started) = started {
-                self.charge_keywords(view, started.elapsed().as_nanos() as u64);
-            }
-            frame.keywords.extend(encoded.map(|encoded| (view, encoded)));
+    }
+
+    /// Searches the keywords of a log source's rules.
+    fn search(&mut self, log_source: usize, rows: &Bitmap, frame: &mut Frame<'_>) {
+        let Some((class, view)) = self.index.keywords_of(log_source) else { return };
+        let columns = frame.plan.columns.iter().zip(frame.columns).filter(|(planned, _)| planned.searched);
+        let columns = columns.filter_map(|(_, column)| *column);
+        let started = self.batch.is_multiple_of(SAMPLE).then(Instant::now);
+        let encoded = self.walk(class, |walk| columns.for_each(|column| walk.column(column, rows)));
+        if let Some(started) = started {
+            self.charge_keywords(view, started.elapsed().as_nanos() as u64);
         }
+        frame.keywords.extend(encoded.map(|encoded| (view, encoded)));
     }
 
     /// Charges a search for keywords to all of them, so to rules by how many each has: without them there would be none.
@@ -294,16 +365,15 @@ impl Evaluator {
         self.scratch.charged.extend(own.into_iter().map(|id| (id, each)));
     }
 
-    /// Walks the values of a column in some rows, unless that was done.
-    fn encode(&mut self, at: usize, rows: &Bitmap, frame: &mut Frame<'_>) {
+    /// Walks the values of a column in some rows, but for those where that was done.
+    fn encode(&mut self, at: usize, rows: Bitmap, frame: &mut Frame<'_>) {
         let class = frame.plan.columns.get(at).and_then(|planned| planned.class);
-        let (Some(class), Some(Some(column)), Some(None)) = (class, frame.columns.get(at), frame.encoded.get(at))
-        else {
-            return;
-        };
-        let encoded = self.walk(class, |walk| walk.column(*column, rows));
-        if let Some(place) = frame.encoded.get_mut(at) {
-            *place = encoded;
+        let (Some(class), Some(Some(column))) = (class, frame.columns.get(at)) else { return };
+        let rows = frame.take_open(at, rows);
+        if !rows.is_empty()
+            && let Some(encoded) = self.walk(class, |walk| walk.column(*column, &rows))
+        {
+            frame.add(at, encoded);
         }
     }
 
@@ -327,27 +397,19 @@ impl Evaluator {
         Some(encoded)
     }
 
-    /// Runs the rules that may match.
-    fn combine(&mut self, rows: &RecordBatch, live: &[(usize, Bitmap)], frame: &mut Frame<'_>) -> Vec<(usize, usize)> {
+    /// Runs the rules that may match, on the rows where they may.
+    fn combine(
+        &mut self,
+        rows: &RecordBatch,
+        called: &[(usize, Bitmap)],
+        frame: &mut Frame<'_>,
+    ) -> Vec<(usize, usize)> {
         let rules = frame.rules;
-        let mut masks: Vec<Option<&Bitmap>> = vec![None; rules.log_sources.len()];
-        let mut candidates = Vec::new();
-        for (at, rows) in live {
-            if let (Some(mask), Some(routed)) = (masks.get_mut(*at), rules.log_sources.get(*at)) {
-                *mask = Some(rows);
-                candidates.extend(&routed.unwitnessed);
-            }
-        }
-        let witnessed = frame.holding().filter_map(|predicate| rules.witnessed.get(predicate as usize)).flatten();
-        candidates.extend(witnessed.map(|at| *at as usize));
         let mut tenants: FxHashMap<&str, Bitmap> = FxHashMap::default();
         let mut found = Vec::new();
-        for at in candidates {
-            let (Some(rule), Some(tried)) = (rules.rules.get(at), self.tried.get_mut(at)) else { continue };
-            let Some(Some(mask)) = masks.get(rule.log_source) else { continue };
-            if std::mem::replace(tried, self.batch) == self.batch || self.budget.is_parked(at) {
-                continue;
-            }
+        for (at, mask) in called {
+            let at = *at;
+            let Some(rule) = rules.rules.get(at) else { continue };
             self.counts.candidates += 1;
             let started = Instant::now();
             let mut matched = frame.run(&rule.program, mask, &view_of(rules));
@@ -417,54 +479,25 @@ impl Evaluator {
     }
 }
 
+/// Columns that are to be walked, and in which rows.
+struct Wanted {
+    columns: Vec<Option<Bitmap>>,
+}
+
+impl Wanted {
+    fn new(frame: &Frame<'_>) -> Self {
+        Self { columns: vec![None; frame.columns.len()] }
+    }
+
+    fn add(&mut self, column: u32, rows: &Bitmap) {
+        match self.columns.get_mut(column as usize) {
+            Some(Some(place)) => place.or(rows),
+            Some(none) => *none = Some(rows.clone()),
+            None => {}
+        }
+    }
+}
+
 fn view_of(rules: &RuleSet) -> impl Fn(PredicateId) -> ViewId + '_ {
     |id| rules.predicates.get(id as usize).map_or(ViewId::MAX, |predicate| predicate.view)
-}
-
-fn rows_of_tenant(rows: &RecordBatch, org_id: &str) -> Bitmap {
-    let mut tenant = Bitmap::empty(rows.num_rows());
-    if let Some(orgs) = rows.column_by_name(Dataset::ORG_ID).and_then(|array| array.as_string_opt::<i32>()) {
-        orgs.iter().enumerate().filter(|(_, own)| *own == Some(org_id)).for_each(|(row, _)| tenant.insert(row));
-    }
-    tenant
-}
-
-/// Takes away the matches that filters do not let stay. How many.
-fn suppress(
-    filters: &Filters,
-    rules: &RuleSet,
-    budget: &Budget,
-    rows: &RecordBatch,
-    matched: &mut Bitmap,
-    frame: &mut Frame<'_>,
-) -> u64 {
-    if filters.is_empty() {
-        return 0;
-    }
-    let before = matched.len();
-    let mut keep = |matched: &Bitmap, numbers: &[u32]| {
-        let mut kept = matched.clone();
-        for number in numbers {
-            // A filter that is too slow stops, like a rule: better an alert too many than one too few.
-            let parked = budget.is_parked(rules.rules.len() + *number as usize);
-            if let Some(filter) = rules.filters.get(*number as usize).filter(|_| !parked) {
-                kept = frame.run(&filter.keeps, &kept, &view_of(rules));
-            }
-        }
-        kept
-    };
-    *matched = keep(matched, &filters.everyone);
-    let orgs = rows.column_by_name(Dataset::ORG_ID).and_then(|array| array.as_string_opt::<i32>());
-    if let Some(orgs) = orgs.filter(|_| !filters.tenants.is_empty()) {
-        let mut by_tenant: FxHashMap<&str, Bitmap> = FxHashMap::default();
-        for row in matched.iter().filter(|row| filters.tenants.contains_key(orgs.value(*row))) {
-            by_tenant.entry(orgs.value(row)).or_insert_with(|| Bitmap::empty(rows.num_rows())).insert(row);
-        }
-        for (org_id, mut own) in by_tenant {
-            let kept = keep(&own, filters.tenants.get(org_id).map(Vec::as_slice).unwrap_or_default());
-            own.and_not(&kept);
-            matched.and_not(&own);
-        }
-    }
-    (before - matched.len()) as u64
 }

@@ -20,7 +20,10 @@ pub(crate) struct Walk<'a> {
     batch: u64,
     /// The number of this walk: no other of the evaluator has it.
     stamp: u64,
+    /// Values are decided without a look into the memo.
     bypass: bool,
+    /// Values of a column are compared with those met a short time ago.
+    recent: bool,
     /// Distinct values that satisfy something.
     values: u32,
     /// Lookups, and values that had to be decided.
@@ -36,7 +39,9 @@ pub(crate) struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     pub fn new(state: &'a mut State, scratch: &'a mut Scratch, keys: &'a Keys, batch: u64, stamp: u64) -> Self {
-        let bypass = state.trial.bypass(batch);
+        let idle = state.trial.bypass(batch);
+        // To search a value for keywords takes hardly longer than to hash it.
+        let bypass = idle || state.keywords;
         Self {
             state,
             scratch,
@@ -44,6 +49,7 @@ impl<'a> Walk<'a> {
             batch,
             stamp,
             bypass,
+            recent: !idle,
             values: 0,
             looked_up: 0,
             decided: 0,
@@ -66,7 +72,8 @@ impl<'a> Walk<'a> {
                     (Some(start), Some(end)) if lists.is_valid(row) => *start as usize..*end as usize,
                     _ => 0..0,
                 };
-                self.scalars(items, rows.iter().flat_map(|row| range(row).map(move |item| (item, row as u32))));
+                let pairs = rows.iter().flat_map(|row| range(row).map(move |item| (item, row as u32)));
+                self.scalars(items, lists.values().len(), pairs);
             }
             Column::Rest(values) => {
                 for (row, value) in values.iter().filter(|(row, _)| rows.contains(*row as usize)) {
@@ -75,20 +82,26 @@ impl<'a> Walk<'a> {
                     }
                 }
             }
-            scalars => self.scalars(scalars, rows.iter().map(|row| (row, row as u32))),
+            scalars => {
+                // Most columns have few values: rows without one are left out 64 at a time.
+                let mut rows = rows.clone();
+                rows.and(&scalars.validity(rows.bound()));
+                self.scalars(scalars, rows.len(), rows.iter().map(|row| (row, row as u32)));
+            }
         }
     }
 
-    /// Walks scalars: (item, row). A value that is that of the item before costs one comparison.
-    fn scalars(&mut self, column: Column<'_>, items: impl Iterator<Item = (usize, u32)>) {
+    /// Walks about `count` scalars: (item, row). A value that is that of the item before costs one comparison.
+    fn scalars(&mut self, column: Column<'_>, count: usize, items: impl Iterator<Item = (usize, u32)>) {
         match column {
             Column::Text(array) => {
                 let mut last: Option<(&str, Option<u32>)> = None;
+                let mut recent = Recent::new(self.recent && count >= RECENT_COUNT_MIN);
                 for (item, row) in items.filter(|(item, _)| array.is_valid(*item)) {
                     let value = array.value(item);
                     let number = match last {
                         Some((known, number)) if known == value => number,
-                        _ => self.number(value),
+                        _ => recent.get_or(value, || self.number(value)),
                     };
                     last = Some((value, number));
                     if let Some(number) = number {
@@ -187,6 +200,50 @@ impl<'a> Walk<'a> {
         }
         Encoded::new(self.hits, &self.pairs, self.values as usize)
     }
+}
+
+/// Slots of [`Recent`].
+const RECENT: usize = 128;
+/// Fewer values than this are not worth the slots.
+const RECENT_COUNT_MIN: usize = 256;
+
+/// Values of one column that were looked up a short time ago: comparing with one costs less than hashing all of a value, and less
+/// than the cache misses of the memo.
+struct Recent<'a> {
+    slots: Vec<Option<(&'a str, Option<u32>)>>,
+}
+
+impl<'a> Recent<'a> {
+    fn new(on: bool) -> Self {
+        Self { slots: if on { vec![None; RECENT] } else { Vec::new() } }
+    }
+
+    fn get_or(&mut self, value: &'a str, find: impl FnOnce() -> Option<u32>) -> Option<u32> {
+        let Some(slot) = self.slots.get_mut(slot_of(value)) else { return find() };
+        match slot {
+            Some((known, number)) if *known == value => *number,
+            _ => {
+                let number = find();
+                *slot = Some((value, number));
+                number
+            }
+        }
+    }
+}
+
+/// From the ends and the middle of a value.
+fn slot_of(value: &str) -> usize {
+    let bytes = value.as_bytes();
+    let word = |from: usize| {
+        let word = bytes.get(from..from + 8).and_then(|word| word.try_into().ok());
+        word.map_or(0, u64::from_le_bytes)
+    };
+    let mixed = match bytes.len() {
+        length @ 8.. => word(0) ^ word(length - 8).rotate_left(21) ^ word((length - 8) / 2).rotate_left(42),
+        _ => bytes.iter().fold(0, |mixed, byte| mixed << 8 | u64::from(*byte)),
+    };
+    let mixed = (mixed ^ bytes.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 57) as usize
 }
 
 fn ids<'a>(numbers: &'a [u32], predicates: &'a [Vec<PredicateId>]) -> impl Iterator<Item = PredicateId> + 'a {

@@ -9,6 +9,7 @@ use hyper::{Method, Version};
 use tidegate_pipeline::{LogBounds, Problem};
 
 use super::filter::Filter;
+use super::following::{Elsewhere, Positions};
 use super::subscription::Start;
 
 /// The sub-protocol of the feed.
@@ -16,6 +17,8 @@ pub const PROTOCOL: &str = "tidegate.alerts";
 
 const BEARER: &str = "tidegate.bearer.";
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// Nodes that a client may name in its position.
+const NODES_MAX: usize = 1_000;
 const KNOWN: &[&str] = &["after", "level", "rule", "tag", "entity"];
 
 /// The key that a browser passes as sub-protocol `tidegate.bearer.<key>`, in the form of an `Authorization` header
@@ -48,16 +51,26 @@ pub(super) enum Form {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) form: Form,
+    /// Where to start in the alerts of this node.
     pub(super) start: Start,
+    /// The last alerts seen of the other nodes.
+    pub(super) positions: Positions,
+    /// Where to start in nodes of which nothing was said.
+    pub(super) elsewhere: Elsewhere,
     pub(super) filter: Filter,
 }
 
 impl Wanted {
-    /// Checks everything there is to check.
+    /// Checks everything there is to check. `own` is the name of this node, when there are others.
     ///
     /// # Errors
     /// 400, 403, 405 or 426, for the client.
-    pub(super) fn read(parts: &Parts, origins: &[String], bounds: LogBounds) -> Result<Self, Problem> {
+    pub(super) fn read(
+        parts: &Parts,
+        origins: &[String],
+        bounds: LogBounds,
+        own: Option<&str>,
+    ) -> Result<Self, Problem> {
         if parts.method != Method::GET {
             let message = format!("{} is not allowed here", parts.method);
             return Err(Problem::new(405, "method_not_allowed", message).hint("use GET"));
@@ -83,7 +96,14 @@ impl Wanted {
         if let Some(last) = parts.headers.get(LAST_EVENT_ID).filter(|_| form == Form::Events) {
             after = Some(last.to_str().unwrap_or("?").to_owned());
         }
-        Ok(Self { form, start: start(after.as_deref(), bounds)?, filter: filter.checked()? })
+        let (start, positions, elsewhere) = match (after.as_deref(), own) {
+            (Some(after), Some(own)) if after.contains(':') => resumed(after, bounds, own)?,
+            (after, _) => {
+                let elsewhere = if after == Some("-1") { Elsewhere::All } else { Elsewhere::Now };
+                (start(after, bounds)?, Positions::new(), elsewhere)
+            }
+        };
+        Ok(Self { form, start, positions, elsewhere, filter: filter.checked()? })
     }
 }
 
@@ -166,6 +186,28 @@ fn is_base64_of_16(key: &str) -> bool {
     text.len() == 22 && text.bytes().all(plain) && text.ends_with(['A', 'Q', 'g', 'w'])
 }
 
+/// The positions of a client that has seen alerts of several nodes.
+fn resumed(after: &str, bounds: LogBounds, own: &str) -> Result<(Start, Positions, Elsewhere), Problem> {
+    let wrong = || {
+        let shown: String = after.chars().take(200).collect();
+        Problem::new(400, "invalid_parameter", format!("after cannot be {shown:?}"))
+            .hint("repeat the `after` of the last frame that you have, or use -1 for all")
+    };
+    let mut positions = Positions::new();
+    for part in after.split(',') {
+        let (node, seq) = part.split_once(':').ok_or_else(wrong)?;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        let seq: i64 = seq.parse().ok().filter(|seq| *seq >= -1).ok_or_else(wrong)?;
+        if !(1..=64).contains(&node.len()) || !node.bytes().all(plain) || positions.len() >= NODES_MAX {
+            return Err(wrong());
+        }
+        positions.insert(node.into(), seq);
+    }
+    // A client that comes from another node and has seen nothing of this one gets all of this one.
+    let own = positions.remove(own).unwrap_or(-1).to_string();
+    Ok((start(Some(&own), bounds)?, positions, Elsewhere::All))
+}
+
 fn start(after: Option<&str>, bounds: LogBounds) -> Result<Start, Problem> {
     let Some(after) = after else { return Ok(Start::Now) };
     let wrong = |hint: String| {
@@ -223,7 +265,7 @@ mod tests {
         }
         let bounds = LogBounds { first: 5, next: 100 };
         let parts = request.body(()).expect("a request").into_parts().0;
-        Wanted::read(&parts, &["https://soc.example".to_owned()], bounds)
+        Wanted::read(&parts, &["https://soc.example".to_owned()], bounds, Some("n1"))
     }
 
     fn upgrade(extra: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
@@ -252,6 +294,22 @@ mod tests {
         assert_eq!(wanted("/v2/alerts/stream?after=3", &headers).expect("good").start, Start::At(42));
         assert_eq!(wanted("/v2/alerts/stream?after=-1", &headers[..1]).expect("good").start, Start::At(0));
         assert_eq!(wanted("/v2/alerts/stream", &headers[..1]).expect("good").start, Start::Now);
+    }
+
+    #[test]
+    fn a_client_of_several_nodes_resumes_in_each() {
+        let resumed = |after: &str| wanted(&format!("/v2/alerts/stream?after={after}"), &upgrade(&[]));
+        let both = resumed("n1:41,n2:7").expect("good");
+        assert_eq!((both.start, both.elsewhere), (Start::At(42), Elsewhere::All));
+        assert_eq!(both.positions.into_iter().collect::<Vec<_>>(), [("n2".into(), 7)]);
+        let other = resumed("n2:-1").expect("good");
+        assert_eq!(other.start, Start::At(0), "nothing seen of this node");
+        assert_eq!(resumed("41").expect("good").elsewhere, Elsewhere::Now);
+        assert_eq!(resumed("-1").expect("good").elsewhere, Elsewhere::All);
+        let long = format!("{}:1", "n".repeat(65));
+        for wrong in ["n1:100", "n1:", ":1", "n1:-2", "n1:1,", "n1:1,n2", "n%201:1", "n1:1:2", &long] {
+            assert_eq!(resumed(wrong).expect_err(wrong).status, 400, "{wrong}");
+        }
     }
 
     #[test]

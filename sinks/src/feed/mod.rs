@@ -13,8 +13,13 @@
 //! A subscriber that was up to date and fell more than `lag_rows_max` rows of the log behind is told
 //! `{"type":"gap","missed":n,"resume_after":seq}` and goes on with the newest alerts: it may fetch what it missed with
 //! `GET /v2/alerts`, or reconnect with that `seq`.
+//!
+//! With [`Peers`] it sees the alerts of the other nodes too: `{"node":"…","after":"…","seq":n,"alert":{…}}`, in the order of
+//! each node, and resumes with `?after=` and the text of the last frame's `after`, at whichever node. What is no longer there of
+//! another node's is a gap with `"missed":null`.
 
 mod filter;
+mod following;
 mod handshake;
 mod render;
 mod sse;
@@ -42,10 +47,13 @@ use tidegate_pipeline::{Problem, StreamLog};
 use tokio::sync::watch;
 
 pub use filter::Filter;
+pub use following::{Peer, Peers};
 pub use handshake::{PROTOCOL, bearer_from_protocol};
+pub(crate) use render::render as render_alert;
 pub use render::render_alerts;
 
 use crate::metrics as names;
+use following::{Following, PeerTails};
 use handshake::{Form, Wanted};
 use subscription::Subscription;
 use tail::Tail;
@@ -127,6 +135,8 @@ struct Shared {
     config: FeedConfig,
     backfill: Backfill,
     recheck: OnceLock<Recheck>,
+    peers: OnceLock<Peers>,
+    peer_tails: PeerTails,
     stopping: watch::Receiver<bool>,
     open: Mutex<HashMap<Arc<str>, usize>>,
 }
@@ -141,8 +151,17 @@ impl Feed {
         stopping: watch::Receiver<bool>,
     ) -> Self {
         let tail = Arc::new(Tail::new(output, config.cache_bytes_max));
-        let (recheck, open) = (OnceLock::new(), Mutex::default());
-        Self { shared: Arc::new(Shared { tail, config, backfill, recheck, stopping, open }) }
+        let (recheck, peers, open) = (OnceLock::new(), OnceLock::new(), Mutex::default());
+        let peer_tails = PeerTails::default();
+        Self { shared: Arc::new(Shared { tail, config, backfill, recheck, peers, peer_tails, stopping, open }) }
+    }
+
+    /// Tells the alerts of other nodes too.
+    #[must_use]
+    pub fn with_peers(self, peers: Peers) -> Self {
+        // The first ones stay.
+        let _ = self.shared.peers.set(peers);
+        self
     }
 
     /// Ends the streams of principals that may no longer read: `recheck` is asked about each every second, and before
@@ -176,17 +195,12 @@ impl Feed {
             return Err(full("the server is stopping"));
         }
         let (parts, body) = request.into_parts();
-        let wanted = Wanted::read(&parts, &shared.config.origins, shared.tail.log().bounds())?;
+        let own = shared.peers.get().map(|peers| &*peers.own);
+        let wanted = Wanted::read(&parts, &shared.config.origins, shared.tail.log().bounds(), own)?;
         let seat = Seat::take(shared, principal)?;
-        let subscription = Subscription::new(
-            shared.tail.clone(),
-            shared.backfill.clone(),
-            principal.org_id.clone(),
-            wanted.filter,
-            wanted.start,
-            (shared.config.lag_rows_max, shared.config.backfill_rows_max),
-        );
-        match wanted.form {
+        let form = wanted.form.clone();
+        let subscription = shared.follow(wanted, principal);
+        match form {
             Form::Events => Ok(sse::answer(subscription, seat)),
             Form::WebSocket { key, protocol } => {
                 let upgrade = hyper::upgrade::on(Request::from_parts(parts, body));
@@ -199,6 +213,23 @@ impl Feed {
     /// Streams open now.
     pub fn subscribers(&self) -> usize {
         self.shared.open.lock().values().sum()
+    }
+}
+
+impl Shared {
+    fn follow(self: &Arc<Self>, wanted: Wanted, principal: &Principal) -> Following {
+        let Wanted { start, positions, elsewhere, filter, .. } = wanted;
+        let (org_id, lag) = (principal.org_id.clone(), (self.config.lag_rows_max, self.config.backfill_rows_max));
+        let backfill = Some(self.backfill.clone());
+        let own = Subscription::new(self.tail.clone(), backfill, org_id.clone(), filter, start, lag);
+        let Some(peers) = self.peers.get() else { return Following::alone(own) };
+        let (shared, others) = (self.clone(), peers.others.clone());
+        let subscribe = move |peer: &Peer, start, filter| {
+            let there = others.borrow().clone().unwrap_or_default();
+            let tail = shared.peer_tails.of(peer, &there, shared.config.cache_bytes_max / 4);
+            Subscription::new(tail, None, org_id.clone(), filter, start, lag)
+        };
+        Following::all(own, peers.clone(), positions, elsewhere, Box::new(subscribe))
     }
 }
 

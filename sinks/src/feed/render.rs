@@ -25,7 +25,7 @@ pub(super) fn seq(rows: &RecordBatch, row: usize) -> Option<u64> {
 }
 
 /// The JSON object of a row.
-pub(super) fn render(rows: &RecordBatch, row: usize) -> String {
+pub(crate) fn render(rows: &RecordBatch, row: usize) -> String {
     let mut object = Map::new();
     for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
         if column.is_valid(row)

@@ -1,6 +1,6 @@
 //! The feed as server-sent events: for curl, and for pages that use `EventSource`.
 //!
-//! Each alert is an event with its `seq` as id; a gap is an event of type `gap`. A comment every 15 s shows that the stream
+//! Each alert is an event with its `seq` (with other nodes, the positions in all of them) as id; a gap is an event of type `gap`. A comment every 15 s shows that the stream
 //! lives. A peer that does not read is found by the write timer of the listener.
 
 use std::fmt::Write as _;
@@ -14,7 +14,8 @@ use hyper::Response;
 use hyper::body::Frame;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 
-use super::subscription::{Broken, Subscription, Told};
+use super::following::Following;
+use super::subscription::{Broken, Told};
 use super::{FeedBody, Seat};
 use crate::metrics as names;
 
@@ -24,13 +25,13 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 const RECHECK: Duration = Duration::from_secs(1);
 
 struct Stream {
-    subscription: Subscription,
+    subscription: Following,
     seat: Seat,
     opened: bool,
     quiet: Duration,
 }
 
-pub(super) fn answer(subscription: Subscription, seat: Seat) -> Response<FeedBody> {
+pub(super) fn answer(subscription: Following, seat: Seat) -> Response<FeedBody> {
     let stream = Stream { subscription, seat, opened: false, quiet: Duration::ZERO };
     let frames = stream::unfold(stream, |mut stream| async move {
         let text = stream.next().await?;
@@ -87,7 +88,8 @@ fn events(told: &[Told]) -> String {
     for told in told {
         // Writing to a string cannot fail; a frame has no line breaks, since JSON texts escape them.
         let _ = match told {
-            Told::Alert { seq, frame } => write!(text, "id: {seq}\ndata: {frame}\n\n"),
+            Told::Alert { frame, after: Some(after), .. } => write!(text, "id: {after}\ndata: {frame}\n\n"),
+            Told::Alert { seq, frame, after: None } => write!(text, "id: {seq}\ndata: {frame}\n\n"),
             Told::Gap { .. } => write!(text, "event: gap\ndata: {}\n\n", told.frame()),
         };
     }

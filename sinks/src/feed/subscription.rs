@@ -31,10 +31,10 @@ pub(super) enum Start {
 /// What a subscriber is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Told {
-    /// `{"seq":n,"alert":{…}}`
-    Alert { seq: u64, frame: Utf8Bytes },
-    /// It was too slow.
-    Gap { missed: u64, resume_after: i64 },
+    /// `{"seq":n,"alert":{…}}`; with other nodes, `after` is where the subscriber is in all of them.
+    Alert { seq: u64, frame: Utf8Bytes, after: Option<Arc<str>> },
+    /// It was too slow, or what it wants is gone: then nobody knows how much that was.
+    Gap { missed: Option<u64>, resume_after: i64, place: Option<(Arc<str>, Arc<str>)> },
 }
 
 impl Told {
@@ -42,8 +42,25 @@ impl Told {
     pub(super) fn frame(&self) -> Utf8Bytes {
         match self {
             Self::Alert { frame, .. } => frame.clone(),
-            Self::Gap { missed, resume_after } => {
-                format!(r#"{{"type":"gap","missed":{missed},"resume_after":{resume_after}}}"#).into()
+            Self::Gap { missed, resume_after, place } => {
+                let missed = missed.map_or_else(|| "null".to_owned(), |missed| missed.to_string());
+                let place = place.as_ref().map(|(node, after)| format!(r#","node":"{node}","after":"{after}""#));
+                let place = place.unwrap_or_default();
+                format!(r#"{{"type":"gap","missed":{missed},"resume_after":{resume_after}{place}}}"#).into()
+            }
+        }
+    }
+
+    /// The same of one of several nodes. Neither name nor positions have anything that JSON escapes.
+    pub(super) fn placed(self, node: &Arc<str>, positions: &Arc<str>) -> Self {
+        match self {
+            Self::Alert { seq, frame, .. } => {
+                let rest = frame.as_str().strip_prefix('{').unwrap_or_default();
+                let frame = format!(r#"{{"node":"{node}","after":"{positions}",{rest}"#).into();
+                Self::Alert { seq, frame, after: Some(positions.clone()) }
+            }
+            Self::Gap { missed, resume_after, .. } => {
+                Self::Gap { missed, resume_after, place: Some((node.clone(), positions.clone())) }
             }
         }
     }
@@ -69,6 +86,8 @@ enum Read {
     Log(Found),
     /// Stored alerts below the given first offset of the log.
     History(Vec<(u64, String)>, Offset),
+    /// Nobody has what lies below the given first offset of the log.
+    Gone(Offset),
 }
 
 /// A stretch that is counted instead of told.
@@ -80,7 +99,8 @@ struct Skip {
 
 pub(super) struct Subscription {
     tail: Arc<Tail>,
-    backfill: Backfill,
+    /// Where alerts are that the log has forgotten; `None` when they are nowhere.
+    backfill: Option<Backfill>,
     bounds: watch::Receiver<LogBounds>,
     org_id: Arc<str>,
     pub(super) filter: Filter,
@@ -97,7 +117,7 @@ pub(super) struct Subscription {
 impl Subscription {
     pub(super) fn new(
         tail: Arc<Tail>,
-        backfill: Backfill,
+        backfill: Option<Backfill>,
         org_id: Arc<str>,
         filter: Filter,
         start: Start,
@@ -125,6 +145,11 @@ impl Subscription {
         }
     }
 
+    /// The last seq that it is past.
+    pub(super) fn position(&self) -> i64 {
+        signed(self.cursor) - 1
+    }
+
     /// Waits for what comes next; never empty. Dropping the future loses nothing, and a read under way goes on.
     pub(super) async fn next(&mut self) -> Result<Vec<Told>, Broken> {
         loop {
@@ -147,6 +172,12 @@ impl Subscription {
                     self.pass(alerts.iter().flat_map(|alerts| alerts.iter()), next)
                 }
                 Read::History(stored, first) => self.pass_stored(stored, first)?,
+                Read::Gone(first) => {
+                    self.cursor = self.cursor.max(first);
+                    self.skip = None;
+                    metrics::counter!(names::FEED_GAPS).increment(1);
+                    vec![Told::Gap { missed: None, resume_after: self.position(), place: None }]
+                }
             };
             if !told.is_empty() {
                 return Ok(told);
@@ -161,13 +192,16 @@ impl Subscription {
             self.skip = Some(Skip { end: bounds.next, missed: 0, resume_after: signed(cursor) - 1 });
         }
         if cursor < bounds.first {
+            let Some(backfill) = &self.backfill else {
+                return std::future::ready(Ok(Read::Gone(bounds.first))).boxed();
+            };
             let stretch = Stretch {
                 org_id: self.org_id.clone(),
                 after_seq: signed(cursor) - 1,
                 before_seq: signed(bounds.first),
                 limit: self.backfill_rows_max,
             };
-            let stored = (self.backfill)(stretch);
+            let stored = backfill(stretch);
             return async move { Ok(Read::History(stored.await.map_err(Broken::Unreadable)?, bounds.first)) }.boxed();
         }
         let tail = self.tail.clone();
@@ -202,7 +236,9 @@ impl Subscription {
         let from = std::mem::replace(&mut self.cursor, end);
         let wanted = alerts.filter(|alert| (from..end).contains(&alert.seq) && self.filter.matches(&alert.facts));
         let Some(skip) = &mut self.skip else {
-            return wanted.map(|alert| Told::Alert { seq: alert.seq, frame: alert.frame.clone() }).collect();
+            return wanted
+                .map(|alert| Told::Alert { seq: alert.seq, frame: alert.frame.clone(), after: None })
+                .collect();
         };
         skip.missed += wanted.count() as u64;
         if end < skip.end {
@@ -215,7 +251,7 @@ impl Subscription {
         }
         metrics::counter!(names::FEED_GAPS).increment(1);
         metrics::counter!(names::FEED_MISSED_ALERTS).increment(missed);
-        vec![Told::Gap { missed, resume_after }]
+        vec![Told::Gap { missed: Some(missed), resume_after, place: None }]
     }
 }
 

@@ -20,8 +20,9 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Bytes, Error as WsError, Message, Utf8Bytes};
 
 use super::filter::Filter;
+use super::following::Following;
 use super::handshake::PROTOCOL;
-use super::subscription::{Broken, Subscription};
+use super::subscription::Broken;
 use super::{FeedBody, Seat};
 use crate::metrics as names;
 
@@ -53,7 +54,7 @@ pub(super) fn answer(key: &str, protocol: bool) -> Result<Response<FeedBody>, Pr
 }
 
 /// Serves one subscriber to its end.
-pub(super) async fn serve(upgrade: OnUpgrade, subscription: Subscription, seat: Seat) {
+pub(super) async fn serve(upgrade: OnUpgrade, subscription: Following, seat: Seat) {
     let upgraded = match timeout(UPGRADE_MAX, upgrade).await {
         Ok(Ok(upgraded)) => upgraded,
         Ok(Err(error)) => return tracing::debug!(%error, "a connection was not upgraded"),
@@ -77,7 +78,7 @@ pub(super) async fn serve(upgrade: OnUpgrade, subscription: Subscription, seat: 
 struct Session {
     sink: SplitSink<Socket, Message>,
     source: SplitStream<Socket>,
-    subscription: Subscription,
+    subscription: Following,
     seat: Seat,
     window: Window,
 }
@@ -213,7 +214,7 @@ impl Session {
         let answer = match Ask::read(text) {
             Ok(filter) => {
                 let answer = json!({"type": "filter", "filter": &filter});
-                self.subscription.filter = filter;
+                self.subscription.set_filter(filter);
                 answer
             }
             Err(problem) => {

@@ -16,7 +16,7 @@ use tidegate_events::{Alert, Dataset, Level, alerts_to_batch};
 use tidegate_pipeline::keys::{Principal, Role};
 use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{Ack, Append, EventBatch, StreamLog};
-use tidegate_sinks::feed::{Feed, FeedBody, FeedConfig, Recheck, Stretch, render_alerts};
+use tidegate_sinks::feed::{Feed, FeedBody, FeedConfig, Peers, Recheck, Stretch, render_alerts};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -49,7 +49,16 @@ impl Door {
     }
 
     pub async fn open_with(config: FeedConfig, recheck: Option<Recheck>) -> Self {
-        let log = Arc::new(MemoryLog::new(16, 1 << 30));
+        Self::open_on(Arc::new(MemoryLog::new(16, 1 << 30)), config, recheck, None).await
+    }
+
+    /// A door to the alerts of this log, and to those of other nodes.
+    pub async fn open_on(
+        log: Arc<MemoryLog>,
+        config: FeedConfig,
+        recheck: Option<Recheck>,
+        peers: Option<Peers>,
+    ) -> Self {
         let stored: Arc<Mutex<Vec<(String, u64, String)>>> = Arc::default();
         let asked: Arc<Mutex<Vec<Stretch>>> = Arc::default();
         let slowness: Arc<Mutex<Duration>> = Arc::default();
@@ -76,6 +85,9 @@ impl Door {
         let mut feed = Feed::new(log.clone(), config, Arc::new(backfill), stop.subscribe());
         if let Some(recheck) = recheck {
             feed = feed.with_recheck(recheck);
+        }
+        if let Some(peers) = peers {
+            feed = feed.with_peers(peers);
         }
         let feed = Arc::new(feed);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

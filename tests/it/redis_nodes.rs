@@ -1,0 +1,207 @@
+//! Two servers that share one Redis: ids, alerts, streams; Redis killed and started again, a server killed while it delivers.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use crate::server::{PATIENCE, Server, event, on_demand};
+
+const RULE: &str = "title: Every marked event\nid: 11111111-2222-4333-8444-000000000001\nlogsource: {product: custom}\n\
+                    tidegate: {suppress: 0}\ndetection: {sel: {action: marked}, condition: sel}\nlevel: high\n";
+const PROGRAM: &str = "/usr/bin/redis-server";
+const STREAM: &str = "tidegate:stream:default:security_events";
+
+/// A Redis that keeps what it has through SIGKILL.
+struct Redis {
+    child: Option<Child>,
+    dir: TempDir,
+    port: u16,
+}
+
+impl Redis {
+    /// `None` where there is none, which is said.
+    fn start() -> Option<Self> {
+        if !Path::new(PROGRAM).exists() {
+            eprintln!("NOT RUN: there is no redis-server (cargo xtask test installs it)");
+            return None;
+        }
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = free.local_addr().expect("an address").port();
+        drop(free);
+        let mut redis = Self { child: None, dir: tempfile::tempdir().expect("a folder"), port };
+        redis.run();
+        Some(redis)
+    }
+
+    fn run(&mut self) {
+        let mut command = Command::new(PROGRAM);
+        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]);
+        command.arg("--dir").arg(self.dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.child = Some(command.spawn().expect("it starts"));
+        until("Redis answers", || self.cli(&["PING"]).contains("PONG"));
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("it is ours");
+            child.wait().expect("it ends");
+        }
+    }
+
+    fn cli(&self, words: &[&str]) -> String {
+        let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(words).output();
+        String::from_utf8_lossy(&output.expect("redis-cli").stdout).into_owned()
+    }
+
+    /// The ids of the events in the stream, in order.
+    fn ids(&self) -> Vec<String> {
+        let printed = self.cli(&["XRANGE", STREAM, "-", "+"]);
+        let lines: Vec<&str> = printed.lines().collect();
+        lines.windows(2).filter(|pair| pair[0] == "id").map(|pair| pair[1].to_owned()).collect()
+    }
+
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("SINKS__REDIS__URL", format!("redis://127.0.0.1:{}", self.port)),
+            ("SINKS__REDIS__SHARED_IDS__ENABLED", "true".into()),
+            ("SINKS__REDIS__SHARED_IDS__WAIT_MS_MAX", "500".into()),
+            ("SINKS__REDIS__FAN_OUT__ENABLED", "true".into()),
+            ("DELIVERY__RETRY_MS_MAX", "500".into()),
+        ]
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !so() {
+        assert!(started.elapsed() < PATIENCE, "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Follows the feed of a server from the start: the ids of the events that `wanted` alerts name, in order, each with its node.
+fn follow(server: &Server, wanted: usize) -> Vec<(String, String)> {
+    let address = server.url.replace("http://", "ws://");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let request = format!("{address}/v2/alerts/stream?after=-1").into_client_request().expect("a request");
+        let authority = server.url.trim_start_matches("http://").to_owned();
+        let stream = tokio::net::TcpStream::connect(authority).await.expect("a connection");
+        let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.expect("a handshake");
+        let mut seen = Vec::new();
+        while seen.len() < wanted {
+            let next = tokio::time::timeout(PATIENCE, socket.next()).await.expect("a frame in time");
+            let Some(Ok(Message::Text(text))) = next else { continue };
+            let frame: Value = serde_json::from_str(&text).expect("JSON");
+            let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{frame}")).to_owned();
+            seen.push((text(&frame["node"]), text(&frame["alert"]["event_ids"][0])));
+        }
+        seen
+    })
+}
+
+fn marked(name: &str, from: usize, to: usize) -> Vec<Value> {
+    (from..to).map(|at| event(&format!("{name}-{at:03}"), "marked")).collect()
+}
+
+fn details(server: &Server) -> String {
+    server.client().get("/readyz").json()["details"].to_string()
+}
+
+fn counts(reply: &Value) -> (i64, i64) {
+    (reply["accepted"].as_i64().unwrap_or(-1), reply["duplicates"].as_i64().unwrap_or(-1))
+}
+
+/// Each node's alerts in its own order, all of them, each once.
+fn must_be_whole(seen: &[(String, String)], sent: &[(&str, usize)]) {
+    for (name, count) in sent {
+        let of_node: Vec<&String> = seen.iter().map(|(_, id)| id).filter(|id| id.starts_with(name)).collect();
+        let expected: Vec<String> = (0..*count).map(|at| format!("{name}-{at:03}")).collect();
+        assert_eq!(of_node, expected.iter().collect::<Vec<_>>(), "alerts of {name}");
+    }
+}
+
+#[test]
+fn two_servers_share_ids_alerts_and_streams_and_outlive_a_killed_redis() {
+    let Some(mut redis) = Redis::start() else { return };
+    let rules = tempfile::tempdir().expect("a folder");
+    std::fs::write(rules.path().join("marked.yml"), RULE).expect("a rule");
+    let mut settings = redis.settings();
+    settings.push(("RULES", rules.path().to_str().expect("a path").to_owned()));
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let (a, b) = (Server::start(&settings), Server::start(&settings));
+    let path = "/v2/events/bulk?source=custom";
+    until("ids are shared", || details(&a) == "{}" && details(&b) == "{}");
+
+    assert_eq!(counts(&a.client().bulk(path, &marked("a", 0, 20)).json()), (20, 0));
+    assert_eq!(counts(&b.client().bulk(path, &marked("a", 10, 20)).json()), (0, 10), "the other node has stored them");
+    assert_eq!(counts(&b.client().bulk(path, &marked("b", 0, 20)).json()), (20, 0));
+    for server in [&a, &b] {
+        let seen = follow(server, 40);
+        must_be_whole(&seen, &[("a", 20), ("b", 20)]);
+        let nodes: std::collections::HashSet<&String> = seen.iter().map(|(node, _)| node).collect();
+        assert_eq!(nodes.len(), 2);
+    }
+    until("all in the stream", || redis.ids().len() == 40);
+
+    redis.kill();
+    let started = Instant::now();
+    assert_eq!(counts(&a.client().bulk(path, &marked("a", 20, 40)).json()), (20, 0));
+    assert_eq!(counts(&b.client().bulk(path, &marked("b", 20, 40)).json()), (20, 0));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    a.client().wait_for("SELECT count(*) FROM alerts", 40);
+    for stage in ["redis:ingest", "redis:shared-ids", "redis:peers", "redis:fan-out"] {
+        until(&format!("{stage} says what is wrong"), || details(&a).contains(&format!("\"{stage}\"")));
+    }
+    assert_eq!(a.client().get("/readyz").status.as_u16(), 200, "what is degraded is not stuck");
+    redis.run();
+    for server in [&a, &b] {
+        must_be_whole(&follow(server, 80), &[("a", 40), ("b", 40)]);
+    }
+    until("well again", || details(&a) == "{}" && details(&b) == "{}");
+    until("all in the stream", || redis.ids().len() >= 80);
+    let mut ids = redis.ids();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!((ids.len(), redis.ids().len()), (80, 80), "each once");
+    assert_eq!(counts(&b.client().bulk(path, &marked("a", 20, 40)).json()), (0, 20), "also what was stored meanwhile");
+}
+
+#[test]
+fn a_server_killed_while_it_delivers_doubles_and_loses_nothing_in_redis() {
+    let Some(redis) = Redis::start() else { return };
+    let settings = redis.settings();
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let mut server = Server::start(&settings);
+    let mut sent = 0;
+    for kill in 0..on_demand("TIDEGATE_REDIS_KILLS", 6) {
+        for _ in 0..10 {
+            let events: Vec<Value> = (sent..sent + 300).map(|at| event(&format!("k-{at}"), "x")).collect();
+            assert_eq!(counts(&server.client().bulk("/v2/events/bulk", &events).json()), (300, 0));
+            sent += 300;
+        }
+        // Somewhere in what is delivered.
+        std::thread::sleep(Duration::from_millis(kill * 17 % 60));
+        server.kill();
+        server.run(&settings);
+    }
+    until("all in the stream", || redis.ids().len() >= sent);
+    std::thread::sleep(Duration::from_millis(300));
+    let ids = redis.ids();
+    let expected: Vec<String> = (0..sent).map(|at| format!("k-{at}")).collect();
+    assert_eq!(ids.len(), sent, "each once");
+    assert!(ids == expected, "in the order of the log");
+}
