@@ -237,8 +237,7 @@ impl Server {
         })?);
         let mappings = Arc::new(Mappings::builtin().context("the shipped mappings")?);
         let decode = (mappings, config.decode.clone());
-        let batcher =
-            Arc::new(Batcher::start(&config.batcher, decode.clone(), append_to, Handle::current(), &health)?);
+        let batcher = Arc::new(Batcher::start(&config.batcher, decode.clone(), append_to, Handle::current(), &health)?);
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(shelf.clone().follow(stopping.clone()));
         let threat_detection = ThreatDetection::new(ThreatDetectionParts {

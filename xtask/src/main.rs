@@ -66,12 +66,12 @@ fn with_servers(program: &str, arguments: &[&str]) -> bool {
         }
     };
     let environment = servers.environment().iter().map(|(name, value)| (*name, value.as_str()));
-    run(Command::new(program).args(arguments).envs(environment))
+    run(plain(program).args(arguments).envs(environment))
 }
 
 /// Writes one generated page of docs/ anew. A test compares them with the program.
 fn page(name: &str) -> bool {
-    let made = Command::new(env!("CARGO")).args(["run", "--quiet", "--", "docs", name]).output();
+    let made = plain(env!("CARGO")).args(["run", "--quiet", "--", "docs", name]).output();
     match made {
         Ok(output) if output.status.success() => {
             let path = format!("docs/{name}.md");
@@ -100,7 +100,19 @@ fn lint() -> bool {
 }
 
 fn cargo(arguments: &[&str]) -> bool {
-    run(Command::new(env!("CARGO")).args(arguments))
+    run(plain(env!("CARGO")).args(arguments))
+}
+
+/// A command without what cargo told this program about its own package: build scripts that look at it (ring's does) would run
+/// anew each time that `cargo` and `cargo xtask` take turns, and half of all crates be compiled with them.
+fn plain(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 fn run(command: &mut Command) -> bool {

@@ -114,7 +114,7 @@ async fn until(what: &str, mut so: impl FnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_of_any_node_sees_the_alerts_of_all_and_resumes_at_any() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let config = config(&server.url());
     let (a, b) = (Node::start("a", &config).await, Node::start("b", &config).await);
     let (mut of_a, mut of_b) = (a.door.follow("?after=-1").await, b.door.follow("?after=-1").await);
@@ -155,7 +155,7 @@ async fn a_client_of_any_node_sees_the_alerts_of_all_and_resumes_at_any() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_without_a_position_gets_what_comes() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let config = config(&server.url());
     let (a, b) = (Node::start("a", &config).await, Node::start("b", &config).await);
     b.raise(3).await;
@@ -171,14 +171,15 @@ async fn a_client_without_a_position_gets_what_comes() {
     let request = "GET /v2/alerts/stream?after=-1 HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n";
     let text = read_until(&mut a.door.raw(request).await, "id: a:-1,b:6\n").await;
     assert!(text.contains("id: a:-1,b:4\n"), "{text}");
-    let request = "GET /v2/alerts/stream HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\nlast-event-id: a:-1,b:4\r\n\r\n";
+    let request =
+        "GET /v2/alerts/stream HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\nlast-event-id: a:-1,b:4\r\n\r\n";
     let text = read_until(&mut a.door.raw(request).await, "id: a:-1,b:6\n").await;
     assert!(!text.contains("b:4\n"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_redis_delays_the_alerts_of_others_and_loses_none() {
-    let Some(mut server) = RedisServer::start(&[]) else { return };
+    let mut server = RedisServer::start(&[]);
     let proxy = FaultProxy::to(server.port);
     let config = config(&proxy.url());
     let (a, b) = (Node::start("a", &config).await, Node::start("b", &config).await);
@@ -219,7 +220,7 @@ async fn a_lost_redis_delays_the_alerts_of_others_and_loses_none() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_trimmed_is_told_as_a_gap() {
-    let Some(server) = RedisServer::start(&["--stream-node-max-entries", "5"]) else { return };
+    let server = RedisServer::start(&["--stream-node-max-entries", "5"]);
     let mut config = config(&server.url());
     config.fan_out = FanOutConfig { batches_max: 10, memory_bytes_max: 1, ..config.fan_out };
     let (a, b) = (Node::start("a", &config).await, Node::start("b", &config).await);
@@ -245,7 +246,7 @@ async fn what_was_trimmed_is_told_as_a_gap() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_starts_again_publishes_nothing_twice() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let config = config(&server.url());
     let a = Node::start("a", &config).await;
     let log = Arc::new(MemoryLog::new(16, 1 << 30));

@@ -76,12 +76,10 @@ struct Node {
 
 impl Node {
     fn start(name: &'static str, config: &RedisConfig) -> Self {
-        let own = OwnLog {
-            log: MemoryLog::new(10_000, 1 << 30),
-            fate: Mutex::new(Fate::Stored),
-            silent: Mutex::default(),
-        };
-        let mut node = Self { name, config: config.clone(), own: Arc::new(own), health: Health::default(), running: None };
+        let own =
+            OwnLog { log: MemoryLog::new(10_000, 1 << 30), fate: Mutex::new(Fate::Stored), silent: Mutex::default() };
+        let mut node =
+            Self { name, config: config.clone(), own: Arc::new(own), health: Health::default(), running: None };
         node.restart();
         until("ids are shared", || node.log().is_shared());
         node
@@ -154,7 +152,7 @@ fn config(url: &str) -> RedisConfig {
 
 #[test]
 fn what_one_node_has_stored_another_answers_as_a_duplicate() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let (a, b) = (Node::start("a", &config(&server.url())), Node::start("b", &config(&server.url())));
     assert_eq!(a.send(&["1", "2", "2"]), Ok((2, 1)));
     assert_eq!(b.send(&["0", "2", "3", "1", "3"]), Ok((2, 3)));
@@ -175,7 +173,7 @@ fn what_one_node_has_stored_another_answers_as_a_duplicate() {
 
 #[test]
 fn a_node_that_dies_anywhere_keeps_no_event_from_being_stored() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     for (fate, doubled) in
         [(Fate::Refused, false), (Fate::DiesBefore, false), (Fate::DiesAfter, true), (Fate::Stored, false)]
     {
@@ -207,7 +205,7 @@ fn a_node_that_dies_anywhere_keeps_no_event_from_being_stored() {
 /// Two nodes, a few ids, deaths and refusals at every step, Redis forgetting everything now and then.
 #[test]
 fn whatever_happens_an_answer_stands_for_an_event_that_is_durable() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let config = RedisConfig {
         shared_ids: SharedIdsConfig { wait_ms_max: 30, claim_s: 1, ..config(&server.url()).shared_ids },
         ..config(&server.url())
@@ -276,8 +274,10 @@ fn whatever_happens_an_answer_stands_for_an_event_that_is_durable() {
 
 #[test]
 fn without_redis_events_are_stored_at_once_and_made_known_afterwards() {
-    let Some(mut server) = RedisServer::start(&[]) else { return };
-    for (name, fault) in [("killed", Fault::None), ("hanging", Fault::Hanging), ("slow", Fault::Slow(Duration::from_millis(300)))] {
+    let mut server = RedisServer::start(&[]);
+    for (name, fault) in
+        [("killed", Fault::None), ("hanging", Fault::Hanging), ("slow", Fault::Slow(Duration::from_millis(300)))]
+    {
         let proxy = FaultProxy::to(server.port);
         let config = RedisConfig {
             shared_ids: SharedIdsConfig { wait_ms_max: 100, ..config(&proxy.url()).shared_ids },
@@ -313,7 +313,7 @@ fn without_redis_events_are_stored_at_once_and_made_known_afterwards() {
 
 #[test]
 fn a_user_who_may_not_and_a_full_server_degrade_and_recover() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let steps: [(&[&str], &[&str], &str); 2] = [
         (&["ACL", "SETUSER", "default", "-set"], &["ACL", "SETUSER", "default", "+@all"], "docs/sinks/redis.md"),
         (&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"], "raise its maxmemory"),

@@ -84,7 +84,7 @@ impl Destination for Streams {
 
 #[test]
 fn redis_streams_keep_the_contract_of_a_sink() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let server = Arc::new(server);
     for (keeps_notes, batch_entries_max) in [(true, 512), (true, 1)] {
         let mut nth = 0;
@@ -177,7 +177,7 @@ impl World {
 
 #[test]
 fn a_stock_consumer_group_reads_and_acknowledges() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let mut world = World::new(&server.config());
     world.send(2);
     world.must_be_whole(&server, "before");
@@ -216,7 +216,7 @@ fn a_stock_consumer_group_reads_and_acknowledges() {
 
 #[test]
 fn streams_keep_their_bounds() {
-    let Some(server) = RedisServer::start(&["--stream-node-max-entries", "10"]) else { return };
+    let server = RedisServer::start(&["--stream-node-max-entries", "10"]);
     let mut config = server.config();
     config.streams = StreamsConfig { entries_max: 40, age_s_max: Some(3600), event_bytes_max: 1024, ..config.streams };
     let mut world = World::new(&config);
@@ -264,7 +264,7 @@ fn redis_may_be_away_in_any_way_and_each_event_is_there_once() {
 }
 
 fn away(name: &str, fault: Fault, time: Duration) {
-    let Some(mut server) = RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]) else { return };
+    let mut server = RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]);
     let proxy = FaultProxy::to(server.port);
     let config = RedisConfig { url: proxy.url(), ..server.config() };
     let mut world = World::new(&config);
@@ -345,7 +345,7 @@ fn an_error_says_what_to_do_and_delivery_goes_on_without_a_restart() {
         ("scripts forgotten", |server| _ = server.ask(&["SCRIPT", "FLUSH"]), |_| {}, ""),
     ];
     for (name, spoil, mend, told) in cases {
-        let Some(server) = RedisServer::start(&[]) else { return };
+        let server = RedisServer::start(&[]);
         let mut world = World::new(&server.config());
         world.send(3);
         world.must_be_whole(&server, name);
@@ -369,7 +369,7 @@ fn an_error_says_what_to_do_and_delivery_goes_on_without_a_restart() {
 
 #[test]
 fn what_a_server_lost_is_written_again_and_a_new_one_goes_on() {
-    let Some(mut server) = RedisServer::start(&["--dbfilename", "dump.rdb"]) else { return };
+    let mut server = RedisServer::start(&["--dbfilename", "dump.rdb"]);
     let mut world = World::new(&server.config());
     world.send(10);
     world.must_be_whole(&server, "before");
@@ -398,7 +398,7 @@ fn what_a_server_lost_is_written_again_and_a_new_one_goes_on() {
 
 #[test]
 fn a_cursor_that_another_process_moves_is_told_and_not_followed() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let mut world = World::new(&server.config());
     world.send(2);
     world.must_be_whole(&server, "before");
@@ -438,7 +438,7 @@ fn a_configuration_that_cannot_be_is_refused_with_a_reason() {
 /// The future of a write is dropped when the server stops: what it began must do no harm.
 #[test]
 fn a_write_that_is_given_up_leaves_nothing_doubled() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let runtime = runtime();
     let _entered = runtime.enter();
     let fs = SimFs::new();
