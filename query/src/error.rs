@@ -165,6 +165,12 @@ pub(crate) fn from_datafusion(error: &DataFusionError) -> QueryError {
         tracing::warn!(%cause, "a query could not read the object store");
         return QueryError::HistoryUnavailable;
     }
+    // Where arrow stands between, only the text of the error is left. What is not on the local disk is read through the cache.
+    let told = error.to_string();
+    if told.contains("Generic cache error") {
+        tracing::warn!(cause = told, "a query could not read the object store");
+        return QueryError::HistoryUnavailable;
+    }
     match error {
         DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => from_datafusion(inner),
         DataFusionError::Shared(inner) => from_datafusion(inner),

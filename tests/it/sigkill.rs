@@ -26,7 +26,7 @@ fn a_hundred_kills_under_load_lose_and_double_nothing() {
         ("RULES", folder),
         ("STARTER_PACK", "false"),
         ("SIGMA__SUPPRESS_S", "0"),
-        ("SIGMA__ALERTS_PER_BATCH_MAX", "100000"),
+        ("SIGMA__ALERTS_PER_SECOND_MAX", "100000"),
         ("RUN__CHECKPOINT_INTERVAL_MS", "50"),
         ("DELIVERY__FLUSH_INTERVAL_MS", "200"),
         ("LOG_STORE__SEGMENT_BYTES_MAX", "262144"),

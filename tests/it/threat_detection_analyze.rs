@@ -110,7 +110,7 @@ fn what_cannot_be_analyzed_is_refused() {
             (400, "invalid_body"),
         ),
         ("events that are none", json!({"rule": rules(1), "events": {"a": 1}}), (400, "invalid_body")),
-        ("an unknown member", json!({"rule": rules(1), "events": one, "org": "acme"}), (400, "invalid_body")),
+        ("an unknown member", json!({"rule": rules(1), "events": one, "tenant": "acme"}), (400, "invalid_body")),
         ("an unknown table", json!({"rule": rules(1), "events": one, "dataset": "alerts"}), (400, "invalid_body")),
         ("no time", json!({"rule": rules(1), "from": "yesterday"}), (400, "invalid_body")),
         (

@@ -52,7 +52,7 @@ pub struct RunConfig {
     pub alert_rows_max: usize,
     /// Alerts that are collected before they are appended, at most; one batch of events may exceed it by its own alerts.
     pub alerts_pending_max: usize,
-    /// Time between two checkpoints while there is progress.
+    /// Time between two checkpoints while there is progress: more when writing them takes long. 0: after every read.
     pub checkpoint_interval_ms: u64,
     /// Size of a checkpoint: operators whose states exceed it together are not checkpointed, which the stage says.
     pub checkpoint_bytes_max: u64,

@@ -133,7 +133,8 @@ impl State {
                     self.checkpoint();
                 }
                 // A large state takes long to write: the stream has the time, but for one part in so many.
-                due = Instant::now() + interval.max(started.elapsed() * (CHECKPOINT_PART - 1));
+                let pause = if interval.is_zero() { interval } else { started.elapsed() * (CHECKPOINT_PART - 1) };
+                due = Instant::now() + interval.max(pause);
             }
         }
     }

@@ -5,6 +5,9 @@ use tidegate_events::Alert;
 
 use super::Lane;
 
+/// How far receive time goes back without a clock that was set.
+const OUT_OF_ORDER_S: i64 = 2;
+
 /// Alerts on their way out: in a second of receive time at most so many of one rule for one tenant. What comes beyond is counted
 /// in one more alert, which is kept back until the second is over. Seconds are in the rows, so that it does not matter where
 /// batches begin and end.
@@ -37,10 +40,11 @@ impl Outlet {
         Self { second: i64::MIN, per_second_max: per_second_max.max(1), event_ids_max, ..Self::default() }
     }
 
-    /// Receive time (µs) has come to here: if the second is over, what was kept back goes out.
+    /// Receive time (µs) has come to here: if the second is over, what was kept back goes out. Batches come a little out of order;
+    /// a clock that was set back begins a second of its own, or all would count in one alert until it is where it was.
     pub fn receive(&mut self, received: i64) {
         let second = received.div_euclid(1_000_000);
-        if second > self.second {
+        if second > self.second || second < self.second.saturating_sub(OUT_OF_ORDER_S) {
             self.second = second;
             self.counts.clear();
             self.places.clear();

@@ -70,7 +70,7 @@ fn a_filter_that_is_slow_is_parked_for_its_tenant_and_said_to_be() {
     let mut operator =
         operator(RulesConfig { suppress_s: 0, ..RulesConfig::default() }, &[("default", rule), ("acme", filter)]);
     let round = |round: usize| {
-        let event = |number: usize| at(&format!("{number}"), 1.0, &[("f", &busy(round * 200 + number)), ("g", "v")]);
+        let event = |number: usize| at(&format!("{number}"), 1.0, &[("f", &busy(round * 200 + number)), ("g", "w")]);
         batch(&(0..200).map(event).collect::<Vec<_>>())
     };
     let rounds: Vec<LogBatch> = (0..60).map(round).collect();
