@@ -41,14 +41,20 @@ fn the_last_rows_are_not_forgotten_for_an_empty_segment_after_them() {
     assert!(log.bounds().first >= 2);
 }
 
-#[test]
-fn a_summary_whose_keys_are_damaged_is_whole_again_after_a_start() {
+/// As [`two_rows`], with a summary whose last byte, one of its keys, is another.
+fn two_rows_with_damaged_keys() -> SimFs {
     let fs = two_rows();
     let path = files(&fs, "sum").remove(0);
     let mut bytes = fs.bytes(&path).expect("bytes");
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     fs.set_bytes(&path, bytes);
+    fs
+}
+
+#[test]
+fn a_summary_whose_keys_are_damaged_is_whole_again_after_a_start() {
+    let fs = two_rows_with_damaged_keys();
     assert!(!verify(&fs, Path::new(DIR)).expect("reports")[0].summarised, "its keys are damaged");
     let (log, report) = open(&fs).expect("it opens");
     assert_eq!(report.keys, 2, "from the segment");
@@ -58,12 +64,7 @@ fn a_summary_whose_keys_are_damaged_is_whole_again_after_a_start() {
 
 #[test]
 fn keys_that_cannot_be_read_now_keep_the_log_from_opening_rather_than_being_forgotten() {
-    let fs = two_rows();
-    let path = files(&fs, "sum").remove(0);
-    let mut bytes = fs.bytes(&path).expect("bytes");
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
-    fs.set_bytes(&path, bytes);
+    let fs = two_rows_with_damaged_keys();
     // From any read on, the disk is gone: opening fails, and never comes back without the keys.
     let mut refused = 0;
     for nth in 1..60 {
