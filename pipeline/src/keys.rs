@@ -8,6 +8,7 @@
 //! A revoked key stays in the registry, marked: were it removed, revoking the last key would open the server to everybody.
 //! What is made or revoked has effect for the next request.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
@@ -23,7 +24,7 @@ use thiserror::Error;
 
 use crate::error::PipelineError;
 use crate::metrics as names;
-use crate::registry::{Action, Change, Entries, Registry};
+use crate::registry::{Action, Change, Entries, Entry, Registry};
 
 /// The `kind` of keys in the registry.
 pub const KIND: &str = "key";
@@ -168,13 +169,13 @@ struct Body {
 #[derive(Debug)]
 pub struct Keys {
     registry: Registry,
-    table: RwLock<Arc<Table>>,
+    table: RwLock<Table>,
 }
 
 /// The keys, ready to be looked up.
 #[derive(Default)]
 struct Table {
-    /// What it was made from: it is out of date once the registry has another.
+    /// What it was made from: it is brought up to date once the registry has another.
     entries: Arc<Entries>,
     keys: HashMap<String, Known>,
 }
@@ -194,8 +195,9 @@ impl fmt::Debug for Table {
 impl Keys {
     /// The keys of a registry.
     pub fn new(registry: Registry) -> Self {
-        let table = RwLock::new(Arc::new(Table::of(registry.all(KIND))));
-        Self { registry, table }
+        let mut table = Table::default();
+        table.bring_to(registry.all(KIND));
+        Self { registry, table: RwLock::new(table) }
     }
 
     /// Whether no key was ever made: then everybody who reaches the server is [`DEFAULT_ORG`]'s admin.
@@ -232,25 +234,29 @@ impl Keys {
     }
 
     fn look_up(&self, token: Result<Option<&str>, AuthError>) -> Result<Principal, AuthError> {
-        let table = self.current();
-        // Revoked keys count: with them the server is not open.
-        if table.entries.is_empty() {
-            return Ok(Principal { org_id: DEFAULT_ORG.into(), role: Role::Admin, key_id: "local".into() });
-        }
-        let found = token.and_then(|token| table.find(token.ok_or(AuthError::Missing)?));
-        found.inspect_err(|error| counter!(names::KEYS_REFUSED, "reason" => error.reason()).increment(1))
+        self.with_current(|table| {
+            // Revoked keys count: with them the server is not open.
+            if table.entries.is_empty() {
+                return Ok(Principal { org_id: DEFAULT_ORG.into(), role: Role::Admin, key_id: "local".into() });
+            }
+            let found = token.and_then(|token| table.find(token.ok_or(AuthError::Missing)?));
+            found.inspect_err(|error| counter!(names::KEYS_REFUSED, "reason" => error.reason()).increment(1))
+        })
     }
 
-    /// The table of the registry's keys as they are now.
-    fn current(&self) -> Arc<Table> {
+    /// Asks the table of the registry's keys as they are now.
+    fn with_current<A>(&self, ask: impl FnOnce(&Table) -> A) -> A {
         let entries = self.registry.all(KIND);
-        let known = self.table.read().clone();
-        if Arc::ptr_eq(&known.entries, &entries) || (known.entries.is_empty() && entries.is_empty()) {
-            return known;
+        {
+            let table = self.table.read();
+            if Arc::ptr_eq(&table.entries, &entries) || (table.entries.is_empty() && entries.is_empty()) {
+                return ask(&table);
+            }
         }
-        let table = Arc::new(Table::of(entries));
-        *self.table.write() = table.clone();
-        table
+        let mut table = self.table.write();
+        // Whoever had the lock before may have brought it further than to what was read above.
+        table.bring_to(self.registry.all(KIND));
+        ask(&table)
     }
 
     /// Makes a key; its secret is returned here and never again.
@@ -291,7 +297,7 @@ impl Keys {
     pub fn list(&self, org_id: Option<&str>) -> Vec<KeyRecord> {
         let all = self.registry.all(KIND);
         let wanted = all.values().filter(|entry| org_id.is_none_or(|org_id| entry.org_id == org_id));
-        let record = |entry: &Arc<crate::registry::Entry>| {
+        let record = |entry: &Arc<Entry>| {
             let body: Body = Body::deserialize(&entry.body).ok()?;
             Some(KeyRecord {
                 key_id: entry.id.clone(),
@@ -352,18 +358,38 @@ fn change(action: Action, org_id: &str, key_id: &str, actor: &str, time_us: i64)
 }
 
 impl Table {
-    fn of(entries: Arc<Entries>) -> Self {
-        let known = |entry: &Arc<crate::registry::Entry>| {
-            let body = Body::deserialize(&entry.body).ok()?;
+    /// Takes in what differs, which is little: with ten thousand keys, one more must not cost reading all of them.
+    fn bring_to(&mut self, entries: Arc<Entries>) {
+        let before = std::mem::replace(&mut self.entries, entries.clone());
+        let mut old = before.values().peekable();
+        for entry in entries.values() {
+            while let Some(gone) = old.next_if(|old| order(old, entry).is_lt()) {
+                self.remove(gone);
+            }
+            match old.next_if(|old| order(old, entry).is_eq()) {
+                Some(same) if Arc::ptr_eq(same, entry) => {}
+                _ => self.insert(entry),
+            }
+        }
+        old.for_each(|gone| self.remove(gone));
+    }
+
+    fn insert(&mut self, entry: &Entry) {
+        let known = Body::deserialize(&entry.body).ok().and_then(|body| {
             let principal =
                 Principal { org_id: entry.org_id.as_str().into(), role: body.role, key_id: entry.id.as_str().into() };
-            Some((
-                entry.id.clone(),
-                Known { principal, hash: unhex(&body.sha256)?, revoked: body.revoked_us.is_some() },
-            ))
-        };
-        let keys = entries.values().filter_map(known).collect();
-        Self { entries, keys }
+            Some(Known { principal, hash: unhex(&body.sha256)?, revoked: body.revoked_us.is_some() })
+        });
+        match known {
+            Some(known) => drop(self.keys.insert(entry.id.clone(), known)),
+            None => self.remove(entry),
+        }
+    }
+
+    fn remove(&mut self, entry: &Entry) {
+        if self.keys.get(&entry.id).is_some_and(|known| *known.principal.org_id == *entry.org_id) {
+            self.keys.remove(&entry.id);
+        }
     }
 
     /// The holder of a key. The same work is done whether its id is known or not.
@@ -380,6 +406,11 @@ impl Table {
             _ => Err(AuthError::Unknown),
         }
     }
+}
+
+/// The order of [`Entries`].
+fn order(one: &Entry, other: &Entry) -> Ordering {
+    (&one.org_id, &one.id).cmp(&(&other.org_id, &other.id))
 }
 
 /// Checks the name of a tenant: 1 to 64 of `a-z`, `0-9`, `.`, `_`, `-`.

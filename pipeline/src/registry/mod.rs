@@ -38,6 +38,9 @@ const MAGIC: [u8; 8] = *b"TGREGS01";
 /// Bytes of a tenant's, kind's or target's name in a change.
 const NAME_BYTES_MAX: usize = 256;
 
+/// A snapshot is due when changes are one in so many things.
+const SNAPSHOT_SHARE: usize = 8;
+
 /// Bounds of the registry.
 #[derive(Debug, Clone, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -79,6 +82,8 @@ struct Turn {
     ids: IdGenerator,
     /// Not known to be in both of the files that are kept: there were changes, or this is the first save.
     single: bool,
+    /// Changes since the last snapshot.
+    unsaved: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -132,7 +137,7 @@ impl Registry {
         }
         gauge!(names::REGISTRY_ENTRIES).set(kinds.len() as f64);
         let seed = getrandom::u64().map_err(|error| PipelineError::Invalid(format!("no random bits: {error}")))?;
-        let turn = Turn { files, ids: IdGenerator::new(seed), single: true };
+        let turn = Turn { files, ids: IdGenerator::new(seed), single: true, unsaved: 0 };
         let shared = Shared {
             log,
             config,
@@ -154,8 +159,8 @@ impl Registry {
         Ok(files.load(parse_snapshot)?.value.map_or(0, |snapshot| snapshot.offset))
     }
 
-    /// Makes changes: durable in the log, then visible to all, then in the snapshot. All of them or none. Goes on to its end
-    /// even when the caller is gone. Needs a runtime.
+    /// Makes changes: durable in the log, then visible to all. All of them or none. Goes on to its end even when the caller is
+    /// gone. Writes a snapshot once the changes since the last one are an eighth of all things. Needs a runtime.
     ///
     /// # Errors
     /// [`PipelineError::Invalid`] for a change that breaks a bound, [`PipelineError::Append`] when the log does not take
@@ -267,11 +272,14 @@ impl Shared {
         }
         gauge!(names::REGISTRY_ENTRIES).set(after.len() as f64);
         counter!(names::REGISTRY_CHANGES).increment((changes.len() - appended.duplicates.len()) as u64);
-        *self.kinds.write() = after;
         turn.single = true;
+        turn.unsaved += changes.len();
+        // A snapshot is as long as all things together, so it is written once for a share of them; until then, and when it cannot
+        // be written, a restart reads the changes from the log.
+        let due = turn.unsaved.saturating_mul(SNAPSHOT_SHARE) >= after.len();
+        *self.kinds.write() = after;
         self.version.send_modify(|version| *version += 1);
-        // The changes are made; without a snapshot, a restart reads them from the log.
-        if let Err(error) = self.save(turn).await {
+        if due && let Err(error) = self.save(turn).await {
             tracing::warn!(%error, "could not write a snapshot of the registry: the log keeps the changes");
             counter!(names::REGISTRY_SNAPSHOT_FAILURES).increment(1);
         }
@@ -337,6 +345,7 @@ impl Shared {
                 turn.files.save(&body)?;
                 turn.single = false;
             }
+            turn.unsaved = 0;
             shared.covered.store(offset, Ordering::Release);
             Ok(())
         };

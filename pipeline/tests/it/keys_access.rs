@@ -3,13 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::Value;
 use tidegate_events::Dataset;
 use tidegate_pipeline::PipelineError;
 use tidegate_pipeline::StreamLog;
 use tidegate_pipeline::fs::{Fs, SimFs};
 use tidegate_pipeline::keys::{AuthError, DEFAULT_ORG, KIND, Keys, Principal, Role, check_org};
 use tidegate_pipeline::log::{LogConfig, SegmentLog};
-use tidegate_pipeline::registry::{Registry, RegistryConfig, changes_in, changes_of_batch, changes_to_batch};
+use tidegate_pipeline::registry::{
+    Action, Change, Registry, RegistryConfig, changes_in, changes_of_batch, changes_to_batch,
+};
 
 use crate::scripted::{ScriptedLog, print_rows};
 
@@ -256,5 +259,57 @@ async fn a_key_made_while_the_server_is_down_is_there_when_it_starts() {
         let (log, keys) = offline(&fs);
         assert_eq!(log.bounds().next, 1);
         assert_eq!(&*bearer(&keys, &secret).expect("let in").key_id, id);
+    }
+}
+
+/// A step: 0 to 3 make a key, 4 revokes one, 5 removes one, 6 asks the table that is kept.
+async fn follow(steps: Vec<(u8, u8)>) {
+    let (log, fs): (_, Arc<dyn Fs>) = (ScriptedLog::new(), Arc::new(SimFs::new()));
+    let changes = |from| changes_in(&*log, from, 1 << 20);
+    let registry = Registry::open(fs, Path::new("/registry"), log.clone(), RegistryConfig::default(), changes);
+    let registry = registry.expect("a registry");
+    let kept = Keys::new(registry.clone());
+    let mut made: Vec<(String, String, String)> = Vec::new();
+    let agree = |made: &[(String, String, String)]| {
+        let fresh = Keys::new(registry.clone());
+        for (secret, ..) in made {
+            assert_eq!(bearer(&kept, secret), bearer(&fresh, secret));
+        }
+    };
+    for (number, (step, which)) in steps.into_iter().enumerate() {
+        let chosen = made.get(usize::from(which) % made.len().max(1)).cloned();
+        match (step, chosen) {
+            (6.., _) => agree(&made),
+            (4, Some((_, _, id))) => drop(kept.revoke(&id, None, "local", 9).await.expect("revoked")),
+            (5, Some((_, org_id, target_id))) => {
+                let change = Change {
+                    time_us: 9,
+                    change_id: number.to_string(),
+                    org_id,
+                    actor: "local".to_owned(),
+                    kind: KIND.to_owned(),
+                    target_id,
+                    action: Action::Delete,
+                    body: Value::Null,
+                };
+                registry.apply(vec![change]).await.expect("removed");
+            }
+            _ => {
+                let org = format!("tenant-{}", which % 5);
+                let (secret, record) = kept.create(&org, Role::Read, "", "local", 7).await.expect("a key");
+                made.push((secret.expose().to_owned(), org, record.key_id));
+            }
+        }
+    }
+    agree(&made);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
+
+    /// However many changes lie between two requests: who is let in is who would be if all keys were read anew.
+    #[test]
+    fn the_table_that_is_kept_says_what_a_new_one_would(steps in proptest::collection::vec((0u8..8, 0u8..20), 1..40)) {
+        tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(follow(steps));
     }
 }
