@@ -25,6 +25,7 @@ pub mod run;
 pub mod sealed;
 pub mod sink;
 pub mod tailing;
+pub mod url_text;
 
 pub use delivery::{DeadLetter, DeliveryConfig, DeliveryHandle, DeliveryParts, dead_letter_batch, deliver};
 pub use error::{AppendError, PipelineError};

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::keys::Principal;
 use tidegate_pipeline::registry::{Action, Change, Entry, Registry};
-use tidegate_pipeline::{AppendError, PipelineError, Problem};
+use tidegate_pipeline::{PipelineError, Problem};
 use tidegate_query::{Query, QueryError};
 use tidegate_rules::RulesConfig;
 use tidegate_rules::feedback::{Feedback, KIND, SilenceScope, Verdict, span_us};
@@ -253,16 +253,5 @@ fn unread(error: QueryError) -> Problem {
 }
 
 fn refused(error: PipelineError) -> Problem {
-    match error {
-        PipelineError::Invalid(reason) => Problem::new(409, "feedback_not_kept", reason)
-            .hint("remove what is not needed, or raise the bounds under `registry`"),
-        PipelineError::Append(AppendError::Full(reason)) => {
-            Problem::new(429, "log_full", reason).hint("try again in a moment")
-        }
-        PipelineError::Append(error) => Problem::new(503, "not_durable", error.to_string()).hint("try again"),
-        other => {
-            tracing::error!(error = %other, "feedback could not be kept");
-            Problem::new(500, "internal", "the change could not be made; the server's log says why")
-        }
-    }
+    reply::unchanged(error, "feedback", |reason| reply::no_room("feedback_not_kept", reason))
 }

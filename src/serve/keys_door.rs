@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::keys::{KeyRecord, Keys, Principal, Role};
-use tidegate_pipeline::{AppendError, PipelineError, Problem};
+use tidegate_pipeline::{PipelineError, Problem};
 
 use super::reply::{self, Body};
 
@@ -105,15 +105,5 @@ fn rfc3339(time_us: i64) -> Option<String> {
 }
 
 fn refused(error: PipelineError) -> Problem {
-    match error {
-        PipelineError::Invalid(reason) => Problem::new(400, "invalid_key", reason),
-        PipelineError::Append(AppendError::Full(reason)) => {
-            Problem::new(429, "log_full", reason).hint("try again in a moment")
-        }
-        PipelineError::Append(error) => Problem::new(503, "not_durable", error.to_string()).hint("try again"),
-        other => {
-            tracing::error!(error = %other, "a key could not be changed");
-            Problem::new(500, "internal", "the change could not be made; the server's log says why")
-        }
-    }
+    reply::unchanged(error, "a key", |reason| Problem::new(400, "invalid_key", reason))
 }

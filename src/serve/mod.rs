@@ -2,8 +2,8 @@
 //!
 //! Follow one batch: [`router`] → `tidegate_ingest::http` → `tidegate_ingest::batcher` → the ingest log (with
 //! a shared set of ids before it when there is a Redis: [`redis_use`]) → `tidegate_pipeline::run` → the output log →
-//! `tidegate_sinks::feed`; and from both logs through `tidegate_pipeline::delivery` → `tidegate_sinks::parquet` and what else the configuration names ([`destinations`]).
-//! `tidegate_query` reads the store and the logs.
+//! `tidegate_sinks::feed`; and from both logs through `tidegate_pipeline::delivery` → `tidegate_sinks::parquet` and what
+//! else the configuration names ([`destinations`]). `tidegate_query` reads the store and the logs.
 
 pub mod demo;
 mod destinations;

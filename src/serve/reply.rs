@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde_json::Value;
-use tidegate_pipeline::Problem;
+use tidegate_pipeline::{AppendError, PipelineError, Problem};
 
 /// The body of every response of the program.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -24,6 +24,26 @@ pub fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Byt
 /// A JSON body.
 pub fn json(status: StatusCode, body: &Value) -> Response<Body> {
     whole(status, "application/json", format!("{body}\n"))
+}
+
+/// Why a change of what people edit was not made; `invalid` says what the problem is when the change itself is to blame.
+pub fn unchanged(error: PipelineError, what: &str, invalid: impl FnOnce(String) -> Problem) -> Problem {
+    match error {
+        PipelineError::Invalid(reason) => invalid(reason),
+        PipelineError::Append(AppendError::Full(reason)) => {
+            Problem::new(429, "log_full", reason).hint("try again in a moment")
+        }
+        PipelineError::Append(error) => Problem::new(503, "not_durable", error.to_string()).hint("try again"),
+        other => {
+            tracing::error!(error = %other, what, "a change could not be made");
+            Problem::new(500, "internal", "the change could not be made; the server's log says why")
+        }
+    }
+}
+
+/// The problem of a thing for which the registry has no room.
+pub fn no_room(code: &'static str, reason: String) -> Problem {
+    Problem::new(409, code, reason).hint("remove what is not needed, or raise the bounds under `registry`")
 }
 
 /// A problem, as every door renders it.

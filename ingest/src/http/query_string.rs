@@ -1,6 +1,7 @@
 //! Query strings: parameters that are known, given once, and decoded; everything else is refused by name.
 
 use tidegate_pipeline::Problem;
+use tidegate_pipeline::url_text::decode_parameter;
 
 /// The decoded parameters of a request, in order.
 #[derive(Debug, Clone, Default)]
@@ -17,7 +18,7 @@ impl QueryString {
         let mut pairs: Vec<(String, String)> = Vec::new();
         for part in query.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let decoded = (decode(name), decode(value));
+            let decoded = (decode_parameter(name), decode_parameter(value));
             let (Some(name), Some(value)) = decoded else {
                 return Err(Problem::new(400, "invalid_parameter", format!("{part:?} is not percent-encoded UTF-8")));
             };
@@ -42,23 +43,6 @@ impl QueryString {
     pub fn get(&self, name: &str) -> Option<&str> {
         self.pairs.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
-}
-
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let high = char::from(rest.next()?).to_digit(16)?;
-                let low = char::from(rest.next()?).to_digit(16)?;
-                u8::try_from(high * 16 + low).ok()?
-            }
-            other => other,
-        });
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// The name among `known` that `name` was likely meant to be: at most two letters changed, added, dropped or swapped.

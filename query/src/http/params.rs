@@ -3,6 +3,7 @@
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::{Expr, lit};
 use tidegate_pipeline::clock;
+use tidegate_pipeline::url_text::{decode_parameter, from_hex, to_hex};
 
 use crate::error::QueryError;
 
@@ -99,36 +100,19 @@ fn clipped(text: &str) -> String {
 
 /// Percent-decodes; `+` is a space.
 fn decoded(text: &str) -> Result<String, QueryError> {
-    let invalid = || QueryError::bad("invalid_parameter", "a parameter is not percent-encoded UTF-8");
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'+' => out.push(b' '),
-            b'%' => {
-                let mut digit = || bytes.next().and_then(|digit| (digit as char).to_digit(16)).ok_or_else(invalid);
-                out.push((digit()? * 16 + digit()?) as u8);
-            }
-            other => out.push(other),
-        }
-    }
-    String::from_utf8(out).map_err(|_| invalid())
+    decode_parameter(text)
+        .ok_or_else(|| QueryError::bad("invalid_parameter", "a parameter is not percent-encoded UTF-8"))
 }
 
 /// Makes a position into text that a client hands back as it is. Hex of its parts: opaque, safe in a URL.
 pub(crate) fn cursor_text(parts: &[&str]) -> String {
-    parts.join("\0").bytes().map(|byte| format!("{byte:02x}")).collect()
+    to_hex(&parts.join("\0"))
 }
 
 /// The parts of a cursor.
 pub(crate) fn cursor_parts(text: &str) -> Result<Vec<String>, QueryError> {
     let invalid = || QueryError::bad("invalid_parameter", "the cursor is not one that this endpoint gave");
-    if text.len() > 4096 || !text.is_ascii() || text.len() % 2 == 1 {
-        return Err(invalid());
-    }
-    let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| invalid());
-    let bytes = (0..text.len()).step_by(2).map(byte).collect::<Result<Vec<u8>, _>>()?;
-    let text = String::from_utf8(bytes).map_err(|_| invalid())?;
+    let text = (text.len() <= 4096).then(|| from_hex(text)).flatten().ok_or_else(invalid)?;
     Ok(text.split('\0').map(str::to_owned).collect())
 }
 

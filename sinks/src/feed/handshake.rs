@@ -6,6 +6,7 @@ use hyper::header::{
 };
 use hyper::http::request::Parts;
 use hyper::{Method, Version};
+use tidegate_pipeline::url_text::decode_parameter;
 use tidegate_pipeline::{LogBounds, Problem};
 
 use super::filter::Filter;
@@ -228,26 +229,9 @@ fn parameters(query: Option<&str>) -> Result<Vec<(String, String)>, Problem> {
     let decoded = parts.map(|part| {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));
         let wrong = || Problem::new(400, "invalid_parameter", "a query parameter is not percent-encoded UTF-8");
-        Ok((decode(name).ok_or_else(wrong)?, decode(value).ok_or_else(wrong)?))
+        Ok((decode_parameter(name).ok_or_else(wrong)?, decode_parameter(value).ok_or_else(wrong)?))
     });
     decoded.collect()
-}
-
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let high = char::from(rest.next()?).to_digit(16)?;
-                let low = char::from(rest.next()?).to_digit(16)?;
-                u8::try_from(high * 16 + low).ok()?
-            }
-            other => other,
-        });
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

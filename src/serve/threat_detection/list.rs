@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tidegate_events::Level;
 use tidegate_ingest::http::QueryString;
 use tidegate_pipeline::Problem;
+use tidegate_pipeline::url_text::{from_hex, to_hex};
 use tidegate_rules::Parked;
 
 use super::refusal::{Refusal, shown};
@@ -118,17 +119,13 @@ fn cursor_of((foreign, name, part): &Position) -> String {
         Part::Unseen => "u0".to_owned(),
     };
     let text = format!("{}{part}/{name}", if *foreign { 'f' } else { 'o' });
-    text.bytes().map(|byte| format!("{byte:02x}")).collect()
+    to_hex(&text)
 }
 
 fn position_of(cursor: &str) -> Result<Position, Problem> {
     let wrong = || invalid("the cursor is not one that this endpoint gave");
     let parse = || {
-        let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-        let pairs = cursor.as_bytes().chunks(2);
-        let bytes: Option<Vec<u8>> =
-            pairs.map(|pair| Some(digit(*pair.first()?)? * 16 + digit(*pair.get(1)?)?)).collect();
-        let text = String::from_utf8(bytes?).ok()?;
+        let text = from_hex(cursor)?;
         let (head, name) = text.split_once('/')?;
         let foreign = match head.get(..1)? {
             "f" => true,

@@ -30,6 +30,7 @@ use tidegate_ingest::mapping::Mappings;
 use tidegate_pipeline::Problem;
 use tidegate_pipeline::keys::Principal;
 use tidegate_pipeline::registry::Registry;
+use tidegate_pipeline::url_text::decode_segment;
 use tidegate_query::Query;
 use tidegate_rules::{OFF_KIND, RulesConfig, StatusBoard};
 use tokio::runtime::Handle;
@@ -246,19 +247,8 @@ fn rfc3339(time_us: i64) -> Option<String> {
 fn id_of(template: &str, path: &str) -> Result<String, Problem> {
     let mut segments = template.split('/').zip(path.split('/'));
     let raw = segments.find(|(expected, _)| *expected == "{id}").map_or("", |(_, raw)| raw);
-    let mut bytes = Vec::with_capacity(raw.len());
-    let mut rest = raw.bytes();
-    let digit = |rest: &mut std::str::Bytes<'_>| rest.next().and_then(|byte| char::from(byte).to_digit(16));
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'%' => match (digit(&mut rest), digit(&mut rest)) {
-                (Some(high), Some(low)) => (high * 16 + low) as u8,
-                _ => return Err(Problem::new(400, "invalid_parameter", "the id in the path is not percent-encoded")),
-            },
-            other => other,
-        });
-    }
-    String::from_utf8(bytes).map_err(|_| Problem::new(400, "invalid_parameter", "the id in the path is not UTF-8"))
+    decode_segment(raw)
+        .ok_or_else(|| Problem::new(400, "invalid_parameter", "the id in the path is not percent-encoded UTF-8"))
 }
 
 #[cfg(test)]

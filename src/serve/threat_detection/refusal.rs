@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::Response;
 use hyper::header::{HeaderValue, RETRY_AFTER};
 use serde_json::{Value, json};
-use tidegate_pipeline::{AppendError, PipelineError, Problem};
+use tidegate_pipeline::{PipelineError, Problem};
 use tidegate_rules::RuleProblem;
 
 use crate::serve::reply::{self, Body};
@@ -31,19 +31,7 @@ impl From<Problem> for Refusal {
 impl From<PipelineError> for Refusal {
     /// Why a change was not made.
     fn from(error: PipelineError) -> Self {
-        let problem = match error {
-            PipelineError::Invalid(reason) => Problem::new(409, "rule_not_kept", reason)
-                .hint("remove what is not needed, or raise the bounds under `registry`"),
-            PipelineError::Append(AppendError::Full(reason)) => {
-                Problem::new(429, "log_full", reason).hint("try again in a moment")
-            }
-            PipelineError::Append(error) => Problem::new(503, "not_durable", error.to_string()).hint("try again"),
-            other => {
-                tracing::error!(error = %other, "a rule could not be changed");
-                Problem::new(500, "internal", "the change could not be made; the server's log says why")
-            }
-        };
-        problem.into()
+        reply::unchanged(error, "a rule", |reason| reply::no_room("rule_not_kept", reason)).into()
     }
 }
 
