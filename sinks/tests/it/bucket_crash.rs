@@ -2,7 +2,8 @@
 
 use tidegate_pipeline::History;
 
-use crate::bucket_world::{Faulty, LIFE_ROWS, Trouble, check_life, live, named, open_bucket};
+use crate::bucket_world::{Faulty, Trouble, check_bucket_life, named, open_bucket};
+use crate::parquet_life::{LIFE_ROWS, live};
 
 /// Calls to the object store, and uploads in parts.
 fn calls_of_a_life() -> (u64, u64) {
@@ -10,7 +11,7 @@ fn calls_of_a_life() -> (u64, u64) {
     let (store, report) = open_bucket(&objects, "log").expect("opens");
     assert!(report.is_clean(), "{report:?}");
     live(&store, 0).expect("lives");
-    check_life(&objects, &store, "without a fault");
+    check_bucket_life(&objects, &store, "without a fault");
     assert_eq!(store.snapshot().log_cursor, LIFE_ROWS);
     assert_eq!((objects.files(), objects.open_uploads()), (named(&store), 0), "nothing else is left");
     (objects.calls(), objects.begun_uploads())
@@ -40,9 +41,9 @@ fn a_death_at_any_call_loses_and_doubles_nothing() {
         let (store, report) = open_bucket(&objects, "log").unwrap_or_else(|error| panic!("{what}: {error}"));
         assert!(report.is_clean(), "{what}: {report:?}");
         assert!(store.snapshot().log_cursor >= seen, "{what}: a committed cursor went back");
-        check_life(&objects, &store, &what);
+        check_bucket_life(&objects, &store, &what);
         live(&store, 0).unwrap_or_else(|error| panic!("{what}: {error}"));
-        check_life(&objects, &store, &what);
+        check_bucket_life(&objects, &store, &what);
         assert_eq!(store.snapshot().log_cursor, LIFE_ROWS, "{what}");
         store.sweep().unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(objects.files(), named(&store), "{what}: what nobody names is cleared away");
@@ -61,7 +62,7 @@ fn a_call_that_fails_once_is_made_good_by_trying_again() {
         let opened = open_bucket(&objects, "log").or_else(|_| open_bucket(&objects, "log"));
         let (store, _) = opened.unwrap_or_else(|error| panic!("{what}: {error}"));
         live(&store, 2).unwrap_or_else(|error| panic!("{what}: {error}"));
-        check_life(&objects, &store, &what);
+        check_bucket_life(&objects, &store, &what);
         assert_eq!(store.snapshot().log_cursor, LIFE_ROWS, "{what}");
         store.sweep().unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(objects.files(), named(&store), "{what}: nothing else is left");

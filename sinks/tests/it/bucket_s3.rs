@@ -16,8 +16,9 @@ use tidegate_pipeline::{Sink, SinkError};
 use tidegate_sinks::parquet::{Bucket, BucketParts, LogSource, ParquetConfig, ParquetStore};
 
 use crate::bucket_server::{BUCKET, Ill, KEYS, S3Server};
-use crate::bucket_world::{Faulty, batches, bucket_ids, config, live, parts};
+use crate::bucket_world::{Faulty, batches, bucket_ids, config, parts};
 use crate::contract::sink::{Destination, check};
+use crate::parquet_life::live;
 use crate::parquet_rows::{Row, batch, batch_with, commit, delivery, flush, wait, write};
 
 fn client(server: &S3Server, secret: &str) -> Arc<AmazonS3> {

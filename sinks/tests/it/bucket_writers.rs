@@ -9,7 +9,8 @@ use tidegate_pipeline::{History, Sink, SinkError};
 use tidegate_sinks::SinksError;
 use tidegate_sinks::parquet::{Bucket, BucketParts, LogSource, ParquetStore};
 
-use crate::bucket_world::{Faulty, LIFE_ROWS, bucket_ids, check_life, config, live, named, open_bucket, parts, writer};
+use crate::bucket_world::{Faulty, bucket_ids, check_bucket_life, config, named, open_bucket, parts, writer};
+use crate::parquet_life::{LIFE_ROWS, live};
 use crate::parquet_rows::{batch, commit, delivery, flush, wait, write};
 
 #[test]
@@ -60,9 +61,9 @@ fn writers_that_race_never_clash() {
     });
     let (store, report) = open_bucket(&objects, "log").expect("opens");
     assert!(report.is_clean(), "{report:?}");
-    check_life(&objects, &store, "after the race");
+    check_bucket_life(&objects, &store, "after the race");
     live(&store, 0).expect("lives");
-    check_life(&objects, &store, "at the end");
+    check_bucket_life(&objects, &store, "at the end");
     assert_eq!(store.snapshot().log_cursor, LIFE_ROWS);
     store.sweep().expect("sweeps");
     assert_eq!(objects.files(), named(&store));
@@ -110,7 +111,7 @@ fn files_stay_for_the_readers_of_this_process_and_for_a_time_for_others() {
     drop(held);
     store.sweep().expect("sweeps");
     assert_eq!(objects.files(), named(&store));
-    check_life(&objects, &store, "after the readers");
+    check_bucket_life(&objects, &store, "after the readers");
 }
 
 #[test]
@@ -156,7 +157,7 @@ fn a_replaced_writer_hides_nothing_from_its_readers() {
     second.sweep().expect("sweeps");
     let gone = snapshot.files.iter().filter(|file| first.suspect(file)).count();
     assert_eq!((gone, first.snapshot().files.len()), (0, snapshot.files.len()), "a query fails rather than miss rows");
-    check_life(&objects, &second, "the second one");
+    check_bucket_life(&objects, &second, "the second one");
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod parquet_compact;
 mod parquet_contract;
 mod parquet_crash;
 mod parquet_damage;
+mod parquet_life;
 mod parquet_model;
 mod parquet_retain;
 mod parquet_rows;

@@ -2,82 +2,20 @@
 //! and nothing is there twice.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
-use tidegate_pipeline::{History, Sink};
-use tidegate_sinks::parquet::{DatasetDays, LogSource, ParquetConfig, ParquetStore, RetentionConfig};
+use tidegate_pipeline::History;
+use tidegate_sinks::parquet::{ParquetConfig, ParquetStore};
 
-use crate::parquet_rows::{HOUR, Row, batch, delivery, flush, ids, open, small, write};
-
-const DAY: i64 = 24 * HOUR;
-const COMMITS: u64 = 7;
-const COMMIT_ROWS: u64 = 5;
+use crate::parquet_life::{LIFE_ROWS, check_life, live};
+use crate::parquet_rows::{ids, open, small};
 
 fn config() -> ParquetConfig {
     ParquetConfig { settle_hours: u32::MAX, ..small() }
 }
 
-/// Row `id` of the log. Every fifth is of a tenant whose rows expire.
-fn row(id: u64) -> Row {
-    let org = if id.is_multiple_of(5) { "short" } else { "ever" };
-    (org, (id % 3) as i64 * HOUR + id as i64, id)
-}
-
-fn policy() -> RetentionConfig {
-    let days = |days| DatasetDays { security_events: Some(days), ..DatasetDays::default() };
-    RetentionConfig { days: days(0), tenants: [("short".to_owned(), days(1))].into(), ..RetentionConfig::default() }
-}
-
-/// One life from where the store stands to the end of the log, with compaction and retention on the way. The first failure
-/// ends it, or is tried again `tries` times.
-fn live(store: &Arc<ParquetStore>, tries: u32) -> Result<(), String> {
-    let again = |step: &dyn Fn() -> Result<(), String>| {
-        let mut left = tries;
-        loop {
-            match step() {
-                Err(_) if left > 0 => left -= 1,
-                other => return other,
-            }
-        }
-    };
-    let mut sink = store.sink(LogSource::Ingest);
-    while sink.committed() < COMMITS * COMMIT_ROWS {
-        let at = sink.committed();
-        let until = (at / COMMIT_ROWS + 1) * COMMIT_ROWS;
-        let rows: Vec<Row> = (at..until).map(row).collect();
-        let mut left = tries;
-        loop {
-            let done = write(&mut sink, delivery(at, batch(&rows))).and_then(|()| flush(&mut sink));
-            match done {
-                Err(_) if left > 0 => left -= 1,
-                other => break other.map_err(|error| error.to_string())?,
-            }
-        }
-        if until == 20 || until == 35 {
-            again(&|| store.compact_once().map(|_| ()).map_err(|error| error.to_string()))?;
-            again(&|| store.sweep().map(|_| ()).map_err(|error| error.to_string()))?;
-        }
-        if until == 25 {
-            again(&|| store.retain(100 * DAY, &policy()).map(|_| ()).map_err(|error| error.to_string()))?;
-            again(&|| store.sweep().map(|_| ()).map_err(|error| error.to_string()))?;
-        }
-    }
-    Ok(())
-}
-
-/// Every live row below the cursor is there once, none above it, and no expired one twice.
 fn check(fs: &SimFs, store: &ParquetStore, what: &str) {
-    let cursor = store.snapshot().log_cursor;
-    let found = ids(fs, store);
-    let once: BTreeSet<u64> = found.iter().copied().collect();
-    assert_eq!(found.len(), once.len(), "{what}: a row is there twice: {found:?}");
-    assert!(once.iter().all(|id| *id < cursor), "{what}: a row above the cursor {cursor}: {found:?}");
-    let missing: Vec<u64> = (0..cursor).filter(|id| !id.is_multiple_of(5) && !once.contains(id)).collect();
-    assert!(missing.is_empty(), "{what}: {missing:?} are missing below {cursor}");
-    let ledger = store.stats().ledger;
-    assert_eq!((ledger.committed, ledger.lost), (cursor, 0), "{what}");
-    assert_eq!(ledger.committed - ledger.expired, found.len() as u64, "{what}");
+    check_life(store, ids(fs, store), what);
 }
 
 fn calls_of_a_life() -> (SimFs, u64) {
@@ -113,7 +51,7 @@ fn a_power_cut_anywhere_leaves_rows_and_cursor_in_agreement() {
         check(&fs, &store, &what);
         live(&store, 0).unwrap_or_else(|error| panic!("{what}: {error}"));
         check(&fs, &store, &what);
-        assert_eq!(store.snapshot().log_cursor, COMMITS * COMMIT_ROWS, "{what}");
+        assert_eq!(store.snapshot().log_cursor, LIFE_ROWS, "{what}");
         let named: BTreeSet<_> = store.snapshot().files.iter().map(|file| file.path.clone()).collect();
         let quarantined = fs.files().iter().filter(|path| path.starts_with("/data/history/quarantine")).count();
         assert_eq!(quarantined, usize::from(false), "{what}");
@@ -140,7 +78,7 @@ fn a_call_that_fails_once_is_made_good_by_trying_again() {
             let (store, report) = open(&fs, config()).unwrap_or_else(|error| panic!("{what}: {error}"));
             assert!(report.is_clean(), "{what}: {report:?}");
             check(&fs, &store, &what);
-            assert_eq!(store.snapshot().log_cursor, COMMITS * COMMIT_ROWS, "{what}");
+            assert_eq!(store.snapshot().log_cursor, LIFE_ROWS, "{what}");
         }
     }
 }
@@ -185,7 +123,7 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_space_again() {
         fs.set_capacity(None);
         live(&store, 0).expect("goes on");
         check(&fs, &store, "space again");
-        assert_eq!(store.snapshot().log_cursor, COMMITS * COMMIT_ROWS);
+        assert_eq!(store.snapshot().log_cursor, LIFE_ROWS);
         assert!(refused.is_err() || part > 5, "{part}/20 of the space was enough");
     }
 }
