@@ -16,6 +16,9 @@ use crate::error::SinksError;
 
 /// Small writes (page headers, footers) are put together up to this size.
 const WRITE_BYTES: usize = 1 << 20;
+/// A file on disk is synced whenever it has grown by so much: a log that shares the disk waits for what the disk was given before,
+/// and answers to clients wait for the log. With tens of megabytes at once that was 85 ms of p99 latency at half load, otherwise 8.
+const SYNC_BYTES: u64 = 2 << 20;
 /// Reads without a known length go in steps of this size.
 const READ_BYTES: usize = 64 << 10;
 
@@ -26,6 +29,7 @@ pub(crate) struct FileWriter {
     target: Target,
     buffer: Vec<u8>,
     written: u64,
+    synced: u64,
     crc: u32,
     trouble: Trouble,
 }
@@ -63,7 +67,7 @@ impl FileWriter {
             Place::Disk(fs) => Target::Disk(fs.open(path, Open::Create).map_err(SinksError::io("create", path))?),
             Place::Bucket(bucket) => Target::Bucket(Upload::new(bucket.clone(), path)),
         };
-        Ok(Self { path: path.to_owned(), target, buffer: Vec::new(), written: 0, crc: 0, trouble })
+        Ok(Self { path: path.to_owned(), target, buffer: Vec::new(), written: 0, synced: 0, crc: 0, trouble })
     }
 
     /// Writes what is buffered and makes the contents durable (not yet the name: that is for [`Place::sync_names`]). Says the
@@ -94,6 +98,12 @@ impl FileWriter {
         };
         written.map_err(|error| self.trouble.note(error))?;
         self.written += bytes.len() as u64;
+        if let Target::Disk(file) = &self.target
+            && self.written - self.synced >= SYNC_BYTES
+        {
+            file.sync_data().map_err(|error| self.trouble.note(error))?;
+            self.synced = self.written;
+        }
         self.crc = crc32c::crc32c_append(self.crc, bytes);
         Ok(())
     }
