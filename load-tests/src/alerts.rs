@@ -77,8 +77,10 @@ async fn send(address: SocketAddr, alerts: Alerts, started: Instant) -> anyhow::
     Ok(())
 }
 
-/// A CloudTrail record of somebody who stops a trail.
+/// A CloudTrail record of somebody who stops a trail: each time another one, since what one user does again is folded into his
+/// first alert.
 fn event(number: u32) -> Value {
+    let user = format!("load-{number}");
     json!({
         "eventVersion": "1.09",
         "eventID": format!("{PREFIX}{number}"),
@@ -88,7 +90,7 @@ fn event(number: u32) -> Value {
         "eventType": "AwsApiCall",
         "awsRegion": "eu-north-1",
         "sourceIPAddress": "10.0.0.7",
-        "userIdentity": {"type": "IAMUser", "userName": "load", "arn": "arn:aws:iam::418273640900:user/load"},
+        "userIdentity": {"type": "IAMUser", "userName": user, "arn": format!("arn:aws:iam::418273640900:user/{user}")},
         "requestParameters": {"name": "arn:aws:cloudtrail:eu-north-1:418273640900:trail/all"},
         "recipientAccountId": "418273640900",
     })
