@@ -9,7 +9,8 @@ use tidegate_events::{Alert, Dataset, FieldType, Level, alerts_to_batch};
 use tidegate_pipeline::keys::Role;
 use tidegate_query::QueryConfig;
 
-use super::fixture::{MODES, Mode, World, alert, append, principal, rows};
+use super::fixture::{Mode, World, alert, append, principal, rows};
+use super::twin::MODES;
 
 /// Status, content type and body of `POST /v2/sql`; the body is what came before an error.
 async fn post(world: &World, kind: &str, accept: Option<&str>, body: &str) -> (u16, String, Vec<u8>, bool) {

@@ -20,7 +20,7 @@ use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{Append, EventBatch, FieldCatalog, History, HistoryFile, Snapshot, StreamLog};
 use tidegate_query::{Query, QueryConfig, QueryParts};
 
-use super::twin::{Twin, TwinRows};
+use super::twin;
 
 /// Held by tests that look at the clock or at memory: one at a time.
 pub static QUIET: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -40,8 +40,6 @@ pub enum Mode {
     AskedMixed,
 }
 
-pub const MODES: [Mode; 5] = [Mode::Tail, Mode::Parquet, Mode::Mixed, Mode::Asked, Mode::AskedMixed];
-
 /// A history whose snapshot a test can replace.
 #[derive(Default)]
 pub struct TestHistory(pub Mutex<Arc<Snapshot>>);
@@ -60,6 +58,8 @@ pub struct World {
     pub history: Arc<TestHistory>,
     pub fields: Arc<Mutex<Arc<FieldCatalog>>>,
     pub dir: TempDir,
+    /// What the store that answers questions needs as long as the world lives.
+    pub kept: tokio::sync::OnceCell<twin::Kept>,
     files: AtomicUsize,
 }
 
@@ -85,7 +85,8 @@ impl World {
             cpu: tokio::runtime::Handle::current(),
         });
         let dir = tempfile::tempdir().expect("a folder");
-        Self { query: query.expect("a query layer"), log, output, history, fields, dir, files: AtomicUsize::new(0) }
+        let (kept, files) = (tokio::sync::OnceCell::new(), AtomicUsize::new(0));
+        Self { query: query.expect("a query layer"), log, output, history, fields, dir, kept, files }
     }
 
     /// The story in `story`, with its rows where `mode` says.
@@ -106,8 +107,8 @@ impl World {
             Mode::Tail => {}
             Mode::Parquet => world.store(world.log.bounds().next, world.output.bounds().next),
             Mode::Mixed => world.store(9, 2),
-            Mode::Asked => drop(world.answer(world.log.bounds().next, world.output.bounds().next)),
-            Mode::AskedMixed => drop(world.answer(9, 2)),
+            Mode::Asked => drop(twin::answer(&world, world.log.bounds().next, world.output.bounds().next).await),
+            Mode::AskedMixed => drop(twin::answer(&world, 9, 2).await),
         }
         if matches!(mode, Mode::Parquet | Mode::Asked) {
             world.log.forget(world.log.bounds().next).expect("forgotten");
@@ -121,24 +122,6 @@ impl World {
     pub async fn append(&self, dataset: Dataset, rows: RecordBatch) {
         observe(Arc::make_mut(&mut self.fields.lock()), dataset, &rows);
         append(&self.log, dataset, rows).await;
-    }
-
-    /// Gives what the logs hold to a store that answers questions, and makes what is below two cursors the snapshot.
-    pub fn answer(&self, log_cursor: u64, output_cursor: u64) -> Arc<TwinRows> {
-        let all = |log: &MemoryLog| log.read(0, usize::MAX).expect("read");
-        let rows = Arc::new(TwinRows { log: all(&self.log), output: all(&self.output), ..TwinRows::default() });
-        let mut fields = FieldCatalog::default();
-        for batch in rows.log.iter().filter(|batch| batch.offset < log_cursor) {
-            observe(&mut fields, batch.dataset, &batch.rows);
-        }
-        *self.history.0.lock() = Arc::new(Snapshot {
-            rows: Some(Arc::new(Twin(rows.clone()))),
-            fields: Arc::new(fields),
-            log_cursor,
-            output_cursor,
-            ..Snapshot::default()
-        });
-        rows
     }
 
     /// Writes what the logs hold below two cursors to Parquet, two files a dataset, and makes that the snapshot.
@@ -212,7 +195,7 @@ fn own(dataset: Dataset, field: &Field) -> Option<FieldType> {
     if core || field.name() == "_rest" { None } else { FieldType::from_data_type(field.data_type()) }
 }
 
-fn observe(fields: &mut FieldCatalog, dataset: Dataset, rows: &RecordBatch) {
+pub fn observe(fields: &mut FieldCatalog, dataset: Dataset, rows: &RecordBatch) {
     let orgs = rows.column_by_name("org_id").expect("org_id").as_string::<i32>();
     for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
         let Some(kind) = own(dataset, field) else { continue };

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use tidegate_query::{QueryConfig, QueryError, Scope};
 
-use super::fixture::{Mode, QUIET, World};
+use super::fixture::{QUIET, World};
+use super::twin::HOSTILE;
 
 /// The statements of the file, one a line after `verdict | `, with `{name*count}` written out `count` times.
 const STATEMENTS: &str = include_str!("../hostile.txt");
@@ -38,9 +39,9 @@ fn peak_bytes() -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_statements_are_refused_or_answered_within_their_bounds() {
     let _quiet = QUIET.lock().await;
-    let patient = World::told(Mode::Tail).await;
+    let patient = World::told(HOSTILE).await;
     let config = QueryConfig { query_ms_max: 700, ..QueryConfig::default() };
-    let world = World::told_with(Mode::Tail, config).await;
+    let world = World::told_with(HOSTILE, config).await;
     let canary = world.dir.path().join("canary");
     std::fs::write(&canary, "canary").expect("a file");
     let acme = Scope::tenant("acme");

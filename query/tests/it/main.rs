@@ -10,3 +10,4 @@ mod scan;
 mod slt;
 mod tenants;
 mod twin;
+mod whole;

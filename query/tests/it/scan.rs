@@ -7,7 +7,8 @@ use tidegate_events::Dataset;
 use tidegate_query::Scope;
 use tidegate_query::scan::Stretch;
 
-use super::fixture::{MODES, World};
+use super::fixture::World;
+use super::twin::MODES;
 
 /// 2026-01-01T00:00:00Z.
 const START_US: i64 = 1_767_225_600_000_000;

@@ -1,13 +1,13 @@
 //! The `.slt` files give the same answers wherever the rows are.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 use tidegate_query::{Query, QueryError, Scope};
 
-use super::fixture::{MODES, World};
+use super::fixture::World;
+use super::twin::{MODES, SLT};
 
 struct Tenant {
     query: Query,
@@ -51,9 +51,8 @@ impl AsyncDB for Tenant {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_file_gives_the_same_answers_wherever_the_rows_are() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/slt");
     let mut files: Vec<_> =
-        std::fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("a file").path()).collect();
+        std::fs::read_dir(SLT).expect("the folder").map(|entry| entry.expect("a file").path()).collect();
     files.sort();
     assert!(!files.is_empty());
     for mode in MODES {

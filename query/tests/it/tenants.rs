@@ -5,7 +5,8 @@ use hyper::Request;
 use tidegate_pipeline::keys::Role;
 use tidegate_query::{QueryError, Scope};
 
-use super::fixture::{MODES, World, principal};
+use super::fixture::{World, principal};
+use super::twin::MODES;
 
 /// Words that only globex's rows, fields and files hold.
 const SECRETS: [&str; 6] = ["globex", "mallory", "hidden", "secret", "g1\"", "parquet"];

@@ -14,10 +14,39 @@ use datafusion::prelude::SessionContext;
 use parking_lot::Mutex;
 use tidegate_events::Dataset;
 use tidegate_pipeline::history_rows::{Comparison, Filter, Output, Value};
-use tidegate_pipeline::{HistoryError, HistoryRows, LogBatch, RowsAsk};
+use tidegate_pipeline::log::MemoryLog;
+use tidegate_pipeline::{FieldCatalog, HistoryError, HistoryRows, LogBatch, RowsAsk, Snapshot, StreamLog};
 use tokio::sync::mpsc;
 
-use super::fixture::widen;
+use super::fixture::{Mode, World, observe, widen};
+
+/// Where the rows are in tests of all places.
+pub const MODES: [Mode; 5] = [Mode::Tail, Mode::Parquet, Mode::Mixed, Mode::Asked, Mode::AskedMixed];
+/// Where they are for statements that want to break something.
+pub const HOSTILE: Mode = Mode::Tail;
+/// Where the `.slt` files are.
+pub const SLT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slt");
+
+/// Nothing has to be kept for a store in memory.
+pub type Kept = ();
+
+/// Gives what the logs of a world hold to a store that answers questions, and makes what is below two cursors its snapshot.
+pub async fn answer(world: &World, log_cursor: u64, output_cursor: u64) -> Arc<TwinRows> {
+    let all = |log: &MemoryLog| log.read(0, usize::MAX).expect("read");
+    let rows = Arc::new(TwinRows { log: all(&world.log), output: all(&world.output), ..TwinRows::default() });
+    let mut fields = FieldCatalog::default();
+    for batch in rows.log.iter().filter(|batch| batch.offset < log_cursor) {
+        observe(&mut fields, batch.dataset, &batch.rows);
+    }
+    *world.history.0.lock() = Arc::new(Snapshot {
+        rows: Some(Arc::new(Twin(rows.clone()))),
+        fields: Arc::new(fields),
+        log_cursor,
+        output_cursor,
+        ..Snapshot::default()
+    });
+    rows
+}
 
 /// The offset of a row in its log.
 const OFFSET: &str = "log_offset";

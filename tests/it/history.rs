@@ -1,0 +1,243 @@
+//! History from PostgreSQL: the suites of the query layer over tables that the TimescaleDB sink wrote, rows that move while
+//! queries run, and a database that goes away.
+
+#[path = "../../query/tests/it/fixture.rs"]
+#[allow(dead_code, reason = "only the parts that need a database are run here")]
+mod fixture;
+#[path = "../../query/tests/it/hostile.rs"]
+mod hostile;
+#[path = "../../query/tests/it/slt.rs"]
+mod slt;
+#[path = "../../query/tests/it/tenants.rs"]
+mod tenants;
+#[path = "history_twin.rs"]
+mod twin;
+#[path = "../../query/tests/it/whole.rs"]
+mod whole;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
+use tidegate_events::{Dataset, FieldType};
+use tidegate_pipeline::{History, StreamLog};
+use tidegate_query::{Query, QueryConfig, QueryParts, Scope};
+use tidegate_sinks::parquet::LogSource;
+use tokio::net::{TcpListener, TcpStream};
+
+use fixture::{Mode, World, rows};
+use twin::{Kept, deliver, history};
+
+/// Rows `from..to`, numbered by `n`.
+fn numbered(from: u64, to: u64) -> arrow::array::RecordBatch {
+    let line = |at: u64| {
+        let (minute, org) = (at * 7 % 60, if at.is_multiple_of(3) { "globex" } else { "acme" });
+        format!(
+            r#"{{"time":"2026-01-01T00:{minute:02}:00Z","received_time":"2026-01-01T00:00:00Z","event_id":"e{at}","org_id":"{org}","source":"s","severity":1,"n":{at}}}"#
+        )
+    };
+    let lines: Vec<String> = (from..to).map(line).collect();
+    rows(Dataset::SecurityEvents, &[("n", FieldType::INT)], &lines.join("\n"))
+}
+
+async fn numbers(query: &Query, sql: &str) -> Vec<i64> {
+    let rows = query.sql(&Scope::tenant("acme"), sql).await.expect("a stream").collect().await.expect("rows");
+    let columns = rows.iter().find(|batch| batch.num_rows() > 0).expect("a row").columns().to_vec();
+    columns.iter().map(|column| column.as_primitive::<Int64Type>().value(0)).collect()
+}
+
+/// A query layer over the logs of a world and the history in a database.
+fn query_over(world: &World, history: Arc<dyn History>) -> Query {
+    let fields = world.fields.clone();
+    let parts = QueryParts {
+        log: world.log.clone(),
+        output: world.output.clone(),
+        history,
+        log_fields: Arc::new(move || fields.lock().clone()),
+        config: QueryConfig::default(),
+        cpu: tokio::runtime::Handle::current(),
+    };
+    Query::new(parts).expect("a query layer")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_row_is_seen_once_while_rows_arrive_and_are_delivered() {
+    let world = Arc::new(World::empty(QueryConfig::default()));
+    let kept = Kept::new(3).await;
+    let history = history(&kept.config);
+    let query = query_over(&world, history.clone());
+    world.append(Dataset::SecurityEvents, numbered(0, 6)).await;
+    let (acknowledged, done) = (Arc::new(AtomicU64::new(6)), Arc::new(AtomicBool::new(false)));
+    let writer = {
+        let (world, acknowledged, done) = (world.clone(), acknowledged.clone(), done.clone());
+        tokio::spawn(async move {
+            let mut next = 6;
+            while !done.load(Ordering::Relaxed) && next < 20_000 {
+                let to = next + 1 + next * 31 % 17;
+                world.append(Dataset::SecurityEvents, numbered(next, to)).await;
+                acknowledged.store(to, Ordering::SeqCst);
+                next = to;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+    };
+    let delivery = {
+        let (world, done, config) = (world.clone(), done.clone(), kept.config.clone());
+        let history = history.clone();
+        tokio::spawn(async move {
+            let mut rounds = 0;
+            while !done.load(Ordering::Relaxed) {
+                // Each round is a process that starts anew; some end without a flush.
+                deliver(&config, LogSource::Ingest, &world.log, 300, rounds % 3 != 2).await;
+                world.log.forget(history.oldest_live_cursors().0).expect("forgotten");
+                rounds += 1;
+            }
+            rounds
+        })
+    };
+    let until = Instant::now() + Duration::from_secs(60);
+    while history.snapshot().log_cursor == 0 {
+        assert!(Instant::now() < until, "nothing was delivered");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (mut cursors, mut last) = (Vec::new(), 0);
+    for round in 0..40u32 {
+        let before = acknowledged.load(Ordering::SeqCst);
+        cursors.push(history.snapshot().log_cursor);
+        // Whether the database counts or the rows are counted here.
+        let sql = if round % 2 == 0 {
+            "SELECT count(*), count(DISTINCT event_id), max(n) FROM security_events"
+        } else {
+            "SELECT (SELECT count(*) FROM security_events), (SELECT count(DISTINCT event_id) FROM security_events WHERE severity = 1), (SELECT max(n) FROM security_events)"
+        };
+        let [count, distinct, largest] = numbers(&query, sql).await[..] else { panic!("three numbers") };
+        assert_eq!(count, distinct, "round {round}: a row twice");
+        let expected = (0..=largest).filter(|at| at % 3 != 0).count() as i64;
+        assert_eq!(count, expected, "round {round}: a row is missing below {largest}");
+        assert!(largest + 3 > before as i64 && count >= last, "round {round}: {before} {largest} {count} {last}");
+        last = count;
+    }
+    done.store(true, Ordering::Relaxed);
+    writer.await.expect("the writer");
+    assert!(delivery.await.expect("the delivery") > 3);
+    cursors.dedup();
+    assert!(cursors.len() > 3, "the cursor has to move while queries run: {cursors:?}");
+    assert!(world.log.bounds().first > 0, "the log has to forget what the database has");
+}
+
+/// Passes bytes on to the database until it is cut.
+struct Wire {
+    address: SocketAddr,
+    open: Arc<AtomicBool>,
+    cut: Arc<tokio::sync::Notify>,
+}
+
+impl Wire {
+    async fn to(database: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (open, cut) = (Arc::new(AtomicBool::new(true)), Arc::new(tokio::sync::Notify::new()));
+        let wire = Self { address, open: open.clone(), cut: cut.clone() };
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                if !open.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let (database, cut) = (database.clone(), cut.clone());
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(database).await.expect("the database");
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        () = cut.notified() => {}
+                    }
+                });
+            }
+        });
+        wire
+    }
+
+    fn cut(&self) {
+        self.open.store(false, Ordering::SeqCst);
+        self.cut.notify_waiters();
+    }
+
+    fn mend(&self) {
+        self.open.store(true, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_goes_away_is_told_so_and_found_again() {
+    let world = World::told(Mode::AskedMixed).await;
+    let kept = world.kept.get().expect("a database");
+    let (before, after) = kept.config.url.split_once('@').expect("a user");
+    let (host, path) = after.split_once('/').expect("a database");
+    let wire = Wire::to(host.to_owned()).await;
+    let mut config = kept.config.clone();
+    config.url = format!("{before}@{}/{path}", wire.address);
+    config.connect_ms_max = 1_000;
+
+    wire.cut();
+    let history = history(&config);
+    let query = query_over(&world, history.clone());
+    let counted = async || {
+        let rows = query.sql(&Scope::tenant("acme"), "SELECT count(*) FROM security_events").await?.collect().await?;
+        Ok::<_, tidegate_query::QueryError>(rows[0].column(0).as_primitive::<Int64Type>().value(0))
+    };
+    let down = async || {
+        let error = counted().await.expect_err("no database");
+        assert_eq!((error.code(), error.status()), ("history_unavailable", 503));
+        assert!(!error.hint().is_empty());
+    };
+    let up = async || {
+        let until = Instant::now() + Duration::from_secs(20);
+        while counted().await.is_err() {
+            assert!(Instant::now() < until, "the database is back");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(counted().await, Ok(8));
+    };
+    // From the start, once it was seen, and once more.
+    down().await;
+    wire.mend();
+    up().await;
+    wire.cut();
+    down().await;
+    wire.mend();
+    up().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_that_is_left_stops_at_the_database_too() {
+    let world = World::told(Mode::Asked).await;
+    let kept = world.kept.get().expect("a database");
+    let client = kept.client().await;
+    let schema = &kept.config.schema;
+    // Whoever reads waits until this transaction ends.
+    client.batch_execute(&format!("BEGIN; LOCK TABLE {schema}.security_events")).await.expect("locked");
+    let other = kept.client().await;
+    let like = format!("%{schema}%security_events%");
+    let running = async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND wait_event_type = 'Lock' AND query LIKE $1";
+        other.query_one(sql, &[&like]).await.expect("activity").get::<_, i64>(0)
+    };
+    let mut stream =
+        world.query.sql(&Scope::tenant("acme"), "SELECT event_id FROM security_events").await.expect("a stream");
+    let until = Instant::now() + Duration::from_secs(20);
+    while running().await == 0 {
+        assert!(tokio::time::timeout(Duration::from_millis(50), stream.next()).await.is_err(), "it waits");
+        assert!(Instant::now() < until, "the query has to reach the database");
+    }
+    drop(stream);
+    let left = Instant::now();
+    while running().await > 0 {
+        assert!(left.elapsed() < Duration::from_secs(1), "the database still works on it");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    client.batch_execute("ROLLBACK").await.expect("unlocked");
+    let rows = world.query.sql(&Scope::tenant("acme"), "SELECT event_id FROM security_events").await.expect("a stream");
+    assert_eq!(rows.collect().await.expect("rows").iter().map(|batch| batch.num_rows()).sum::<usize>(), 8);
+}

@@ -1,0 +1,135 @@
+//! The database behind the suites of the query layer: a schema of its own in the PostgreSQL of the tests, which the sink has
+//! filled from the logs of a world.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tidegate_pipeline::log::MemoryLog;
+use tidegate_pipeline::{Delivery, Health, History, Sink, Snapshot, StreamLog};
+use tidegate_sinks::parquet::LogSource;
+use tidegate_sinks::timescale::{TimescaleConfig, TimescaleHistory, TimescaleReadParts, TimescaleStore};
+use tokio::runtime::Handle;
+use tokio_postgres::{Client, NoTls};
+
+use super::fixture::{Mode, World};
+
+/// Where the rows are in tests of all places.
+pub const MODES: [Mode; 2] = [Mode::Asked, Mode::AskedMixed];
+/// Where they are for statements that want to break something.
+pub const HOSTILE: Mode = Mode::AskedMixed;
+/// Where the `.slt` files are.
+pub const SLT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/query/tests/slt");
+
+/// The id of a data folder.
+const ORIGIN: &str = "0193a4e2-0000-7000-8000-000000000001";
+
+/// A schema that is dropped with this, and the history in it.
+pub struct Kept {
+    pub config: TimescaleConfig,
+    history: tokio::sync::OnceCell<Arc<TimescaleHistory>>,
+}
+
+impl Kept {
+    /// A schema that no one else has, written over so many connections.
+    #[expect(clippy::disallowed_methods, reason = "tests are told by the environment where their servers are")]
+    pub async fn new(connections: usize) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let url = std::env::var("TIDEGATE_TEST_POSTGRES").unwrap_or_else(|_| {
+            panic!("this test needs a PostgreSQL: run `cargo xtask test`, or `cargo xtask with-servers cargo test …`")
+        });
+        let schema = format!("h{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let config = TimescaleConfig {
+            url,
+            schema,
+            connections,
+            aggregates: false,
+            statement_ms_max: 20_000,
+            read_refresh_ms: 20,
+            read_connections: 4,
+            ..TimescaleConfig::default()
+        };
+        Self { config, history: tokio::sync::OnceCell::new() }
+    }
+
+    /// A connection of the test's own.
+    pub async fn client(&self) -> Client {
+        connect(&self.config.url).await
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let (url, schema) = (self.config.url.clone(), self.config.schema.clone());
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let drop = format!("SET lock_timeout = 5000; DROP SCHEMA IF EXISTS {schema} CASCADE");
+            runtime.block_on(async { connect(&url).await.batch_execute(&drop).await })
+        });
+        let _ = dropped.join();
+    }
+}
+
+async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("the database");
+    tokio::spawn(connection);
+    client
+}
+
+/// History as a server that starts reads it.
+pub fn history(config: &TimescaleConfig) -> Arc<TimescaleHistory> {
+    let stage = Health::default().stage("history");
+    let parts = TimescaleReadParts {
+        config: config.clone(),
+        origin: ORIGIN.to_owned(),
+        query_ms_max: 20_000,
+        runtime: Handle::current(),
+        stage,
+    };
+    TimescaleHistory::start(parts).expect("a history")
+}
+
+/// Delivers what a log holds after the cursor of the database, in pieces of about `piece` rows, and flushes it or leaves the
+/// rest, as a process that is killed.
+pub async fn deliver(config: &TimescaleConfig, source: LogSource, log: &MemoryLog, piece: usize, flush: bool) {
+    let config = TimescaleConfig { commit_rows: piece, ..config.clone() };
+    let store = TimescaleStore::open(config, ORIGIN).expect("a store");
+    let from = store.cursor(source).await.expect("a cursor");
+    let mut sink = store.sink(source, from);
+    sink.connect().await.expect("connected");
+    let (bounds, from) = (log.bounds(), sink.committed());
+    if from >= bounds.next {
+        return;
+    }
+    let batches = log.read(from, usize::MAX).expect("read");
+    for batches in batches.chunks(piece.div_ceil(8)) {
+        let next_offset = batches.last().map_or(from, |batch| batch.next_offset());
+        sink.write(Delivery { batches: batches.to_vec(), next_offset }).await.expect("written");
+    }
+    if flush {
+        sink.flush().await.expect("flushed");
+    }
+}
+
+/// Gives what the logs of a world hold to a database, once, and makes what is below two cursors the world's snapshot.
+pub async fn answer(world: &World, log_cursor: u64, output_cursor: u64) {
+    let kept = world.kept.get_or_init(|| Kept::new(2)).await;
+    let fill = async || {
+        deliver(&kept.config, LogSource::Ingest, &world.log, 5, true).await;
+        deliver(&kept.config, LogSource::Output, &world.output, 5, true).await;
+        let history = history(&kept.config);
+        let (log, output) = (world.log.bounds().next, world.output.bounds().next);
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let snapshot = history.snapshot();
+            if (snapshot.log_cursor, snapshot.output_cursor) == (log, output) {
+                return history;
+            }
+            assert!(Instant::now() < until, "the cursors are not seen: {snapshot:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let history = kept.history.get_or_init(fill).await;
+    let whole = history.snapshot();
+    *world.history.0.lock() = Arc::new(Snapshot { log_cursor, output_cursor, ..Snapshot::clone(&whole) });
+}
