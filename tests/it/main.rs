@@ -17,6 +17,7 @@ mod docs;
 mod faults;
 mod feed;
 mod feedback;
+mod history;
 mod hot_cold;
 mod ledger;
 mod object_store;

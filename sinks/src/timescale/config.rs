@@ -37,6 +37,14 @@ pub struct TimescaleConfig {
     /// Connections that write at the same time, for each of the two logs. Rows of a tenant go over one of them.
     #[schemars(range(min = 1, max = 64))]
     pub connections: usize,
+    /// Connections that read history at the same time, with `store = "timescale"`. Each table of a query needs one while its
+    /// rows are read.
+    #[schemars(range(min = 1, max = 1_000))]
+    pub read_connections: usize,
+    /// How often the reader looks up to where the tables are complete, in milliseconds. What came later is read from the
+    /// logs: nothing is seen later for it.
+    #[schemars(range(min = 10, max = 60_000))]
+    pub read_refresh_ms: u64,
     /// Commit once this many rows wait.
     #[schemars(range(min = 1))]
     pub commit_rows: usize,
@@ -87,6 +95,8 @@ impl Default for TimescaleConfig {
             schema: "tidegate".to_owned(),
             extension: ExtensionUse::Auto,
             connections: 2,
+            read_connections: 8,
+            read_refresh_ms: 500,
             commit_rows: 100_000,
             commit_bytes: 32 << 20,
             commit_interval_ms: 1_000,
@@ -121,6 +131,10 @@ impl TimescaleConfig {
             ),
             (self.password.is_some() && self.password_file.is_some(), "give password or password_file, not both"),
             (!(1..=64).contains(&self.connections), "connections must be 1 to 64"),
+            (
+                self.read_connections == 0 || self.read_refresh_ms == 0,
+                "read_connections and read_refresh_ms must be at least 1",
+            ),
             (self.commit_rows == 0 || self.commit_bytes == 0, "commit_rows and commit_bytes must be at least 1"),
             (self.security_chunk_hours == 0 || self.other_chunk_hours == 0, "chunk hours must be at least 1"),
         ];

@@ -38,6 +38,22 @@ enum Trust {
 /// # Errors
 /// [`SinksError::Invalid`] when the URL or what it names cannot be used.
 pub(super) fn pool(config: &TimescaleConfig, connections: usize) -> Result<Pool, SinksError> {
+    pool_of(config, connections, session(config)).map(|(pool, _)| pool)
+}
+
+/// A pool for reading, whose sessions begin with `more` too, and what a cancel is encrypted with.
+///
+/// # Errors
+/// As [`pool`].
+pub(super) fn reading_pool(config: &TimescaleConfig, more: &str) -> Result<(Pool, MakeRustlsConnect), SinksError> {
+    pool_of(config, config.read_connections, session(config) + more)
+}
+
+fn pool_of(
+    config: &TimescaleConfig,
+    connections: usize,
+    session: String,
+) -> Result<(Pool, MakeRustlsConnect), SinksError> {
     let (mut postgres, trust, roots) = parse(&config.url)?;
     if let Some(password) = &config.password {
         postgres.password(password);
@@ -51,17 +67,15 @@ pub(super) fn pool(config: &TimescaleConfig, connections: usize) -> Result<Pool,
     postgres.keepalives_interval(Duration::from_secs(5)).keepalives_retries(3);
     postgres.tcp_user_timeout(Duration::from_millis(config.statement_ms_max));
     postgres.target_session_attrs(TargetSessionAttrs::ReadWrite);
-    let dial = Dial {
-        tls: MakeRustlsConnect::new(tls(trust, roots.as_deref())?),
-        password_file: config.password_file.clone(),
-        session: session(config),
-    };
+    let tls = MakeRustlsConnect::new(tls(trust, roots.as_deref())?);
+    let dial = Dial { tls: tls.clone(), password_file: config.password_file.clone(), session };
     let manager = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     let manager = Manager::from_connect(postgres, dial, manager);
     let pool = Pool::builder(manager).max_size(connections).runtime(Runtime::Tokio1);
     let pool = pool.create_timeout(Some(connect)).recycle_timeout(Some(connect));
     let pool = pool.wait_timeout(Some(Duration::from_millis(config.statement_ms_max)));
-    pool.build().map_err(|error| SinksError::Invalid(format!("sinks.timescale: {error}")))
+    let pool = pool.build().map_err(|error| SinksError::Invalid(format!("sinks.timescale: {error}")))?;
+    Ok((pool, tls))
 }
 
 /// A connection of the pool.

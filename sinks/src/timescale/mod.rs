@@ -15,15 +15,18 @@ pub mod config;
 mod connect;
 pub mod ddl;
 mod failure;
+mod fields;
 mod json;
 mod lanes;
 pub mod policies;
+mod read;
 mod rows;
 mod schema;
 mod sink;
 mod store;
 
 pub use config::{ExtensionUse, TimescaleConfig};
+pub use read::{TimescaleHistory, TimescaleReadParts};
 pub use schema::script;
 pub use sink::TimescaleSink;
 pub use store::TimescaleStore;

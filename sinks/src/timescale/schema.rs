@@ -10,6 +10,7 @@ use tokio_postgres::SimpleQueryMessage;
 use super::config::{ExtensionUse, TimescaleConfig};
 use super::connect::step;
 use super::ddl::{self, Layout, qualified};
+use super::fields;
 use super::policies::{self, Extension};
 use crate::error::SinksError;
 
@@ -27,7 +28,7 @@ const SERVER_VERSION_MIN: u32 = 150_000;
 /// What is locked while the schema is changed: any number that no one else uses.
 const ADVISORY_LOCK: i64 = 0x7469_6465_6761_7465;
 /// (version, name) of the migrations, in order.
-const MIGRATIONS: &[(i32, &str)] = &[(1, "tables"), (2, "aggregates")];
+const MIGRATIONS: &[(i32, &str)] = &[(1, "tables"), (2, "aggregates"), (3, "fields")];
 
 /// All statements of the schema, as the first start runs them: the command `tidegate timescale ddl`.
 pub fn script(config: &TimescaleConfig) -> String {
@@ -57,7 +58,8 @@ pub fn script(config: &TimescaleConfig) -> String {
 fn migration(version: i32, config: &TimescaleConfig, layout: Layout, extension: Option<Extension>) -> Vec<String> {
     match version {
         1 => ddl::tables(config, layout),
-        _ => policies::aggregates(config, layout, extension),
+        2 => policies::aggregates(config, layout, extension),
+        _ => fields::table(&config.schema),
     }
 }
 

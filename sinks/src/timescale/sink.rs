@@ -124,6 +124,7 @@ impl TimescaleSink {
 
     async fn commit_lanes(&mut self) -> Result<Done, SinksError> {
         let ready = self.store.ready().await?;
+        self.store.learn(&self.buffer).await?;
         let count = self.lanes.len();
         let share =
             |batch: &Arc<LogBatch>| Share { batch: batch.clone(), lanes: lanes_of(batch, count), strays: Vec::new() };

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use deadpool_postgres::{Object, Pool};
 use parking_lot::Mutex as SyncMutex;
 use tidegate_events::Dataset;
-use tidegate_pipeline::Offset;
 use tidegate_pipeline::clock::now_us;
+use tidegate_pipeline::{FieldCatalog, LogBatch, Offset};
 use tokio::sync::Mutex;
 
 use super::chunks::{self, Chunks};
 use super::config::TimescaleConfig;
 use super::connect;
 use super::ddl::{Layout, chunk_hours, qualified};
+use super::fields;
 use super::lanes::{Lane, Share};
 use super::policies;
 use super::schema::{self, Found, rows, run};
@@ -28,6 +29,8 @@ pub struct TimescaleStore {
     origin: String,
     pool: Pool,
     ready: Mutex<Option<Ready>>,
+    /// Own fields that are in the table of fields, as far as this process knows.
+    fields: SyncMutex<FieldCatalog>,
 }
 
 /// What is known once the schema was looked at.
@@ -60,7 +63,13 @@ impl TimescaleStore {
         }
         // Both sinks, the housekeeping, and one to spare.
         let pool = connect::pool(&config, 2 * config.connections + 2)?;
-        Ok(Arc::new(Self { config, origin: origin.to_owned(), pool, ready: Mutex::default() }))
+        Ok(Arc::new(Self {
+            config,
+            origin: origin.to_owned(),
+            pool,
+            ready: Mutex::default(),
+            fields: SyncMutex::default(),
+        }))
     }
 
     /// The sink of one log. Until the database has been asked, it is taken that nothing from `from` on is there.
@@ -121,6 +130,7 @@ impl TimescaleStore {
     /// After a failure: idle connections may be as dead as the one that failed, and the schema may have changed.
     pub(super) async fn doubt(&self) {
         self.pool.retain(|_, _| false);
+        *self.fields.lock() = FieldCatalog::default();
         *self.ready.lock().await = None;
     }
 
@@ -177,6 +187,22 @@ impl TimescaleStore {
             for share in shares {
                 share.strays = chunks.strays(share.batch.dataset, &share.batch.rows).unwrap_or_default();
             }
+        }
+        Ok(())
+    }
+
+    /// Puts the own fields of rows that come into the table of fields, as far as they are new.
+    pub(super) async fn learn(&self, batches: &[Arc<LogBatch>]) -> Result<(), SinksError> {
+        let mut seen = FieldCatalog::default();
+        for batch in batches {
+            seen.observe(batch.dataset, &batch.rows);
+        }
+        let fresh = fields::fresh(&self.fields.lock(), &seen);
+        if !fresh.is_empty() {
+            let client = self.connection().await?;
+            let storing = fields::store(&**client, &self.config.schema, &fresh);
+            connect::step(&self.config, "note the own fields", storing).await?;
+            self.fields.lock().merge(&seen);
         }
         Ok(())
     }
