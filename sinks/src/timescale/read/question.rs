@@ -85,7 +85,9 @@ impl Question {
         }
         if ask.grouped {
             question.sql.push_str(" GROUP BY org_id");
-            keys.iter().for_each(|key| drop(write!(question.sql, ", {key}")));
+            for key in keys {
+                let _ = write!(question.sql, ", {key}");
+            }
         }
         for (nth, step) in ask.order.iter().enumerate() {
             question.sql.push_str(if nth == 0 { " ORDER BY " } else { ", " });
@@ -154,10 +156,14 @@ impl Question {
                 self.sql.push(')');
             }
             Output::Count => self.sql.push_str("count(*)"),
-            Output::CountOf(name) => drop(write!(self.sql, "count({})", quoted(name))),
+            Output::CountOf(name) => {
+                let _ = write!(self.sql, "count({})", quoted(name));
+            }
             Output::Min(name) => self.extreme("min", name, core),
             Output::Max(name) => self.extreme("max", name, core),
-            Output::Sum(name) => drop(write!(self.sql, "sum({})", quoted(name))),
+            Output::Sum(name) => {
+                let _ = write!(self.sql, "sum({})", quoted(name));
+            }
         }
     }
 
@@ -238,7 +244,9 @@ impl Question {
                 self.constants(values);
                 self.sql.push_str("))");
             }
-            Filter::IsNull(name) => drop(write!(self.sql, "({} IS NULL)", quoted(name))),
+            Filter::IsNull(name) => {
+                let _ = write!(self.sql, "({} IS NULL)", quoted(name));
+            }
             Filter::Like(name, pattern) => {
                 let _ = write!(self.sql, "({} LIKE ", quoted(name));
                 self.value(pattern.to_string(), Type::TEXT);
