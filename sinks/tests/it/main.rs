@@ -38,3 +38,4 @@ mod timescale_contract;
 mod timescale_failures;
 mod timescale_rows;
 mod timescale_speed;
+mod timescale_read;
