@@ -9,7 +9,6 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::SchemaRef;
 use datafusion::common::config::{ConfigOptions, TableParquetOptions};
 use datafusion::common::pruning::PruningStatistics;
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Column, DataFusionError, Result, internal_err};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
@@ -19,17 +18,13 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{Column as ColumnExpr, DynamicFilterPhysicalExpr};
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
-use datafusion::physical_plan::filter_pushdown::{
-    ChildPushdownResult, FilterPushdownPhase, FilterPushdownPropagation, PushedDown,
-};
-use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
+use datafusion::physical_plan::filter_pushdown::{ChildPushdownResult, FilterPushdownPhase};
+use datafusion::physical_plan::metrics::BaselineMetrics;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, Partitioning, PlanProperties,
-};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::local::LocalFileSystem;
 use object_store::{ObjectMeta, ObjectStore};
@@ -38,6 +33,7 @@ use tidegate_pipeline::{History, HistoryFile};
 
 use crate::config::QueryConfig;
 use crate::conform::ConformFactory;
+use crate::leaf::{Leaf, LeafExec};
 use crate::metrics;
 use crate::suspect::Suspects;
 use crate::tail::own_rows;
@@ -156,10 +152,12 @@ impl PruningStatistics for FileTimes<'_> {
     }
 }
 
-/// Reads Parquet files and lets only the rows of some tenants out. It is a leaf: no optimizer rule sees the scan below, so
-/// none can drop the tenant filter, and no EXPLAIN shows paths or counts of rows that are not the tenant's.
+/// The operator that reads Parquet files.
+pub(crate) type HistoryExec = LeafExec<HistoryFiles>;
+
+/// Parquet files, of which only the rows of some tenants come out.
 #[derive(Debug, Clone)]
-pub(crate) struct HistoryExec {
+pub(crate) struct HistoryFiles {
     dataset: Dataset,
     /// Reads the asked columns and, last, `org_id`.
     inner: Arc<dyn ExecutionPlan>,
@@ -167,12 +165,10 @@ pub(crate) struct HistoryExec {
     orgs: Arc<[Arc<str>]>,
     schema: SchemaRef,
     limit: Option<usize>,
-    properties: Arc<PlanProperties>,
-    metrics: ExecutionPlanMetricsSet,
 }
 
-impl HistoryExec {
-    /// A plan for `scan`.
+impl HistoryFiles {
+    /// What `scan` asks for.
     ///
     /// # Errors
     /// When a path is not UTF-8, or DataFusion refuses the projection.
@@ -200,41 +196,7 @@ impl HistoryExec {
             .build();
         let inner: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(config_of_scan);
         let inner = inner.repartitioned(scan.partitions, config)?.unwrap_or(inner);
-        Ok(Self::over(scan.dataset, inner, suspects, scan.orgs, (schema, scan.limit)))
-    }
-
-    fn over(
-        dataset: Dataset,
-        inner: Arc<dyn ExecutionPlan>,
-        suspects: Arc<Suspects>,
-        orgs: Arc<[Arc<str>]>,
-        (schema, limit): (SchemaRef, Option<usize>),
-    ) -> Self {
-        let partitions = inner.output_partitioning().partition_count();
-        let properties = PlanProperties::new(
-            EquivalenceProperties::new(schema.clone()),
-            Partitioning::UnknownPartitioning(partitions),
-            inner.pipeline_behavior(),
-            inner.boundedness(),
-        );
-        Self {
-            dataset,
-            inner,
-            suspects,
-            orgs,
-            schema,
-            limit,
-            properties: Arc::new(properties),
-            metrics: ExecutionPlanMetricsSet::new(),
-        }
-    }
-}
-
-impl HistoryExec {
-    /// The same over another scan.
-    fn with_inner(&self, inner: Arc<dyn ExecutionPlan>) -> Self {
-        let rest = (self.schema.clone(), self.limit);
-        Self::over(self.dataset, inner, self.suspects.clone(), self.orgs.clone(), rest)
+        Ok(Self { dataset: scan.dataset, inner, suspects, orgs: scan.orgs, schema, limit: scan.limit })
     }
 }
 
@@ -252,44 +214,28 @@ fn partitioned(file: &HistoryFile) -> Result<PartitionedFile> {
     }))
 }
 
-impl DisplayAs for HistoryExec {
-    fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Leaf for HistoryFiles {
+    const NAME: &'static str = "HistoryExec";
+
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns: Vec<_> = self.schema.fields().iter().map(|field| field.name().as_str()).collect();
-        write!(f, "HistoryExec: table={}, columns=[{}]", self.dataset.table_name(), columns.join(", "))
-    }
-}
-
-impl ExecutionPlan for HistoryExec {
-    fn name(&self) -> &str {
-        "HistoryExec"
+        write!(f, "table={}, columns=[{}]", self.dataset.table_name(), columns.join(", "))
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
     }
 
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        Vec::new()
+    fn partitions(&self) -> usize {
+        self.inner.output_partitioning().partition_count()
     }
 
-    fn apply_expressions(
+    fn read(
         &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        if children.is_empty() { Ok(self) } else { internal_err!("HistoryExec has no children") }
-    }
-
-    fn reset_state(self: Arc<Self>) -> Result<Arc<dyn ExecutionPlan>> {
-        let inner = self.inner.clone().reset_state()?;
-        Ok(Arc::new(self.with_inner(inner)))
-    }
-
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let measured = BaselineMetrics::new(&self.metrics, partition);
+        partition: usize,
+        context: Arc<TaskContext>,
+        measured: BaselineMetrics,
+    ) -> Result<SendableRecordBatchStream> {
         let (orgs, schema) = (self.orgs.clone(), self.schema.clone());
         let asked: Vec<usize> = (0..schema.fields().len()).collect();
         let limit = self.limit.unwrap_or(usize::MAX);
@@ -322,29 +268,23 @@ impl ExecutionPlan for HistoryExec {
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, limited)))
     }
 
-    fn metrics(&self) -> Option<MetricsSet> {
-        Some(self.metrics.clone_inner())
+    fn anew(&self) -> Result<Self> {
+        Ok(Self { inner: self.inner.clone().reset_state()?, ..self.clone() })
     }
 
-    fn handle_child_pushdown_result(
+    fn with_filters(
         &self,
         phase: FilterPushdownPhase,
-        result: ChildPushdownResult,
+        mut filters: ChildPushdownResult,
         config: &ConfigOptions,
-    ) -> Result<FilterPushdownPropagation<Arc<dyn ExecutionPlan>>> {
+    ) -> Result<Option<Self>> {
         // What the query says came with the scan. What comes later are bounds that joins and LIMIT learn while they run.
-        let unsupported = vec![PushedDown::No; result.parent_filters.len()];
-        let propagation = FilterPushdownPropagation::with_parent_pushdown_result(unsupported);
-        let mut safe = result;
-        safe.parent_filters.retain(|filter| bound_of_columns(&filter.filter));
-        if phase == FilterPushdownPhase::Pre || safe.parent_filters.is_empty() {
-            return Ok(propagation);
+        filters.parent_filters.retain(|filter| bound_of_columns(&filter.filter));
+        if phase == FilterPushdownPhase::Pre || filters.parent_filters.is_empty() {
+            return Ok(None);
         }
-        let inner = self.inner.handle_child_pushdown_result(phase, safe, config)?;
-        Ok(match inner.updated_node {
-            None => propagation,
-            Some(inner) => propagation.with_updated_node(Arc::new(self.with_inner(inner))),
-        })
+        let updated = self.inner.handle_child_pushdown_result(phase, filters, config)?.updated_node;
+        Ok(updated.map(|inner| Self { inner, ..self.clone() }))
     }
 }
 

@@ -19,6 +19,7 @@ mod gate;
 mod history;
 mod http;
 pub mod json;
+mod leaf;
 mod meter;
 pub mod metrics;
 mod planner;

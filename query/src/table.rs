@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, Session, TableProvider};
-use datafusion::common::{DFSchema, Result, TableReference};
+use datafusion::common::{DFSchema, DataFusionError, Result, TableReference};
 use datafusion::dataframe::DataFrame;
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::utils::conjunction;
@@ -19,8 +19,8 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::history_rows::{HistoryRows, Output, RowsAsk};
 
 use crate::feedback::{self, ALERT_FEEDBACK};
-use crate::history::{HistoryExec, HistoryScan, Store, prune};
-use crate::rows::exec::HistoryRowsExec;
+use crate::history::{HistoryExec, HistoryFiles, HistoryScan, Store, prune};
+use crate::rows::exec::{HistoryAnswer, HistoryRowsExec, told};
 use crate::rows::filter::{Asked, asked};
 use crate::tail::TailPart;
 use crate::view::View;
@@ -45,6 +45,13 @@ pub(crate) struct EventTable {
 impl EventTable {
     fn new(dataset: Dataset, view: &Arc<View>, store: &Arc<Store>, chunk_bytes_max: usize) -> Self {
         Self { dataset, schema: view.schema(dataset), view: view.clone(), store: store.clone(), chunk_bytes_max }
+    }
+
+    /// The table, once it is known which columns it has.
+    fn known(self: &Arc<Self>) -> Result<Arc<Self>> {
+        let known = self.view.snapshot.rows.as_ref().map_or(Ok(()), |rows| rows.known());
+        known.map_err(|error| DataFusionError::External(Box::new(told(error))))?;
+        Ok(self.clone())
     }
 
     fn tail(&self, orgs: &Arc<[Arc<str>]>, projected: &SchemaRef, partitions: usize) -> Vec<Arc<dyn PartitionStream>> {
@@ -87,6 +94,7 @@ impl EventTable {
             orgs: orgs.clone(),
             log_cursor: self.view.snapshot.log_cursor,
             output_cursor: self.view.snapshot.output_cursor,
+            others: self.view.others,
             outputs: projected.fields().iter().map(|field| Output::Column(field.name().as_str().into())).collect(),
             schema: projected.clone(),
             grouped: false,
@@ -94,7 +102,7 @@ impl EventTable {
             order: Vec::new(),
             limit: limit.map(|limit| limit as u64),
         };
-        let history: Arc<dyn ExecutionPlan> = Arc::new(HistoryRowsExec::new(rows.clone(), ask));
+        let history: Arc<dyn ExecutionPlan> = Arc::new(HistoryRowsExec::new(HistoryAnswer::new(rows.clone(), ask)));
         let exact = filters.iter().filter(|filter| of_store(filter).is_some_and(|asked| asked.exact)).cloned();
         let Some(wanted) = conjunction(exact) else {
             let tail = self.tail(&orgs, &projected, state.config().target_partitions());
@@ -194,7 +202,8 @@ impl TableProvider for EventTable {
                 limit,
                 partitions,
             };
-            plans.push(Arc::new(HistoryExec::new(&self.store, scan, state.config_options())?));
+            let files = HistoryFiles::new(&self.store, scan, state.config_options())?;
+            plans.push(Arc::new(HistoryExec::new(files)));
         }
         let tail = self.tail(&orgs, &projected, partitions);
         if !tail.is_empty() {
@@ -291,9 +300,9 @@ impl SchemaProvider for Tables {
         if name == ALERT_FEEDBACK
             && let Some(changes) = self.find(Dataset::Changes.table_name())
         {
-            return Ok(Some(Arc::new(feedback::view(changes.clone())?)));
+            return Ok(Some(Arc::new(feedback::view(changes.known()?)?)));
         }
-        Ok(self.find(name).map(|table| table.clone() as _))
+        Ok(self.find(name).map(EventTable::known).transpose()?.map(|table| table as _))
     }
 
     fn table_exist(&self, name: &str) -> bool {

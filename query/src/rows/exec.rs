@@ -6,15 +6,11 @@ use std::sync::Arc;
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::compute::cast;
 use arrow::datatypes::SchemaRef;
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result, internal_err};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
-use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
+use datafusion::physical_plan::metrics::BaselineMetrics;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
 use futures::stream;
 use tidegate_pipeline::history_rows::{Comparison, Filter, HistoryError, HistoryRows, Output, RowsAsk, Value};
 use tokio::sync::mpsc;
@@ -22,34 +18,26 @@ use tokio::sync::mpsc;
 use crate::error::{QueryError, internal};
 use crate::gate::functions::bytes;
 use crate::history::own;
+use crate::leaf::{Leaf, LeafExec};
 use crate::metrics;
 
-/// Asks a store and lets only the rows of the asked tenants out, whatever it answers.
+/// The operator that asks a store.
+pub(crate) type HistoryRowsExec = LeafExec<HistoryAnswer>;
+
+/// What a store answers, of which only the rows of the asked tenants come out, whatever it answers.
 #[derive(Debug, Clone)]
-pub(crate) struct HistoryRowsExec {
+pub(crate) struct HistoryAnswer {
     store: Arc<dyn HistoryRows>,
     ask: RowsAsk,
     /// What the plan expects: the columns of the answer, times in the unit that the plan has for them.
     schema: SchemaRef,
-    properties: Arc<PlanProperties>,
-    metrics: ExecutionPlanMetricsSet,
 }
 
-impl HistoryRowsExec {
-    /// A leaf whose rows have the columns of `ask`.
+impl HistoryAnswer {
+    /// The answer to `ask`, as it is.
     pub(crate) fn new(store: Arc<dyn HistoryRows>, ask: RowsAsk) -> Self {
         let schema = ask.schema.clone();
-        Self::with_schema(store, ask, schema)
-    }
-
-    fn with_schema(store: Arc<dyn HistoryRows>, ask: RowsAsk, schema: SchemaRef) -> Self {
-        let properties = PlanProperties::new(
-            EquivalenceProperties::new(schema.clone()),
-            Partitioning::UnknownPartitioning(1),
-            EmissionType::Incremental,
-            Boundedness::Bounded,
-        );
-        Self { store, ask, schema, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() }
+        Self { store, ask, schema }
     }
 
     /// What is asked.
@@ -59,32 +47,7 @@ impl HistoryRowsExec {
 
     /// The same store, asked something else, the answer brought to the types of `schema`.
     pub(crate) fn with_ask(&self, ask: RowsAsk, schema: SchemaRef) -> Self {
-        Self::with_schema(self.store.clone(), ask, schema)
-    }
-}
-
-impl DisplayAs for HistoryRowsExec {
-    fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ask = &self.ask;
-        let outputs: Vec<_> = ask.outputs.iter().map(shown_output).collect();
-        write!(f, "HistoryRowsExec: table={}, columns=[{}]", ask.dataset.table_name(), outputs.join(", "))?;
-        if !ask.filters.is_empty() {
-            let filters: Vec<_> = ask.filters.iter().map(shown).collect();
-            write!(f, ", filters=[{}]", filters.join(", "))?;
-        }
-        if ask.grouped {
-            let keys = ask.outputs.iter().filter(|output| !output.is_aggregate()).map(shown_output);
-            write!(f, ", group_by=[{}]", keys.collect::<Vec<_>>().join(", "))?;
-        }
-        if !ask.order.is_empty() {
-            let order = ask.order.iter().map(|step| {
-                let (way, nulls) =
-                    (if step.descending { "DESC" } else { "ASC" }, if step.nulls_first { "FIRST" } else { "LAST" });
-                format!("{} {way} NULLS {nulls}", step.column)
-            });
-            write!(f, ", order_by=[{}]", order.collect::<Vec<_>>().join(", "))?;
-        }
-        ask.limit.map_or(Ok(()), |limit| write!(f, ", limit={limit}"))
+        Self { store: self.store.clone(), ask, schema }
     }
 }
 
@@ -139,48 +102,59 @@ fn shown_value(value: &Value) -> String {
     }
 }
 
-impl ExecutionPlan for HistoryRowsExec {
-    fn name(&self) -> &str {
-        "HistoryRowsExec"
+impl Leaf for HistoryAnswer {
+    const NAME: &'static str = "HistoryRowsExec";
+
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ask = &self.ask;
+        let outputs: Vec<_> = ask.outputs.iter().map(shown_output).collect();
+        write!(f, "table={}, columns=[{}]", ask.dataset.table_name(), outputs.join(", "))?;
+        if !ask.filters.is_empty() {
+            let filters: Vec<_> = ask.filters.iter().map(shown).collect();
+            write!(f, ", filters=[{}]", filters.join(", "))?;
+        }
+        if ask.grouped {
+            let keys = ask.outputs.iter().filter(|output| !output.is_aggregate()).map(shown_output);
+            write!(f, ", group_by=[{}]", keys.collect::<Vec<_>>().join(", "))?;
+        }
+        if !ask.order.is_empty() {
+            let order = ask.order.iter().map(|step| {
+                let (way, nulls) =
+                    (if step.descending { "DESC" } else { "ASC" }, if step.nulls_first { "FIRST" } else { "LAST" });
+                format!("{} {way} NULLS {nulls}", step.column)
+            });
+            write!(f, ", order_by=[{}]", order.collect::<Vec<_>>().join(", "))?;
+        }
+        ask.limit.map_or(Ok(()), |limit| write!(f, ", limit={limit}"))
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
     }
 
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        Vec::new()
+    fn partitions(&self) -> usize {
+        1
     }
 
-    fn apply_expressions(
+    fn read(
         &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        if children.is_empty() { Ok(self) } else { internal_err!("HistoryRowsExec has no children") }
-    }
-
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        _partition: usize,
+        context: Arc<TaskContext>,
+        measured: BaselineMetrics,
+    ) -> Result<SendableRecordBatchStream> {
         let reading = Reading {
             store: self.store.clone(),
             ask: self.ask.clone(),
             schema: self.schema.clone(),
             rows: None,
             reservation: MemoryConsumer::new("history rows").register(context.memory_pool()),
-            measured: BaselineMetrics::new(&self.metrics, partition),
+            measured,
         };
         let batches = stream::try_unfold(reading, |mut reading| async move {
             let batch = reading.next().await?;
             Ok(batch.map(|batch| (batch, reading)))
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), batches)))
-    }
-
-    fn metrics(&self) -> Option<MetricsSet> {
-        Some(self.metrics.clone_inner())
     }
 }
 
@@ -227,7 +201,7 @@ fn checked(batch: &RecordBatch, orgs: &[Arc<str>], schema: &SchemaRef) -> Result
 }
 
 /// What the client is told. The cause goes to the log of the program.
-fn told(error: HistoryError) -> QueryError {
+pub(crate) fn told(error: HistoryError) -> QueryError {
     match error {
         HistoryError::Unavailable(_) => {
             tracing::warn!(%error, "a query could not read history");

@@ -24,8 +24,9 @@ use datafusion::physical_plan::union::UnionExec;
 use tidegate_events::timestamp_type;
 use tidegate_pipeline::history_rows::{ColumnName, Order, Output, RowsAsk, TimeUnit};
 
-use super::exec::HistoryRowsExec;
+use super::exec::{HistoryAnswer, HistoryRowsExec};
 use super::filter::comparable;
+use crate::leaf::LeafExec;
 
 type Plan = Arc<dyn ExecutionPlan>;
 type Expr = Arc<dyn PhysicalExpr>;
@@ -95,7 +96,7 @@ fn first_rows(plan: &Plan, steps: &[PhysicalSortExpr], limit: usize) -> Result<O
     let Some(order) = steps.iter().map(order).collect::<Option<Vec<_>>>() else { return Ok(None) };
     let ask = RowsAsk { order, limit: Some(limit as u64), ..ask.clone() };
     let schema = ask.schema.clone();
-    Ok(Some(Arc::new(history.with_ask(ask, schema))))
+    Ok(Some(Arc::new(LeafExec::new(history.with_ask(ask, schema)))))
 }
 
 fn over(plan: &Plan, input: Plan) -> Result<Plan> {
@@ -133,7 +134,7 @@ fn grouped(aggregate: &AggregateExec) -> Result<Option<Plan>> {
     }
     let answer = Arc::new(in_microseconds(&schema));
     let ask = RowsAsk { outputs, schema: answer, grouped: true, order: Vec::new(), ..ask.clone() };
-    let asked: Plan = Arc::new(history.with_ask(ask, schema));
+    let asked: Plan = Arc::new(LeafExec::new(history.with_ask(ask, schema)));
     let mut rest: Vec<Plan> = rest.into_iter().cloned().collect();
     let mut tail = match rest.len() {
         0 => return Ok(Some(asked)),
@@ -155,8 +156,9 @@ fn grouped(aggregate: &AggregateExec) -> Result<Option<Plan>> {
 }
 
 /// History that is asked for rows, all that meet its filters.
-fn plain(plan: &Plan) -> Option<&HistoryRowsExec> {
+fn plain(plan: &Plan) -> Option<&HistoryAnswer> {
     plan.downcast_ref::<HistoryRowsExec>()
+        .map(LeafExec::leaf)
         .filter(|history| !history.ask().grouped && history.ask().limit.is_none() && history.ask().order.is_empty())
 }
 
