@@ -18,6 +18,14 @@ pub trait HistoryRows: std::fmt::Debug + Send + Sync + 'static {
     /// Starts to answer. Each batch has the columns of `ask.schema` and, last, `org_id` as text: whose the rows are. Dropping
     /// the receiver stops the work, at the store too. May be called on any thread.
     fn read(&self, ask: RowsAsk) -> mpsc::Receiver<Result<RecordBatch, HistoryError>>;
+
+    /// Whether it is known what the store holds: until then nobody can say which columns a table has.
+    ///
+    /// # Errors
+    /// Why it is not known yet.
+    fn known(&self) -> Result<(), HistoryError> {
+        Ok(())
+    }
 }
 
 /// Why history could not be read. The messages are for the log of the program: they may name machines and tables.
@@ -48,6 +56,8 @@ pub struct RowsAsk {
     pub log_cursor: Offset,
     /// Rows of the output log below this offset.
     pub output_cursor: Offset,
+    /// Whether rows of other servers that write to the same store are meant too.
+    pub others: bool,
     /// What each column of the answer is.
     pub outputs: Vec<Output>,
     /// The columns of the answer, one for each output: names and types.

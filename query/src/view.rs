@@ -72,6 +72,8 @@ pub(crate) struct View {
     pub(crate) output: Tail,
     log_fields: Arc<FieldCatalog>,
     pub(crate) history: Arc<dyn History>,
+    /// Whether a store that several servers write to is asked for the rows of all.
+    pub(crate) others: bool,
 }
 
 impl std::fmt::Debug for View {
@@ -101,11 +103,17 @@ impl View {
                     output: tail(&sources.output, snapshot.output_cursor, output.first, output.next),
                     log_fields: (sources.log_fields)(),
                     history: sources.history.clone(),
+                    others: true,
                     scope,
                     snapshot,
                 };
             }
         }
+    }
+
+    /// The same without rows of other servers: for what goes by offsets, which mean nothing beyond a server's own logs.
+    pub(crate) fn of_own_logs(self) -> Self {
+        Self { others: false, ..self }
     }
 
     /// The tails that may hold rows of `dataset`.

@@ -39,6 +39,10 @@ pub const TIMESCALE_COMMIT_SECONDS: &str = "tidegate_sinks_timescale_commit_seco
 pub const TIMESCALE_BUFFER_BYTES: &str = "tidegate_sinks_timescale_buffer_bytes";
 /// Values in which NUL was replaced, by `source`.
 pub const TIMESCALE_REPLACED: &str = "tidegate_sinks_timescale_replaced_values_total";
+/// Questions about history that the database was asked, by `outcome` (`answered`, `left` by who asked, `late`, `busy`, `failed`).
+pub const TIMESCALE_QUESTIONS: &str = "tidegate_sinks_timescale_questions_total";
+/// How long a question took, until its last row was taken.
+pub const TIMESCALE_QUESTION_SECONDS: &str = "tidegate_sinks_timescale_question_seconds";
 /// 1 when another server has taken over the store, so that this one writes to it no more.
 pub const PARQUET_REPLACED: &str = "tidegate_sinks_parquet_replaced";
 /// Requests to the object store, by `op` (`get`, `head`, `list`, `put`, `part`, `upload`, `copy`, `delete`) and `outcome`
@@ -121,6 +125,8 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (TIMESCALE_COMMIT_SECONDS, "histogram", "How long a commit to the database took by source"),
     (TIMESCALE_BUFFER_BYTES, "gauge", "Bytes of rows waiting for a commit by source, bounded by commit_bytes"),
     (TIMESCALE_REPLACED, "counter", "Values in which NUL became U+FFFD, which PostgreSQL cannot hold, by source"),
+    (TIMESCALE_QUESTIONS, "counter", "Questions about history by outcome; busy is bounded by read_connections"),
+    (TIMESCALE_QUESTION_SECONDS, "histogram", "How long questions about history took, until the last row was taken"),
     (PARQUET_REPLACED, "gauge", "1 when another server has taken over the object store"),
     (BUCKET_REQUESTS, "counter", "Requests to the object store by op and outcome, without those of queries"),
     (CACHE_HITS, "counter", "Blocks of the object store that queries found in the cache"),

@@ -1,5 +1,7 @@
 //! `GET /v2/alerts`, `GET /v2/alerts/{id}`, and stored alerts for the feed.
 
+use std::sync::Arc;
+
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use datafusion::functions::string::expr_fn::concat;
@@ -16,10 +18,12 @@ use super::{Body, answered};
 use crate::error::{QueryError, internal};
 use crate::json::{Nulls, RowWriter, write_text};
 use crate::table::TableReader;
+use crate::view::View;
 use crate::{Query, Scope, metrics};
 
 /// The position of an alert in the output log, which is the order of the feed.
 const SEQ: &str = "seq";
+const ALERT_ID: &str = "alert_id";
 
 impl Query {
     /// `GET /v2/alerts?from=&to=&level=&rule=&tag=&entity=&limit=&cursor=`: stored alerts, newest first, as
@@ -59,7 +63,8 @@ impl Query {
             let rows = table.read(Dataset::Alerts)?.filter(wanted)?;
             rows.sort(vec![column(SEQ).sort(true, false)])?.limit(0, Some(limit))
         };
-        let rows = self.rows(&self.view(&Scope::tenant(org_id)), plan).await?;
+        let view = View::take(&self.shared.sources, Scope::tenant(org_id)).of_own_logs();
+        let rows = self.rows(&Arc::new(view), plan).await?;
         let Some(seqs) = rows.column_by_name(SEQ) else { return Ok(Vec::new()) };
         let seqs = seqs.as_primitive::<Int64Type>().clone();
         let mut texts = Vec::with_capacity(rows.num_rows());
@@ -76,18 +81,20 @@ impl Query {
         let mut filters = alert_filters(&params)?;
         let limit = params.limit()?;
         if let Some(cursor) = params.get("cursor") {
-            let parts = cursor_parts(cursor)?;
-            let seq: Option<i64> = parts.first().filter(|_| parts.len() == 1).and_then(|part| part.parse().ok());
-            let seq = seq
-                .ok_or_else(|| QueryError::bad("invalid_parameter", "the cursor is not one that this endpoint gave"))?;
-            filters.push(column(SEQ).lt(lit(seq)));
+            let foreign = || QueryError::bad("invalid_parameter", "the cursor is not one that this endpoint gave");
+            let [seq, id] = <[String; 2]>::try_from(cursor_parts(cursor)?).map_err(|_| foreign())?;
+            let seq: i64 = seq.parse().map_err(|_| foreign())?;
+            // Servers that share a database count their alerts each for itself.
+            let same = column(SEQ).eq(lit(seq)).and(column(ALERT_ID).lt(lit(id)));
+            filters.push(column(SEQ).lt(lit(seq)).or(same));
         }
         let page = move |table: TableReader| {
             let mut rows = table.read(Dataset::Alerts)?;
             for filter in filters {
                 rows = rows.filter(filter)?;
             }
-            rows.sort(vec![column(SEQ).sort(false, false)])?.limit(0, Some(limit + 1))
+            let newest = [SEQ, ALERT_ID].map(|name| column(name).sort(false, false));
+            rows.sort(newest.to_vec())?.limit(0, Some(limit + 1))
         };
         let rows = self.rows(&self.view(scope), page).await?;
         let more = rows.num_rows() > limit;
@@ -95,9 +102,8 @@ impl Query {
         let mut out = b"{\"alerts\":[".to_vec();
         write_alerts(&rows, &mut out)?;
         out.extend_from_slice(b"],\"cursor\":");
-        let seqs = rows.column_by_name(SEQ).and_then(|seqs| seqs.as_primitive_opt::<Int64Type>().cloned());
-        match seqs.filter(|seqs| more && !seqs.is_empty()) {
-            Some(seqs) => write_text(&cursor_text(&[&seqs.value(seqs.len() - 1).to_string()]), &mut out),
+        match last(&rows).filter(|_| more) {
+            Some((seq, id)) => write_text(&cursor_text(&[&seq.to_string(), &id]), &mut out),
             None => out.extend_from_slice(b"null"),
         }
         out.push(b'}');
@@ -109,7 +115,7 @@ impl Query {
         Params::parse(query, &[])?;
         let id = id.to_owned();
         let plan = move |table: TableReader| {
-            let rows = table.read(Dataset::Alerts)?.filter(column("alert_id").eq(lit(id)))?;
+            let rows = table.read(Dataset::Alerts)?.filter(column(ALERT_ID).eq(lit(id)))?;
             rows.limit(0, Some(1))
         };
         let rows = self.rows(&self.view(scope), plan).await?;
@@ -121,6 +127,14 @@ impl Query {
         out.push(b'}');
         Ok(out)
     }
+}
+
+/// Where a page of alerts ends.
+fn last(rows: &RecordBatch) -> Option<(i64, String)> {
+    let at = rows.num_rows().checked_sub(1)?;
+    let seq = rows.column_by_name(SEQ)?.as_primitive_opt::<Int64Type>()?.value(at);
+    let id = rows.column_by_name(ALERT_ID)?.as_string_opt::<i32>()?.value(at);
+    Some((seq, id.to_owned()))
 }
 
 /// The alerts as clients see them, with their writer: without the tenant, of which there is only one, and with `matched`

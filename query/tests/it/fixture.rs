@@ -59,6 +59,7 @@ pub struct World {
     pub fields: Arc<Mutex<Arc<FieldCatalog>>>,
     pub dir: TempDir,
     /// What the store that answers questions needs as long as the world lives.
+    #[allow(dead_code, reason = "a store in memory needs nothing")]
     pub kept: tokio::sync::OnceCell<twin::Kept>,
     files: AtomicUsize,
 }

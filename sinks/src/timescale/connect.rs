@@ -12,7 +12,7 @@ use std::time::Duration;
 use deadpool_postgres::{Connect, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -38,20 +38,30 @@ enum Trust {
 /// # Errors
 /// [`SinksError::Invalid`] when the URL or what it names cannot be used.
 pub(super) fn pool(config: &TimescaleConfig, connections: usize) -> Result<Pool, SinksError> {
-    pool_of(config, connections, session(config)).map(|(pool, _)| pool)
+    let wait = Duration::from_millis(config.statement_ms_max);
+    pool_of(config, connections, wait, session(config)).map(|(pool, _)| pool)
 }
 
-/// A pool for reading, whose sessions begin with `more` too, and what a cancel is encrypted with.
+/// A pool for reading, in which a question has at most so much time, and half of it may go by before it has a connection; and
+/// what a cancel is encrypted with.
 ///
 /// # Errors
 /// As [`pool`].
-pub(super) fn reading_pool(config: &TimescaleConfig, more: &str) -> Result<(Pool, MakeRustlsConnect), SinksError> {
-    pool_of(config, config.read_connections, session(config) + more)
+pub(super) fn reading_pool(
+    config: &TimescaleConfig,
+    question: Duration,
+) -> Result<(Pool, MakeRustlsConnect), SinksError> {
+    let more = format!(
+        "; SET statement_timeout = {}; SET default_transaction_read_only = on",
+        question.as_millis().clamp(1, i32::MAX as u128)
+    );
+    pool_of(config, config.read_connections, question / 2, session(config) + &more)
 }
 
 fn pool_of(
     config: &TimescaleConfig,
     connections: usize,
+    wait: Duration,
     session: String,
 ) -> Result<(Pool, MakeRustlsConnect), SinksError> {
     let (mut postgres, trust, roots) = parse(&config.url)?;
@@ -73,7 +83,7 @@ fn pool_of(
     let manager = Manager::from_connect(postgres, dial, manager);
     let pool = Pool::builder(manager).max_size(connections).runtime(Runtime::Tokio1);
     let pool = pool.create_timeout(Some(connect)).recycle_timeout(Some(connect));
-    let pool = pool.wait_timeout(Some(Duration::from_millis(config.statement_ms_max)));
+    let pool = pool.wait_timeout(Some(wait));
     let pool = pool.build().map_err(|error| SinksError::Invalid(format!("sinks.timescale: {error}")))?;
     Ok((pool, tls))
 }
@@ -190,16 +200,16 @@ fn tls(trust: Trust, roots: Option<&str>) -> Result<ClientConfig, SinksError> {
     let invalid = |error: &dyn std::fmt::Display| SinksError::Invalid(format!("sinks.timescale: TLS: {error}"));
     let builder = ClientConfig::builder_with_provider(provider.clone());
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| invalid(&error))?;
-    if trust == Trust::Anyone {
-        let verifier = Arc::new(AnyCertificate(provider));
-        return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
-    }
-    let roots = Arc::new(authorities(roots)?);
-    if trust == Trust::KnownHost {
-        return Ok(builder.with_root_certificates(roots).with_no_client_auth());
-    }
-    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
-    let verifier = Arc::new(AnyName(verifier.map_err(|error| invalid(&error))?));
+    let algorithms = provider.signature_verification_algorithms;
+    let known = match trust {
+        Trust::Anyone => None,
+        Trust::KnownAuthority => {
+            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(authorities(roots)?), provider).build();
+            Some(verifier.map_err(|error| invalid(&error))?)
+        }
+        Trust::KnownHost => return Ok(builder.with_root_certificates(authorities(roots)?).with_no_client_auth()),
+    };
+    let verifier = Arc::new(Lenient { known, algorithms });
     Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
 }
 
@@ -231,50 +241,15 @@ fn authorities(file: Option<&str>) -> Result<RootCertStore, SinksError> {
     Ok(roots)
 }
 
-/// Takes any certificate, as `prefer` and `require` do. The handshake's signature is checked all the same.
+/// Asks less of a certificate than rustls does by itself: only that a known authority has signed it, whatever its name
+/// (`verify-ca`), or nothing at all (`prefer`, `require`). The handshake's signature is checked all the same.
 #[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+struct Lenient {
+    known: Option<Arc<WebPkiServerVerifier>>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// Takes a certificate of a known authority, whatever its name: `verify-ca`.
-#[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
-
-impl ServerCertVerifier for AnyName {
+impl ServerCertVerifier for Lenient {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -284,7 +259,8 @@ impl ServerCertVerifier for AnyName {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         use CertificateError::{NotValidForName, NotValidForNameContext};
-        match self.0.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+        let Some(known) = &self.known else { return Ok(ServerCertVerified::assertion()) };
+        match known.verify_server_cert(certificate, intermediates, name, ocsp, now) {
             // The name is looked at last: everything else was in order.
             Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
                 Ok(ServerCertVerified::assertion())
@@ -299,7 +275,7 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -308,11 +284,11 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 

@@ -27,6 +27,6 @@ mod store;
 
 pub use config::{ExtensionUse, TimescaleConfig};
 pub use read::{TimescaleHistory, TimescaleReadParts};
-pub use schema::script;
+pub use schema::{script, survey};
 pub use sink::TimescaleSink;
 pub use store::TimescaleStore;

@@ -8,7 +8,7 @@ use tidegate_events::Dataset;
 use tokio_postgres::SimpleQueryMessage;
 
 use super::config::{ExtensionUse, TimescaleConfig};
-use super::connect::step;
+use super::connect::{self, step};
 use super::ddl::{self, Layout, qualified};
 use super::fields;
 use super::policies::{self, Extension};
@@ -63,16 +63,48 @@ fn migration(version: i32, config: &TimescaleConfig, layout: Layout, extension: 
     }
 }
 
+/// What a server would find, without a change to anything: versions, and whether the tables are there or can be made.
+///
+/// # Errors
+/// [`SinksError::Invalid`] for the configuration, [`SinksError::Database`] with what to do otherwise.
+pub async fn survey(config: &TimescaleConfig) -> Result<String, SinksError> {
+    config.check()?;
+    let client = connect::get(&connect::pool(config, 1)?, config).await?;
+    let number = check_version(&client, config).await?;
+    let installed = "SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'";
+    let extension = one(&client, config, "look for the extension", installed).await?;
+    let with = extension.map_or("without TimescaleDB".to_owned(), |version| format!("TimescaleDB {version}"));
+    let schema = &config.schema;
+    let exists = format!("SELECT to_regclass('{}')::text", qualified(schema, "migrations"));
+    let state = if one(&client, config, "look for the schema", &exists).await?.is_some() {
+        verify(&client, config).await?;
+        "is in order"
+    } else {
+        let may = "SELECT 1 WHERE has_database_privilege(current_database(), 'CREATE')";
+        if one(&client, config, "ask for rights", may).await?.is_none() {
+            let reason = "the user may not make the schema: GRANT CREATE ON DATABASE … for the first start".to_owned();
+            return Err(SinksError::Database { reason });
+        }
+        "will be made"
+    };
+    Ok(format!("PostgreSQL {}.{}, {with}, the schema {schema:?} {state}", number / 10_000, number % 10_000))
+}
+
+/// The number of the server's version, when it is new enough.
+async fn check_version(client: &Object, config: &TimescaleConfig) -> Result<u32, SinksError> {
+    let version = one(client, config, "ask for the version", "SHOW server_version_num").await?.unwrap_or_default();
+    match version.parse() {
+        Ok(number) if number >= SERVER_VERSION_MIN => Ok(number),
+        _ => Err(SinksError::Database { reason: format!("PostgreSQL 15 or later is needed, found {version}") }),
+    }
+}
+
 /// Migrates the schema as far as it is not yet, and registers this server's logs.
 ///
 /// # Errors
 /// [`SinksError::Database`], with what the server said and what to do.
 pub(super) async fn prepare(client: &Object, config: &TimescaleConfig, origin: &str) -> Result<Found, SinksError> {
-    let version = one(client, config, "ask for the version", "SHOW server_version_num").await?;
-    if version.as_deref().and_then(|text| text.parse().ok()).is_none_or(|version: u32| version < SERVER_VERSION_MIN) {
-        let found = version.unwrap_or_default();
-        return Err(SinksError::Database { reason: format!("PostgreSQL 15 or later is needed, found {found}") });
-    }
+    check_version(client, config).await?;
     let extension = match config.extension {
         ExtensionUse::Auto => probe(client, config).await?,
         ExtensionUse::Off => None,

@@ -36,6 +36,6 @@ mod spine_power;
 mod spine_world;
 mod timescale_contract;
 mod timescale_failures;
+mod timescale_read;
 mod timescale_rows;
 mod timescale_speed;
-mod timescale_read;

@@ -118,6 +118,7 @@ fn ask(history: &TimescaleHistory, outputs: Vec<(Output, DataType)>) -> RowsAsk 
         orgs: ["acme".into()].into(),
         log_cursor: snapshot.log_cursor,
         output_cursor: snapshot.output_cursor,
+        others: true,
         outputs: outputs.into_iter().map(|(output, _)| output).collect(),
         schema,
         grouped,

@@ -11,7 +11,7 @@ use tidegate_events::{Dataset, FieldType, Scalar};
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
-use super::json::{Json, compact, members, parse};
+use super::json::{Json, Members, compact, members, parse};
 use super::question::{EPOCH_2000_US, Place, is_rest};
 
 /// The bytes of a value as they came.
@@ -88,7 +88,7 @@ impl Answer {
 
     /// Takes a row in.
     pub(super) fn push(&mut self, row: &Row) -> Result<(), Misfit> {
-        let mut objects: Option<(usize, Vec<(std::borrow::Cow<'_, str>, &str)>)> = None;
+        let mut objects: Option<(usize, Members<'_>)> = None;
         for (values, place) in self.columns.iter_mut().zip(&self.places) {
             let (Place::Plain(at) | Place::Sum(at) | Place::Json(at) | Place::Member(at, _)) = place;
             let raw = raw(row, *at)?;

@@ -23,8 +23,11 @@ pub(super) fn parse(text: &str) -> Option<Json<'_>> {
     rest.trim_start().is_empty().then_some(value)
 }
 
+/// Members of an object: names, and values as text.
+pub(super) type Members<'a> = Vec<(Cow<'a, str>, &'a str)>;
+
 /// The members of an object, each with the text of its value.
-pub(super) fn members(text: &str) -> Option<Vec<(Cow<'_, str>, &str)>> {
+pub(super) fn members(text: &str) -> Option<Members<'_>> {
     let mut rest = text.trim_start().strip_prefix('{')?.trim_start();
     let mut members = Vec::new();
     if rest.starts_with('}') {

@@ -5,7 +5,8 @@
 //! rest from the logs. A snapshot that is behind is as right as a new one: the logs are kept from the
 //! [oldest cursors](TimescaleHistory::oldest_live_cursors) of a living snapshot on.
 //!
-//! Each question is one statement on a connection of a pool of its own, streamed: the database waits while nobody takes
+//! The looks have a connection of their own, so that questions, however many, do not keep the cursors from being seen and the
+//! logs from forgetting. Each question is one statement on a connection of a pool of its own, streamed: the database waits while nobody takes
 //! rows. A question that is dropped is cancelled at the server, and its connection closed, so that a late cancel cannot hit the
 //! next question.
 
@@ -19,10 +20,11 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
 use futures::TryStreamExt;
+use metrics::{counter, histogram};
 use parking_lot::Mutex;
 use tidegate_events::Dataset;
 use tidegate_pipeline::history_rows::{HistoryError, HistoryRows, RowsAsk};
-use tidegate_pipeline::{FieldCatalog, History, Offset, Snapshot, Stage};
+use tidegate_pipeline::{History, Offset, Snapshot, Stage};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_postgres::error::SqlState;
@@ -31,9 +33,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::config::TimescaleConfig;
 use super::connect;
 use super::ddl::qualified;
-use super::failure::failed;
+use super::failure::{self, failed, late};
 use super::fields;
 use crate::error::SinksError;
+use crate::metrics as names;
 use answer::Answer;
 use question::Question;
 
@@ -45,6 +48,10 @@ const BATCH_BYTES: usize = 1 << 20;
 const WAITING_BATCHES: usize = 1;
 /// How long a cancel may take to be sent.
 const CANCEL: Duration = Duration::from_secs(5);
+/// How long a look may take: a database that hangs is to be told of soon.
+const LOOK: Duration = Duration::from_secs(10);
+/// Why nothing can be asked before the first look.
+const NOT_YET: &str = "the database has not been reached since the start";
 
 /// What a [`TimescaleHistory`] is made of.
 pub struct TimescaleReadParts {
@@ -65,6 +72,9 @@ pub struct TimescaleReadParts {
 pub struct TimescaleHistory {
     state: Mutex<State>,
     link: Arc<Link>,
+    /// One connection, for the looks at the cursors.
+    looks: Pool,
+    look_max: Duration,
 }
 
 /// The snapshot now, and the older ones that queries still read from.
@@ -72,8 +82,8 @@ pub struct TimescaleHistory {
 struct State {
     snapshot: Arc<Snapshot>,
     views: Vec<Weak<Snapshot>>,
-    fields: Arc<FieldCatalog>,
-    mark: fields::Mark,
+    /// What the snapshot was made of.
+    seen: Option<(Cursors, fields::Mark)>,
 }
 
 /// The way to the database.
@@ -88,9 +98,12 @@ struct Link {
 /// Up to where the rows of each log are all there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Cursors {
-    /// The ids of this server's logs, once their rows are there.
+    /// The ids of this server's logs, once they are registered.
     ingest_id: Option<i16>,
     output_id: Option<i16>,
+    /// Below which all rows of these logs are there.
+    ingest: Offset,
+    output: Offset,
     /// Logs of servers before this one.
     others: Vec<(i16, Offset)>,
 }
@@ -121,14 +134,21 @@ impl TimescaleHistory {
     /// [`SinksError::Invalid`] when the URL or what it names cannot be used.
     pub fn start(parts: TimescaleReadParts) -> Result<Arc<Self>, SinksError> {
         let TimescaleReadParts { config, origin, query_ms_max, runtime, stage } = parts;
-        let session = format!("; SET statement_timeout = {query_ms_max}; SET default_transaction_read_only = on");
-        let (pool, tls) = connect::reading_pool(&config, &session)?;
+        let (pool, tls) = connect::reading_pool(&config, Duration::from_millis(query_ms_max))?;
+        let looks = connect::pool(&config, 1)?;
+        let look_max = LOOK.min(Duration::from_millis(config.statement_ms_max));
         let link = Arc::new(Link { pool, tls, schema: config.schema.clone(), origin, runtime: runtime.clone() });
         let state = State { snapshot: Arc::new(unknown()), ..State::default() };
-        let history = Arc::new(Self { state: Mutex::new(state), link });
+        let history = Arc::new(Self { state: Mutex::new(state), link, looks, look_max });
         let every = Duration::from_millis(config.read_refresh_ms);
         runtime.spawn(refresh(Arc::downgrade(&history), every, stage));
         Ok(history)
+    }
+
+    /// Waits for a look, for a while at most: for who wants to answer from the start when the database is there.
+    pub async fn looked(&self, patience: Duration) {
+        // What keeps it from being seen is told by those who look again and again.
+        let _ = tokio::time::timeout(patience, self.look()).await;
     }
 
     /// The offsets (ingest log, output log) from which on the logs are needed: the least cursors of all snapshots that live.
@@ -140,54 +160,40 @@ impl TimescaleHistory {
         })
     }
 
-    async fn look(&self) -> Result<(), String> {
-        let link = &self.link;
-        let client = link.pool.get().await.map_err(|error| error.to_string())?;
-        let told = |error: tokio_postgres::Error| failed("look at the cursors", &error).to_string();
-        let sql = format!(
-            "SELECT log_id, origin::text, log, coalesce(min(next_offset), 0) FROM {} LEFT JOIN {} USING (log_id) GROUP BY 1, 2, 3",
-            qualified(&link.schema, "logs"),
-            qualified(&link.schema, "cursors")
-        );
-        // Cursors first: the fields of all rows below them are there then.
-        let mut cursors = Cursors::default();
-        let (mut log_cursor, mut output_cursor) = (0, 0);
-        for row in client.query(&sql, &[]).await.map_err(told)? {
-            let read = || Ok::<_, tokio_postgres::Error>((row.try_get::<_, i16>(0)?, row.try_get::<_, i64>(3)?));
-            let (id, next) = read().map_err(told)?;
-            let next = Offset::try_from(next).unwrap_or(0);
-            let (origin, log): (&str, &str) = (row.try_get(1).map_err(told)?, row.try_get(2).map_err(told)?);
-            match (origin == link.origin, log) {
-                (true, "ingest") => (cursors.ingest_id, log_cursor) = (Some(id), next),
-                (true, "output") => (cursors.output_id, output_cursor) = (Some(id), next),
-                _ => cursors.others.push((id, next)),
-            }
+    /// Looks at the database. A connection on which that fails is not used again.
+    async fn look(&self) -> Result<(), SinksError> {
+        let client = self.looks.get().await.map_err(|error| failure::unconnected(error, self.look_max))?;
+        let looked = match tokio::time::timeout(self.look_max, self.look_with(&client)).await {
+            Ok(looked) => looked.map_err(|error| failed("look at the cursors", &error)),
+            Err(_) => Err(late("look at the cursors", self.look_max)),
+        };
+        if looked.is_err() {
+            drop(Object::take(client));
         }
-        let apart = {
-            let events = qualified(&link.schema, Dataset::SecurityEvents.table_name());
-            let kind = "SELECT relkind <> 'p' FROM pg_class WHERE oid = to_regclass($1::text)";
-            client
-                .query_opt(kind, &[&events])
-                .await
-                .and_then(|row| row.map_or(Ok(false), |row| row.try_get(0)))
-                .map_err(told)?
+        looked
+    }
+
+    async fn look_with(&self, client: &Object) -> Result<(), tokio_postgres::Error> {
+        let schema = &self.link.schema;
+        // Cursors first: the fields of all rows below them are there then.
+        let cursors = self.link.cursors(client).await?;
+        let seen = self.state.lock().seen.clone();
+        if seen.as_ref().is_some_and(|(before, _)| *before == cursors) {
+            return Ok(());
+        }
+        let events = qualified(schema, Dataset::SecurityEvents.table_name());
+        let kind = "SELECT relkind <> 'p' FROM pg_class WHERE oid = to_regclass($1::text)";
+        let kind = client.query_opt(kind, &[&events]).await?;
+        let apart = kind.map_or(Ok(false), |row| row.try_get(0))?;
+        let mark = fields::mark(&***client, schema).await?;
+        let fields = match seen {
+            Some((_, before)) if before == mark => self.snapshot().fields.clone(),
+            _ => Arc::new(fields::read(&***client, schema).await?),
         };
-        let mark = fields::mark(&**client, &link.schema).await.map_err(told)?;
-        let known = { (mark == self.state.lock().mark).then(|| self.state.lock().fields.clone()) };
-        let fields = match known {
-            Some(fields) => fields,
-            None => Arc::new(fields::read(&**client, &link.schema).await.map_err(told)?),
-        };
-        cursors.others.sort_unstable();
-        self.accept(Snapshot {
-            rows: Some(Arc::new(Rows { link: link.clone(), cursors, apart })),
-            fields: fields.clone(),
-            log_cursor,
-            output_cursor,
-            ..Snapshot::default()
-        });
-        let mut state = self.state.lock();
-        (state.fields, state.mark) = (fields, mark);
+        let (log_cursor, output_cursor) = (cursors.ingest, cursors.output);
+        let rows = Arc::new(Rows { link: self.link.clone(), cursors: cursors.clone(), apart });
+        self.accept(Snapshot { rows: Some(rows), fields, log_cursor, output_cursor, ..Snapshot::default() });
+        self.state.lock().seen = Some((cursors, mark));
         Ok(())
     }
 
@@ -219,7 +225,7 @@ async fn refresh(history: Weak<TimescaleHistory>, every: Duration, stage: Arc<St
             }
             Err(error) => {
                 if failing.is_none() {
-                    tracing::warn!(error, "the database of history cannot be read; it is tried again");
+                    tracing::warn!(%error, "the database of history cannot be read; it is tried again");
                 }
                 failing.get_or_insert_with(Instant::now);
                 stage.set_detail(Some(format!("history cannot be read: {error}")));
@@ -241,10 +247,13 @@ type Batch = Result<RecordBatch, HistoryError>;
 impl HistoryRows for Unknown {
     fn read(&self, _ask: RowsAsk) -> mpsc::Receiver<Batch> {
         let (send, receive) = mpsc::channel(1);
-        let not_yet = HistoryError::Unavailable("the database has not been reached since the start".into());
         // The channel has room for one.
-        let _ = send.try_send(Err(not_yet));
+        let _ = send.try_send(Err(HistoryError::Unavailable(NOT_YET.into())));
         receive
+    }
+
+    fn known(&self) -> Result<(), HistoryError> {
+        Err(HistoryError::Unavailable(NOT_YET.into()))
     }
 }
 
@@ -254,12 +263,22 @@ impl HistoryRows for Rows {
         let question = Question::new(&self.link.schema, &ask, &self.cursors, self.apart);
         let link = self.link.clone();
         self.link.runtime.spawn(async move {
+            let started = Instant::now();
             let answered = tokio::select! {
-                answered = link.answer(question, &ask, &send) => answered,
+                answered = link.answer(question, &ask, &send) => Some(answered),
                 // Nobody waits any more: what runs is dropped, which cancels it.
-                () = send.closed() => return,
+                () = send.closed() => None,
             };
-            if let Err(error) = answered {
+            let outcome = match &answered {
+                Some(Ok(())) => "answered",
+                Some(Err(HistoryError::Timeout)) => "late",
+                Some(Err(HistoryError::Busy(_))) => "busy",
+                Some(Err(_)) => "failed",
+                None => "left",
+            };
+            counter!(names::TIMESCALE_QUESTIONS, "outcome" => outcome).increment(1);
+            histogram!(names::TIMESCALE_QUESTION_SECONDS).record(started.elapsed().as_secs_f64());
+            if let Some(Err(error)) = answered {
                 let _ = send.send(Err(error)).await;
             }
         });
@@ -268,6 +287,27 @@ impl HistoryRows for Rows {
 }
 
 impl Link {
+    /// Up to where each log is complete.
+    async fn cursors(&self, client: &Object) -> Result<Cursors, tokio_postgres::Error> {
+        let sql = format!(
+            "SELECT log_id, origin::text, log, coalesce(min(next_offset), 0) FROM {} LEFT JOIN {} USING (log_id) GROUP BY 1, 2, 3",
+            qualified(&self.schema, "logs"),
+            qualified(&self.schema, "cursors")
+        );
+        let mut cursors = Cursors::default();
+        for row in client.query(&sql, &[]).await? {
+            let (id, next): (i16, i64) = (row.try_get(0)?, row.try_get(3)?);
+            let next = Offset::try_from(next).unwrap_or(0);
+            match (row.try_get::<_, &str>(1)? == self.origin, row.try_get(2)?) {
+                (true, "ingest") => (cursors.ingest_id, cursors.ingest) = (Some(id), next),
+                (true, "output") => (cursors.output_id, cursors.output) = (Some(id), next),
+                _ => cursors.others.push((id, next)),
+            }
+        }
+        cursors.others.sort_unstable();
+        Ok(cursors)
+    }
+
     async fn answer(&self, question: Question, ask: &RowsAsk, send: &mpsc::Sender<Batch>) -> Result<(), HistoryError> {
         let Question { sql, parameters, places } = question;
         let mut answer = Answer::new(&ask.schema, places).map_err(HistoryError::Invalid)?;

@@ -207,7 +207,7 @@ impl Question {
         let own = [(cursors.ingest_id, ask.log_cursor), (cursors.output_id, ask.output_cursor)];
         let own = own.into_iter().filter_map(|(id, cursor)| Some((id?, cursor)));
         let mut any = " AND (";
-        for (id, cursor) in own.chain(cursors.others.iter().copied()) {
+        for (id, cursor) in own.chain(cursors.others.iter().copied().filter(|_| ask.others)) {
             self.sql.push_str(any);
             any = " OR ";
             let _ = write!(self.sql, "({LOG_ID} = ");
@@ -355,6 +355,7 @@ mod tests {
             orgs: ["acme".into()].into(),
             log_cursor: 70,
             output_cursor: 7,
+            others: true,
             schema: Arc::new(Schema::new(vec![Field::new("any", DataType::Utf8, true); outputs.len()])),
             outputs,
             grouped: false,
@@ -365,7 +366,7 @@ mod tests {
     }
 
     fn cursors() -> Cursors {
-        Cursors { ingest_id: Some(1), output_id: Some(2), others: Vec::new() }
+        Cursors { ingest_id: Some(1), output_id: Some(2), ..Cursors::default() }
     }
 
     /// The statement after its fixed parts.
@@ -450,6 +451,8 @@ mod tests {
         let sql = Question::new("tidegate", &ask(vec![], vec![]), &cursors, false).sql;
         let wanted = "AND ((log_id = $2 AND log_offset < $3) OR (log_id = $4 AND log_offset < $5) OR (log_id = $6 AND log_offset < $7))";
         assert!(sql.contains(wanted), "{sql}");
+        let own = Question::new("tidegate", &RowsAsk { others: false, ..ask(vec![], vec![]) }, &cursors, false).sql;
+        assert!(own.ends_with("(log_id = $4 AND log_offset < $5))"), "{own}");
         let nothing = Question::new("tidegate", &ask(vec![], vec![]), &Cursors::default(), false).sql;
         assert!(nothing.ends_with("org_id = $1 AND false"), "{nothing}");
     }
