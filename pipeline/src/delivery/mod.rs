@@ -14,9 +14,11 @@
 pub mod dead_letter;
 mod worker;
 
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use metrics::gauge;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
@@ -26,8 +28,12 @@ pub use dead_letter::{DeadLetter, LetterText, dead_letter_batch};
 use crate::error::PipelineError;
 use crate::health::Stage;
 use crate::log::{Offset, StreamLog};
+use crate::metrics as names;
 use crate::output::OutputLog;
 use crate::sink::Sink;
+
+/// Between two looks at how far a sink is behind.
+const LAG_SHOWN_EVERY: Duration = Duration::from_millis(500);
 
 /// Bounds and pace of a delivery.
 #[derive(Debug, Clone, Deserialize, Serialize, schemars::JsonSchema)]
@@ -104,8 +110,13 @@ pub fn deliver(parts: DeliveryParts, runtime: &Handle) -> DeliveryHandle {
     let stage = parts.stage.clone();
     let worker = worker::Worker::new(parts, committed_sender);
     let task = runtime.spawn(worker.run(stopping));
+    let shown = show_lag(name.clone(), log.clone(), committed.clone());
     runtime.spawn(async move {
-        let ended = task.await.unwrap_or_else(|error| {
+        let ended = tokio::select! {
+            ended = task => ended,
+            never = shown => match never {},
+        };
+        let ended = ended.unwrap_or_else(|error| {
             // Calls of the sink are guarded; this is for what nobody thought of, which must not end in silence.
             tracing::error!(%error, "a delivery has ended: its sink gets nothing until a restart");
             stage.set_detail(Some(format!("ended: {error}")));
@@ -116,6 +127,16 @@ pub fn deliver(parts: DeliveryParts, runtime: &Handle) -> DeliveryHandle {
         done_sender.send(ended).ok();
     });
     DeliveryHandle { name, log, committed, stop, done }
+}
+
+/// Keeps the metric of the lag true, also while a call of the sink hangs.
+async fn show_lag(name: String, log: Arc<dyn StreamLog>, committed: watch::Receiver<Offset>) -> Infallible {
+    let mut ticks = tokio::time::interval(LAG_SHOWN_EVERY);
+    loop {
+        ticks.tick().await;
+        let lag = log.bounds().next.saturating_sub(*committed.borrow());
+        gauge!(names::DELIVERY_LAG_ROWS, "sink" => name.clone()).set(lag as f64);
+    }
 }
 
 impl DeliveryHandle {
