@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::server::Caller;
+use crate::server::{Caller, Server};
 
 /// What clients sent, and what they were told.
 #[derive(Debug, Default)]
@@ -86,10 +86,15 @@ pub struct Pace {
 impl Load {
     /// Starts clients; their ids start with `round`.
     pub fn start(url: &str, round: &str, pace: Pace) -> Self {
+        Self::start_every(url, round, pace, Duration::ZERO)
+    }
+
+    /// The same with clients that send a request so often, if they can.
+    pub fn start_every(url: &str, round: &str, pace: Pace, every: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let workers = (0..pace.workers).map(|worker| {
             let (stop, url, prefix) = (stop.clone(), url.to_owned(), format!("{round}-{worker}"));
-            std::thread::spawn(move || send(&stop, &url, &prefix, pace))
+            std::thread::spawn(move || send(&stop, &url, &prefix, (pace, every)))
         });
         let workers = workers.collect();
         Self { stop, workers }
@@ -106,11 +111,38 @@ impl Load {
     }
 }
 
-fn send(stop: &AtomicBool, url: &str, prefix: &str, pace: Pace) -> Ledger {
+/// Kills a server under load, again and again, at the moment that `moment` waits for; what its clients wrote down.
+pub fn killed_under_load(
+    server: &mut Server,
+    settings: &[(&str, &str)],
+    (kills, pace): (u64, Pace),
+    mut moment: impl FnMut(u64, &Server),
+) -> Ledger {
+    let mut ledger = Ledger::default();
+    for round in 0..kills {
+        let load = Load::start(&server.url, &round.to_string(), pace);
+        moment(round, server);
+        server.kill();
+        ledger.merge(load.stop());
+        server.run(settings);
+    }
+    assert!(ledger.acknowledged.len() as u64 > 25 * kills, "only {} acknowledged", ledger.acknowledged.len());
+    ledger
+}
+
+/// A different moment each round, within 380 ms.
+pub fn some_time(round: u64, least_ms: u64) -> Duration {
+    Duration::from_millis(least_ms + (round * 137) % 380)
+}
+
+fn send(stop: &AtomicBool, url: &str, prefix: &str, (pace, every): (Pace, Duration)) -> Ledger {
     let mut client = Caller::new(url, None);
     let (mut ledger, mut at) = (Ledger::default(), 0);
     let padding = "x".repeat(pace.bytes);
+    let mut due = Instant::now();
     while !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        due += every;
         let ids: Vec<_> = (at..at + pace.events).map(|at| (format!("{prefix}-{at}"), at)).collect();
         at += pace.events;
         let mut body = Vec::new();

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::ledger::{Ledger, Load, Pace};
+use crate::ledger::{Ledger, Load, Pace, killed_under_load, some_time};
 use crate::s3_server::{CREDENTIALS, Ill, S3Server};
 use crate::server::{Caller, PATIENCE, Server, on_demand};
 
@@ -55,15 +55,10 @@ fn kills_under_load_lose_and_double_nothing_in_an_object_store() {
     let settings = settings(&objects);
     let settings = borrowed(&settings);
     let mut server = Server::start_in(&CREDENTIALS, &settings);
-    let mut ledger = Ledger::default();
     let pace = Pace { workers: 2, events: 20, bytes: 0, until_refused: true };
-    for round in 0..rounds {
-        let load = Load::start(&server.url, &round.to_string(), pace);
-        std::thread::sleep(Duration::from_millis(150 + (round * 137) % 500));
-        server.kill();
-        ledger.merge(load.stop());
-        server.run(&settings);
-    }
+    let ledger = killed_under_load(&mut server, &settings, (rounds, pace), |round, _| {
+        std::thread::sleep(some_time(round, 150));
+    });
     let mut client = server.client();
     ledger.agree(&mut client);
     drained(&mut client);

@@ -2,9 +2,7 @@
 //!
 //! `TIDEGATE_KILLS=1000 cargo test -p tidegate --test it -- sigkill` does it more often.
 
-use std::time::Duration;
-
-use crate::ledger::{Ledger, Load, Pace};
+use crate::ledger::{Pace, killed_under_load, some_time};
 use crate::server::{Server, on_demand};
 
 const RULE: &str = "\
@@ -32,18 +30,11 @@ fn a_hundred_kills_under_load_lose_and_double_nothing() {
         ("LOG_STORE__SEGMENT_BYTES_MAX", "262144"),
     ];
     let mut server = Server::start(&settings);
-    let mut ledger = Ledger::default();
     let pace = Pace { workers: 3, events: 10, bytes: 0, until_refused: true };
-    for round in 0..kills {
-        let load = Load::start(&server.url, &round.to_string(), pace);
-        // A different moment each round, between 30 and 410 ms.
-        std::thread::sleep(Duration::from_millis(30 + (round * 137) % 380));
-        server.kill();
-        ledger.merge(load.stop());
-        server.run(&settings);
-    }
+    let ledger = killed_under_load(&mut server, &settings, (kills, pace), |round, _| {
+        std::thread::sleep(some_time(round, 30));
+    });
     let mut client = server.client();
-    assert!(ledger.acknowledged.len() as u64 > 25 * kills, "only {} acknowledged", ledger.acknowledged.len());
     ledger.agree(&mut client);
 
     let marked = client.number("SELECT count(*) FROM security_events WHERE mark = 'yes'");
