@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 use tidegate_pipeline::clock::now_us;
+use tidegate_sinks::timescale::{TimescaleConfig, survey};
 
 use super::Ending;
 use super::check::check_rules;
@@ -86,7 +87,26 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         )),
     }
     findings.extend([open_files(), clock(), port(config), rules(config)]);
+    findings.extend(config.sinks.timescale.as_ref().map(database));
     findings
+}
+
+/// What a database that is configured looks like to a server that starts.
+fn database(config: &TimescaleConfig) -> Finding {
+    let name = "database";
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let found = match &runtime {
+        Ok(runtime) => runtime.block_on(survey(config)).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match found {
+        Ok(seen) => Finding::good(name, seen),
+        Err(seen) => Finding::poor(
+            name,
+            seen,
+            "the server starts without it and keeps rows in its log until it is there; with store = \"timescale\" SQL waits for it too",
+        ),
+    }
 }
 
 /// The folder itself, or the nearest one above it: where the server will make it.

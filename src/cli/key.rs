@@ -15,12 +15,13 @@ use tidegate_pipeline::fs::{Fs, RealFs, make_dir_durable};
 use tidegate_pipeline::keys::{KeyRecord, Keys, Role};
 use tidegate_pipeline::log::LogLock;
 use tidegate_pipeline::registry::Registry;
-use tidegate_pipeline::{PipelineError, StreamLog};
+use tidegate_pipeline::{Health, PipelineError, StreamLog};
 
 use super::args::KeyCommand;
 use super::http::Client;
 use super::{Ending, UsageError};
 use crate::config::{ClientConfig, Config};
+use crate::serve::destinations::Destinations;
 use crate::serve::rows_held;
 use crate::serve::store::open_store;
 
@@ -130,8 +131,9 @@ async fn offline(config: &Config, wish: &Wish<'_>) -> anyhow::Result<Value> {
         other => anyhow!(other).context(format!("open the log in {}", data.display())),
     })?;
     // As in the server: the log goes on after what others hold, should it have lost its end.
-    let opened = open_store(&fs, config).await?;
-    let (held, _) = rows_held(&fs, config, &opened.store)?;
+    let destinations = Destinations::open(fs.as_ref(), data, config).await?;
+    let opened = open_store(&fs, config, &Health::default()).await?;
+    let (held, _) = rows_held(&fs, config, &opened.store, &destinations)?;
     let opened = lock.open(config.log_store.clone(), held);
     let (log, _) = opened.with_context(|| format!("open the log in {}", data.display()))?;
     let log = Arc::new(log);

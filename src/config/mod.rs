@@ -31,6 +31,9 @@ use raw::Raw;
 pub struct Config {
     /// The folder that holds everything the server keeps: logs, Parquet files, checkpoints. One server a folder.
     pub data_dir: PathBuf,
+    /// Where queries find what is no longer in the logs: `parquet`, files of our own (`[parquet]`); or `timescale`, the tables
+    /// of `[sinks.timescale]`, and then no Parquet file is written or read.
+    pub store: StoreKind,
     /// The address the server listens on. While no API key exists, only a loopback address is accepted.
     pub listen: SocketAddr,
     /// A folder of Sigma rules, beside the starter pack that ships with the program. Watched for changes.
@@ -95,6 +98,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("./tidegate-data"),
+            store: StoreKind::Parquet,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 4000)),
             rules: None,
             starter_pack: true,
@@ -126,6 +130,16 @@ impl Default for Config {
             rule_tools: RuleToolsConfig::default(),
         }
     }
+}
+
+/// Where queries find what is no longer in the logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// Parquet files, in a folder or an object store.
+    Parquet,
+    /// The tables of the TimescaleDB sink.
+    Timescale,
 }
 
 /// How log lines look.
@@ -452,6 +466,9 @@ fn conflicts(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<ConfigP
         "security_events or cost_events",
     );
     check("log.level", directives.map(|error| error.to_string()), "info, debug, or info,tidegate_ingest=debug");
+    let away = config.sinks.timescale.as_ref().is_none_or(|timescale| timescale.url.is_empty());
+    let missing = (config.store == StoreKind::Timescale && away).then(|| "timescale needs a database".to_owned());
+    check("store", missing, "set sinks.timescale.url, see docs/sinks/timescale.md");
     let timescale = config.sinks.timescale.as_ref().and_then(|timescale| timescale.check().err());
     check("sinks.timescale", timescale.map(|error| error.to_string()), "see docs/sinks/timescale.md");
     let redis = config.sinks.redis.as_ref().and_then(|redis| redis.check().err());

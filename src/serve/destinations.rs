@@ -1,4 +1,4 @@
-//! The destinations of both logs: opens what the configuration names beside the Parquet store, starts a delivery for each,
+//! The destinations of both logs: opens what the configuration names beside Parquet files, starts a delivery for each,
 //! and knows from where on they still need the logs.
 
 use std::path::Path;
@@ -12,18 +12,19 @@ use tidegate_pipeline::delivery::{DeliveryConfig, DeliveryHandle, DeliveryParts,
 use tidegate_pipeline::fs::{Fs, read_file, replace_file};
 use tidegate_pipeline::output::OutputLog;
 use tidegate_pipeline::{Health, Offset, Sink, Stage, StreamLog};
-use tidegate_sinks::parquet::{LogSource, ParquetStore};
+use tidegate_sinks::parquet::LogSource;
 use tidegate_sinks::timescale::TimescaleStore;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::store::Store;
 use crate::config::Config;
 
 /// The logs with their names.
 pub(super) const SOURCES: [LogSource; 2] = [LogSource::Ingest, LogSource::Output];
 
 /// What is opened before the logs are: each of them may know that rows of a log are at a destination already.
-pub(super) struct Destinations {
+pub struct Destinations {
     /// The database, when one is configured.
     pub(super) timescale: Option<Arc<TimescaleStore>>,
     /// Where the database stands, of each log, when it could be asked.
@@ -40,7 +41,7 @@ pub(super) struct Deliveries {
 
 /// What deliveries are made of.
 pub(super) struct DeliveriesParts<'a> {
-    pub(super) store: &'a Arc<ParquetStore>,
+    pub(super) store: &'a Store,
     /// The ingest log and the output log.
     pub(super) logs: [Arc<dyn StreamLog>; 2],
     pub(super) output: Arc<OutputLog>,
@@ -49,8 +50,11 @@ pub(super) struct DeliveriesParts<'a> {
 }
 
 impl Destinations {
-    /// Opens the destinations beside the Parquet store. One that does not answer keeps nobody from starting.
-    pub(super) async fn open(fs: &dyn Fs, data: &Path, config: &Config) -> anyhow::Result<Self> {
+    /// Opens the destinations beside Parquet files. One that does not answer keeps nobody from starting.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used, or the id of the data folder not be read or made.
+    pub async fn open(fs: &dyn Fs, data: &Path, config: &Config) -> anyhow::Result<Self> {
         let Some(timescale) = &config.sinks.timescale else { return Ok(Self { timescale: None, cursors: None }) };
         let origin = origin(fs, data)?;
         let patience = Duration::from_millis(timescale.connect_ms_max.saturating_mul(2));
@@ -90,10 +94,12 @@ impl Destinations {
             let parts = DeliveryParts { sink, log: log.clone(), output: output.clone(), config, stage };
             deliver(parts, &Handle::current())
         };
-        for (source, log) in SOURCES.into_iter().zip(logs) {
-            let sink = Box::new(store.sink(source));
-            let stage = health.stage(&format!("parquet:{}", source.as_str()));
-            started.handles.push(start(sink, log, config.delivery.clone(), stage));
+        if let Store::Parquet(store) = store {
+            for (source, log) in SOURCES.into_iter().zip(logs) {
+                let sink = Box::new(store.sink(source));
+                let stage = health.stage(&format!("parquet:{}", source.as_str()));
+                started.handles.push(start(sink, log, config.delivery.clone(), stage));
+            }
         }
         if let (Some(timescale), Some(settings)) = (&self.timescale, &config.sinks.timescale) {
             for (source, log) in SOURCES.into_iter().zip(logs) {

@@ -15,11 +15,11 @@ use tidegate_sinks::parquet::{LogSource, ParquetStore, RetentionConfig};
 use tidegate_sinks::timescale::TimescaleStore;
 use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::MissedTickBehavior;
 
 use super::Parts;
 use super::process::show_gauges;
 use super::rules_sync::RulesSync;
+use super::store::Store;
 use crate::config::Config;
 
 /// Between two looks at the logs' oldest needed offsets and at the gauges.
@@ -35,10 +35,13 @@ const SAVE_EVERY: Duration = Duration::from_secs(60);
 /// The same while the registry alone keeps much of the log.
 const SAVE_EARLY: Duration = Duration::from_secs(5);
 
+/// Before a database that could not be kept in order is tried again.
+const DATABASE_AGAIN: Duration = Duration::from_secs(2);
+
 /// What is kept in order.
 pub(super) struct Stores {
-    /// The Parquet store.
-    pub(super) parquet: Arc<ParquetStore>,
+    /// The store of history.
+    pub(super) store: Store,
     /// The database, when one is configured.
     pub(super) timescale: Option<Arc<TimescaleStore>>,
 }
@@ -60,7 +63,7 @@ impl Housekeeping {
 /// Starts the tasks. One that ends by itself shows in `/readyz` as the stage `housekeeping`.
 pub(super) fn start(
     parts: &Parts,
-    Stores { parquet: store, timescale }: Stores,
+    Stores { store, timescale }: Stores,
     rules: Arc<Mutex<RulesSync>>,
     config: &Config,
     (metrics, health): (PrometheusHandle, &Health),
@@ -79,8 +82,10 @@ pub(super) fn start(
     let mut tasks = JoinSet::new();
     tasks.spawn(forget.run(metrics));
     tasks.spawn(watch_rules(rules));
-    tasks.spawn(compact(store.clone(), stopping.clone()));
-    tasks.spawn(retain(store, config.retention.clone(), stopping.clone()));
+    if let Store::Parquet(store) = store {
+        tasks.spawn(compact(store.clone(), stopping.clone()));
+        tasks.spawn(retain(store, config.retention.clone(), stopping.clone()));
+    }
     if let (Some(timescale), Some(settings)) = (timescale, &config.sinks.timescale) {
         tasks.spawn(keep_database(timescale, settings.refresh_s, health.stage("timescale:housekeeping")));
     }
@@ -98,7 +103,7 @@ pub(super) fn start(
 struct Forget {
     log: Arc<SegmentLog>,
     output: Arc<SegmentLog>,
-    store: Arc<ParquetStore>,
+    store: Store,
     /// Up to where the other destinations have each log.
     delivered: Vec<(LogSource, watch::Receiver<Offset>)>,
     registry: Registry,
@@ -195,11 +200,9 @@ async fn retain(store: Arc<ParquetStore>, config: RetentionConfig, stopping: Arc
 
 /// What a database wants done now and then. One that is down is told of by its deliveries too; it is tried again.
 async fn keep_database(store: Arc<TimescaleStore>, every_s: u64, stage: Arc<Stage>) {
-    let mut ticks = tokio::time::interval(Duration::from_secs(every_s.max(1)));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let every = Duration::from_secs(every_s.max(1));
     let mut failing = false;
     loop {
-        ticks.tick().await;
         let kept = store.keep_house().await;
         if let Err(error) = &kept
             && !failing
@@ -208,6 +211,7 @@ async fn keep_database(store: Arc<TimescaleStore>, every_s: u64, stage: Arc<Stag
         }
         failing = kept.is_err();
         stage.set_detail(kept.err().map(|error| error.to_string()));
+        tokio::time::sleep(if failing { every.min(DATABASE_AGAIN) } else { every }).await;
     }
 }
 

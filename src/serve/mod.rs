@@ -3,10 +3,10 @@
 //! Follow one batch: [`router`] → `tidegate_ingest::http` → `tidegate_ingest::batcher` → the ingest log (with
 //! a shared set of ids before it when there is a Redis: [`redis_use`]) → `tidegate_pipeline::run` → the output log →
 //! `tidegate_sinks::feed`; and from both logs through `tidegate_pipeline::delivery` → `tidegate_sinks::parquet` and what
-//! else the configuration names ([`destinations`]). `tidegate_query` reads the store and the logs.
+//! else the configuration names ([`destinations`]). `tidegate_query` reads the [`store`] and the logs.
 
 pub mod demo;
-mod destinations;
+pub mod destinations;
 pub mod feedback_door;
 pub mod housekeeping;
 pub mod keys_door;
@@ -64,6 +64,7 @@ use redis_use::RedisUse;
 use router::{Pages, Router};
 use rules_sync::{RULE_KIND, RulesSync};
 use server_file::ServerFile;
+use store::Store;
 use threat_detection::shelf::Shelf;
 use threat_detection::{ThreatDetection, ThreatDetectionParts};
 
@@ -159,14 +160,14 @@ impl Server {
         // The logs' locks keep a second server from the store too, so they come first; the logs go by what the store holds.
         let lock = lock_log(&fs, &data.join("log")).await?;
         let output_lock = lock_log(&fs, &data.join("output")).await?;
-        let store::OpenedStore { store, lock: store_lock } = store::open_store(&fs, config).await?;
+        // The destinations first: a database gets its tables then, which the store may read.
         let destinations = Destinations::open(fs.as_ref(), data, config).await?;
-        let (log_held, output_held) = rows_held(&fs, config, &store)?;
+        let store::OpenedStore { store, lock: store_lock } = store::open_store(&fs, config, &health).await?;
+        let (log_held, output_held) = rows_held(&fs, config, &store, &destinations)?;
         let redis = RedisUse::open(&fs, data, config)?;
         let [redis_held, redis_output_held] = redis.as_ref().map(RedisUse::held).unwrap_or_default();
-        let log_held = log_held.max(destinations.held(LogSource::Ingest)).max(redis_held);
-        let output_held = output_held.max(destinations.held(LogSource::Output)).max(redis_output_held);
-        let log = open_log(lock, log_held, &config.log_store, &health, "log")?;
+        let log = open_log(lock, log_held.max(redis_held), &config.log_store, &health, "log")?;
+        let output_held = output_held.max(redis_output_held);
         let output = open_log(output_lock, output_held, &config.log_store, &health, "output log")?;
         let (ingest_log, output_log): (Arc<dyn StreamLog>, Arc<dyn StreamLog>) = (log.clone(), output.clone());
         let changes_log = log.clone();
@@ -229,8 +230,8 @@ impl Server {
         let query = Arc::new(Query::new(QueryParts {
             log: ingest_log.clone(),
             output: output_log.clone(),
-            history: store.clone(),
-            files: store.reads(),
+            history: store.history(),
+            files: store.files().and_then(ParquetStore::reads),
             log_fields: Arc::new(move || fields.fields()),
             config: config.query.clone(),
             cpu,
@@ -280,7 +281,7 @@ impl Server {
         let listener = tokio::spawn(listening);
         let rules = Arc::new(tokio::sync::Mutex::new(rules));
         let parts = Parts { batcher, run, deliveries, delivered, registry, log, output, store_lock };
-        let stores = housekeeping::Stores { parquet: store, timescale: destinations.timescale };
+        let stores = housekeeping::Stores { store, timescale: destinations.timescale };
         let housekeeping = housekeeping::start(&parts, stores, rules.clone(), config, (metrics, &health));
         file.write()?;
         Ok(Self { address, open: keys.is_open(), file, stop, listener, housekeeping, rules, parts })
@@ -403,19 +404,25 @@ async fn lock_log(fs: &Arc<dyn Fs>, dir: &Path) -> anyhow::Result<LogLock> {
     }
 }
 
-/// The offsets of the ingest log and of the output log below which the store, the checkpoint or the registry have taken rows: a
-/// log that lost its end must not give them to other rows.
+/// The offsets of the ingest log and of the output log below which the store, a destination, the checkpoint or the registry have
+/// taken rows: a log that lost its end must not give them to other rows.
 ///
 /// # Errors
 /// When the folder of the checkpoints or of the registry cannot be made or listed.
-pub fn rows_held(fs: &Arc<dyn Fs>, config: &Config, store: &ParquetStore) -> anyhow::Result<(Offset, Offset)> {
+pub fn rows_held(
+    fs: &Arc<dyn Fs>,
+    config: &Config,
+    store: &Store,
+    destinations: &Destinations,
+) -> anyhow::Result<(Offset, Offset)> {
     let data = config.data_dir.as_path();
     let opened = Checkpoints::open(fs.clone(), &data.join("checkpoint"), config.run.checkpoint_bytes_max);
     let checkpoint = opened.context("look at the checkpoints")?.1.unwrap_or_default();
     let registry = Registry::covered_in(fs.clone(), &data.join("registry"), &config.registry);
     let registry = registry.context("look at the registry")?;
-    let ingest = store.cursor(LogSource::Ingest).max(checkpoint.offset).max(registry);
-    Ok((ingest, store.cursor(LogSource::Output).max(checkpoint.output_offset)))
+    let stored = |source: LogSource| store.held(source).max(destinations.held(source));
+    let ingest = stored(LogSource::Ingest).max(checkpoint.offset).max(registry);
+    Ok((ingest, stored(LogSource::Output).max(checkpoint.output_offset)))
 }
 
 /// Opens a log whose rows below `next_min` others hold: should it have lost its end, it goes on after them.

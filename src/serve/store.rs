@@ -1,4 +1,5 @@
-//! Opens the Parquet store where the configuration says: in the data folder, in another folder, or in an object store.
+//! Opens the store of history where the configuration says: Parquet files in the data folder, in another folder or in an object
+//! store; or the tables of a database.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,31 +7,108 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tidegate_pipeline::fs::{Fs, Open, make_dir_durable, read_file, replace_file};
+use tidegate_pipeline::{Health, History, Offset};
 use tidegate_sinks::SinksError;
-use tidegate_sinks::parquet::{BucketUrl, Opener, ParquetStore, StorePlace, Writer};
+use tidegate_sinks::parquet::{BucketUrl, LogSource, Opener, ParquetStore, StorePlace, Writer};
+use tidegate_sinks::timescale::{TimescaleHistory, TimescaleReadParts};
 use tokio::runtime::Handle;
 
-use crate::config::Config;
+use super::destinations::origin;
+use crate::config::{Config, StoreKind};
 
 /// Waits between two tries to reach an object store at the start.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 /// The name of the log in a data folder, for the manifest of an object store.
 const LOG_NAME_FILE: &str = "log-name";
 
+/// Where queries find what is no longer in the logs.
+#[derive(Clone)]
+pub enum Store {
+    /// Parquet files. They have a delivery of their own.
+    Parquet(Arc<ParquetStore>),
+    /// The tables of a database, which the deliveries to it write.
+    Timescale(Arc<TimescaleHistory>),
+}
+
+impl Store {
+    /// What queries read.
+    pub fn history(&self) -> Arc<dyn History> {
+        match self {
+            Self::Parquet(store) => store.clone(),
+            Self::Timescale(history) => history.clone(),
+        }
+    }
+
+    /// The store of files.
+    pub fn files(&self) -> Option<&ParquetStore> {
+        match self {
+            Self::Parquet(store) => Some(store),
+            Self::Timescale(_) => None,
+        }
+    }
+
+    /// The offset below which the store by itself holds rows of a log. What a database holds, its deliveries know.
+    pub fn held(&self, source: LogSource) -> Offset {
+        match self {
+            Self::Parquet(store) => store.cursor(source),
+            Self::Timescale(_) => 0,
+        }
+    }
+
+    /// From where on somebody who reads from the store may still need a log.
+    pub fn oldest_live_cursor(&self, source: LogSource) -> Offset {
+        match self {
+            Self::Parquet(store) => store.oldest_live_cursor(source),
+            Self::Timescale(history) => {
+                let (ingest, output) = history.oldest_live_cursors();
+                if source == LogSource::Ingest { ingest } else { output }
+            }
+        }
+    }
+}
+
 /// The store, and what keeps others from its folder for as long as it is held.
 pub struct OpenedStore {
     /// The store.
-    pub store: Arc<ParquetStore>,
+    pub store: Store,
     /// The lock of a folder outside of the data folder.
     pub lock: Option<Arc<dyn tidegate_pipeline::fs::FsFile>>,
 }
 
 /// Opens the store. An object store that cannot be reached is waited for: what was acknowledged lies in the log, and new rows
-/// need to know up to where the store has them.
+/// need to know up to where the store has them. A database is not: its reader and its deliveries go on trying.
 ///
 /// # Errors
 /// What waiting does not mend: the message says what to do.
-pub async fn open_store(fs: &Arc<dyn Fs>, config: &Config) -> anyhow::Result<OpenedStore> {
+pub async fn open_store(fs: &Arc<dyn Fs>, config: &Config, health: &Health) -> anyhow::Result<OpenedStore> {
+    match config.store {
+        StoreKind::Parquet => {
+            let (store, lock) = open_parquet(fs, config).await?;
+            Ok(OpenedStore { store: Store::Parquet(store), lock })
+        }
+        StoreKind::Timescale => {
+            let data = config.data_dir.as_path();
+            tell_of_files(fs.as_ref(), data, "store = \"timescale\"");
+            let missing = "store = \"timescale\" needs sinks.timescale.url";
+            let timescale = config.sinks.timescale.clone().context(missing)?;
+            let patience = Duration::from_millis(timescale.connect_ms_max);
+            let parts = TimescaleReadParts {
+                config: timescale,
+                origin: origin(fs.as_ref(), data)?,
+                query_ms_max: config.query.query_ms_max,
+                runtime: Handle::current(),
+                stage: health.stage("timescale:history"),
+            };
+            let history = TimescaleHistory::start(parts)?;
+            history.looked(patience).await;
+            Ok(OpenedStore { store: Store::Timescale(history), lock: None })
+        }
+    }
+}
+
+type OpenedFiles = (Arc<ParquetStore>, Option<Arc<dyn tidegate_pipeline::fs::FsFile>>);
+
+async fn open_parquet(fs: &Arc<dyn Fs>, config: &Config) -> anyhow::Result<OpenedFiles> {
     let data = config.data_dir.as_path();
     match config.parquet.place(data.join("store"))? {
         StorePlace::Folder(dir) => {
@@ -38,9 +116,20 @@ pub async fn open_store(fs: &Arc<dyn Fs>, config: &Config) -> anyhow::Result<Ope
             let opened = ParquetStore::open(fs.clone(), &dir, config.parquet.clone());
             let (store, report) = opened.with_context(|| format!("open the Parquet store in {}", dir.display()))?;
             tracing::info!(dir = %dir.display(), ?report, "store opened");
-            Ok(OpenedStore { store, lock })
+            Ok((store, lock))
         }
-        StorePlace::Bucket(url) => Ok(OpenedStore { store: open_bucket(fs, &url, config).await?, lock: None }),
+        StorePlace::Bucket(url) => Ok((open_bucket(fs, &url, config).await?, None)),
+    }
+}
+
+/// Rows are not moved from one store to another.
+fn tell_of_files(fs: &dyn Fs, data: &Path, setting: &str) {
+    let folder = data.join("store");
+    if fs.list(&folder.join("manifest")).is_ok_and(|edits| !edits.is_empty()) {
+        tracing::warn!(
+            folder = %folder.display(), setting,
+            "the data folder holds a store of its own, whose rows are not seen with this setting"
+        );
     }
 }
 
@@ -66,12 +155,7 @@ async fn open_bucket(fs: &Arc<dyn Fs>, url: &BucketUrl, config: &Config) -> anyh
         session: format!("{:016x}", getrandom::u64().context("a random number")?),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     };
-    if fs.list(&data.join("store").join("manifest")).is_ok_and(|edits| !edits.is_empty()) {
-        tracing::warn!(
-            folder = %data.join("store").display(), %url,
-            "the data folder holds a store of its own, whose rows are not seen while parquet.url says otherwise"
-        );
-    }
+    tell_of_files(fs.as_ref(), data, &format!("parquet.url = \"{url}\""));
     let mut wait = RETRY.0;
     loop {
         let opener =

@@ -15,7 +15,6 @@ mod twin;
 #[path = "../../query/tests/it/whole.rs"]
 mod whole;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,8 +25,8 @@ use tidegate_events::{Dataset, FieldType};
 use tidegate_pipeline::{History, StreamLog};
 use tidegate_query::{Query, QueryConfig, QueryParts, Scope};
 use tidegate_sinks::parquet::LogSource;
-use tokio::net::{TcpListener, TcpStream};
 
+use crate::faulty_proxy::{self, Proxy};
 use fixture::{Mode, World, rows};
 use twin::{Kept, deliver, history};
 
@@ -56,6 +55,7 @@ fn query_over(world: &World, history: Arc<dyn History>) -> Query {
         log: world.log.clone(),
         output: world.output.clone(),
         history,
+        files: None,
         log_fields: Arc::new(move || fields.lock().clone()),
         config: QueryConfig::default(),
         cpu: tokio::runtime::Handle::current(),
@@ -128,59 +128,21 @@ async fn each_row_is_seen_once_while_rows_arrive_and_are_delivered() {
     assert!(world.log.bounds().first > 0, "the log has to forget what the database has");
 }
 
-/// Passes bytes on to the database until it is cut.
-struct Wire {
-    address: SocketAddr,
-    open: Arc<AtomicBool>,
-    cut: Arc<tokio::sync::Notify>,
-}
-
-impl Wire {
-    async fn to(database: String) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let (open, cut) = (Arc::new(AtomicBool::new(true)), Arc::new(tokio::sync::Notify::new()));
-        let wire = Self { address, open: open.clone(), cut: cut.clone() };
-        tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                if !open.load(Ordering::SeqCst) {
-                    continue;
-                }
-                let (database, cut) = (database.clone(), cut.clone());
-                tokio::spawn(async move {
-                    let mut server = TcpStream::connect(database).await.expect("the database");
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                        () = cut.notified() => {}
-                    }
-                });
-            }
-        });
-        wire
-    }
-
-    fn cut(&self) {
-        self.open.store(false, Ordering::SeqCst);
-        self.cut.notify_waiters();
-    }
-
-    fn mend(&self) {
-        self.open.store(true, Ordering::SeqCst);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_goes_away_is_told_so_and_found_again() {
     let world = World::told(Mode::AskedMixed).await;
     let kept = world.kept.get().expect("a database");
     let (before, after) = kept.config.url.split_once('@').expect("a user");
     let (host, path) = after.split_once('/').expect("a database");
-    let wire = Wire::to(host.to_owned()).await;
+    let host = host.to_owned();
+    let proxy = tokio::task::spawn_blocking(move || Proxy::new(&host)).await.expect("a proxy");
+    // It has a runtime of its own, which must not end in this one.
+    let proxy: &'static Proxy = Box::leak(Box::new(proxy));
     let mut config = kept.config.clone();
-    config.url = format!("{before}@{}/{path}", wire.address);
+    config.url = format!("{before}@{}/{path}", proxy.address);
     config.connect_ms_max = 1_000;
 
-    wire.cut();
+    proxy.set(faulty_proxy::Mode::Refuse);
     let history = history(&config);
     let query = query_over(&world, history.clone());
     let counted = async || {
@@ -202,11 +164,11 @@ async fn a_database_that_goes_away_is_told_so_and_found_again() {
     };
     // From the start, once it was seen, and once more.
     down().await;
-    wire.mend();
+    proxy.set(faulty_proxy::Mode::Pass);
     up().await;
-    wire.cut();
+    proxy.set(faulty_proxy::Mode::Refuse);
     down().await;
-    wire.mend();
+    proxy.set(faulty_proxy::Mode::Pass);
     up().await;
 }
 
@@ -221,23 +183,51 @@ async fn a_query_that_is_left_stops_at_the_database_too() {
     let other = kept.client().await;
     let like = format!("%{schema}%security_events%");
     let running = async || {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND wait_event_type = 'Lock' AND query LIKE $1";
-        other.query_one(sql, &[&like]).await.expect("activity").get::<_, i64>(0)
+        let sql =
+            "SELECT query FROM pg_stat_activity WHERE state = 'active' AND wait_event_type = 'Lock' AND query LIKE $1";
+        let rows = other.query(sql, &[&like]).await.expect("activity");
+        rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>()
     };
     let mut stream =
         world.query.sql(&Scope::tenant("acme"), "SELECT event_id FROM security_events").await.expect("a stream");
     let until = Instant::now() + Duration::from_secs(20);
-    while running().await == 0 {
+    let asked = loop {
+        if let Some(asked) = running().await.pop() {
+            break asked;
+        }
         assert!(tokio::time::timeout(Duration::from_millis(50), stream.next()).await.is_err(), "it waits");
         assert!(Instant::now() < until, "the query has to reach the database");
-    }
+    };
+    // Whose rows they are is asked there, not only looked at here.
+    assert!(asked.contains(" WHERE org_id = $1 AND ("), "{asked}");
     drop(stream);
     let left = Instant::now();
-    while running().await > 0 {
+    while !running().await.is_empty() {
         assert!(left.elapsed() < Duration::from_secs(1), "the database still works on it");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     client.batch_execute("ROLLBACK").await.expect("unlocked");
     let rows = world.query.sql(&Scope::tenant("acme"), "SELECT event_id FROM security_events").await.expect("a stream");
     assert_eq!(rows.collect().await.expect("rows").iter().map(|batch| batch.num_rows()).sum::<usize>(), 8);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_shows_what_the_database_is_asked() {
+    let world = World::told(Mode::AskedMixed).await;
+    for (sql, wanted) in [
+        (
+            "SELECT source, count(*), sum(severity) FROM security_events WHERE severity >= 3 GROUP BY source",
+            "columns=[source, count(*), sum(severity)], filters=[severity >= 3], group_by=[source]",
+        ),
+        (
+            "SELECT event_id FROM security_events WHERE actor LIKE 'al%' ORDER BY time DESC LIMIT 2",
+            "columns=[time, event_id], filters=[actor LIKE 'al%'], order_by=[time DESC NULLS FIRST], limit=2",
+        ),
+        ("SELECT sum(billed_cost) FROM cost_events", "columns=[sum(billed_cost)], group_by=[]"),
+    ] {
+        let rows = world.query.sql(&Scope::tenant("acme"), &format!("EXPLAIN {sql}")).await.expect("a plan");
+        let rows = rows.collect().await.expect("rows");
+        let plan = arrow::util::pretty::pretty_format_batches(&rows).expect("text").to_string();
+        assert!(plan.contains("HistoryRowsExec: table=") && plan.contains(wanted), "{sql}\n{plan}");
+    }
 }

@@ -112,7 +112,7 @@ pub async fn deliver(config: &TimescaleConfig, source: LogSource, log: &MemoryLo
 }
 
 /// Gives what the logs of a world hold to a database, once, and makes what is below two cursors the world's snapshot.
-pub async fn answer(world: &World, log_cursor: u64, output_cursor: u64) {
+pub async fn answer(world: &World, log_cursor: u64, output_cursor: u64) -> Arc<TimescaleHistory> {
     let kept = world.kept.get_or_init(|| Kept::new(2)).await;
     let fill = async || {
         deliver(&kept.config, LogSource::Ingest, &world.log, 5, true).await;
@@ -132,4 +132,5 @@ pub async fn answer(world: &World, log_cursor: u64, output_cursor: u64) {
     let history = kept.history.get_or_init(fill).await;
     let whole = history.snapshot();
     *world.history.0.lock() = Arc::new(Snapshot { log_cursor, output_cursor, ..Snapshot::clone(&whole) });
+    history.clone()
 }

@@ -15,6 +15,9 @@ mod demo;
 mod disk_faults;
 mod docs;
 mod faults;
+#[path = "../../sinks/tests/it/faulty_proxy.rs"]
+#[allow(dead_code, reason = "not every fault is brought here")]
+mod faulty_proxy;
 mod feed;
 mod feedback;
 mod history;
@@ -22,6 +25,7 @@ mod hot_cold;
 mod ledger;
 mod object_store;
 mod operation;
+mod outages;
 mod redis_nodes;
 mod s3_server;
 mod server;

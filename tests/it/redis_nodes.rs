@@ -19,14 +19,16 @@ const PROGRAM: &str = "/usr/bin/redis-server";
 const STREAM: &str = "tidegate:stream:default:security_events";
 
 /// A Redis that keeps what it has through SIGKILL.
-struct Redis {
+pub struct Redis {
     child: Option<Child>,
     dir: TempDir,
-    port: u16,
+    /// Where it listens, on loopback.
+    pub port: u16,
 }
 
 impl Redis {
-    fn start() -> Self {
+    /// An empty one.
+    pub fn start() -> Self {
         assert!(Path::new(PROGRAM).exists(), "{PROGRAM} is installed: `cargo xtask test` does it");
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let port = free.local_addr().expect("an address").port();
@@ -51,7 +53,13 @@ impl Redis {
         }
     }
 
-    fn cli(&self, words: &[&str]) -> String {
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// What the stock client prints.
+    pub fn cli(&self, words: &[&str]) -> String {
         let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(words).output();
         String::from_utf8_lossy(&output.expect("redis-cli").stdout).into_owned()
     }

@@ -1,22 +1,26 @@
-//! The server killed at any moment while it writes to a database: every event is there exactly once. Needs the PostgreSQL that
-//! `cargo xtask test` starts. `TIDEGATE_DATABASE_KILLS=200 cargo xtask test -- database_kills` does it more often.
+//! The server with a database: killed at any moment while it writes, every event is there exactly once, in the tables and in what
+//! SQL sees; and what it does while the database is away. Needs the PostgreSQL that `cargo xtask test` starts.
+//! `TIDEGATE_DATABASE_KILLS=200 cargo xtask test -- database_kills` does it more often.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
-use crate::ledger::{Ledger, Load, Pace};
-use crate::server::{PATIENCE, Server, on_demand};
+use crate::faulty_proxy::{Mode, Proxy};
+use crate::ledger::{Pace, killed_under_load, some_time};
+use crate::server::{Caller, PATIENCE, Server, event, on_demand, tidegate};
 
+/// The URL of the database of the tests.
 #[expect(clippy::disallowed_methods, reason = "tests are told by the environment where their servers are")]
-fn url() -> String {
+pub fn url() -> String {
     std::env::var("TIDEGATE_TEST_POSTGRES")
         .unwrap_or_else(|_| panic!("this test needs a PostgreSQL: run `cargo xtask test`, which starts one"))
 }
 
 /// The first column of a query's rows.
-fn query(sql: &str) -> Vec<String> {
+pub fn query(sql: &str) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let (client, connection) = tokio_postgres::connect(&url(), NoTls).await.expect("connected");
@@ -30,28 +34,57 @@ fn query(sql: &str) -> Vec<String> {
     })
 }
 
+/// A proxy before the database, and the URL by way of it.
+pub fn proxied() -> (Proxy, String) {
+    let url = url();
+    let (head, rest) = url.split_once('@').expect("user@host");
+    let (host, path) = rest.split_once('/').expect("host/database");
+    let proxy = Proxy::new(host);
+    let url = format!("{head}@{}/{path}", proxy.address);
+    (proxy, url)
+}
+
+/// Waits until something is so.
+pub fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !so() {
+        assert!(started.elapsed() < PATIENCE, "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn database_kills_lose_and_double_nothing() {
     let kills = on_demand("TIDEGATE_DATABASE_KILLS", 12);
     let (url, schema) = (url(), format!("kills{}", std::process::id()));
     let settings = [
         ("STARTER_PACK", "false"),
+        ("STORE", "timescale"),
         ("SINKS__TIMESCALE__URL", url.as_str()),
         ("SINKS__TIMESCALE__SCHEMA", schema.as_str()),
+        ("SINKS__TIMESCALE__READ_REFRESH_MS", "20"),
         // A commit every few milliseconds, so that a kill meets each of its phases.
         ("SINKS__TIMESCALE__COMMIT_INTERVAL_MS", "5"),
         ("LOG_STORE__SEGMENT_BYTES_MAX", "262144"),
     ];
     let mut server = Server::start(&settings);
-    let mut ledger = Ledger::default();
     let pace = Pace { workers: 3, events: 10, bytes: 0, until_refused: true };
-    for round in 0..kills {
-        let load = Load::start(&server.url, &round.to_string(), pace);
-        std::thread::sleep(Duration::from_millis(60 + (round * 137) % 380));
-        server.kill();
-        ledger.merge(load.stop());
-        server.run(&settings);
-    }
+    let (mut asked, mut seen) = (0, 0);
+    let ledger = killed_under_load(&mut server, &settings, (kills, pace), |round, server| {
+        // What lies in the tables and what lies in the log make the whole, while rows move from one to the other.
+        let (mut client, moment) = (server.client(), Instant::now() + some_time(round, 60));
+        while Instant::now() < moment {
+            let sql =
+                "SELECT count(*) AS n, count(DISTINCT event_id) AS ids FROM security_events WHERE source = 'ledger'";
+            let rows = client.sql(sql);
+            assert_eq!(rows[0]["n"], rows[0]["ids"], "round {round}: an event is seen twice");
+            let now = rows[0]["n"].as_i64().expect("a number");
+            assert!(now >= seen, "round {round}: {now} of {seen} events are seen");
+            (asked, seen) = (asked + 1, now);
+        }
+    });
+    let mut client = server.client();
+    ledger.agree(&mut client);
     let deadline = Instant::now() + PATIENCE;
     let stored = loop {
         let ids = query(&format!("SELECT event_id FROM {schema}.security_events"));
@@ -65,6 +98,123 @@ fn database_kills_lose_and_double_nothing() {
         std::thread::sleep(Duration::from_millis(100));
     };
     assert!(stored.is_subset(&ledger.issued), "rows that nobody sent");
-    assert!(ledger.acknowledged.len() as u64 > 25 * kills, "only {} acknowledged", ledger.acknowledged.len());
+    ledger.agree(&mut client);
+    assert!(!server.data_dir().join("store").exists(), "nothing is in files");
+    println!("{kills} kills, {asked} questions: {} events, none lost or doubled", ledger.acknowledged.len());
+    server.kill();
     query(&format!("DROP SCHEMA {schema} CASCADE"));
+}
+
+/// The answer to a statement: its status, and the reply.
+fn asked(client: &mut Caller, sql: &str) -> (u16, Value) {
+    let reply = client.send("POST", "/v2/sql", &[("content-type", "text/plain")], sql.as_bytes());
+    (reply.status.as_u16(), reply.json())
+}
+
+fn is_told_missing(client: &mut Caller, sql: &str) {
+    let (status, told) = asked(client, sql);
+    let error = &told["error"];
+    let (code, hint) = (error["code"].as_str().unwrap_or_default(), error["hint"].as_str().unwrap_or_default());
+    assert_eq!((status, code, hint.is_empty()), (503, "history_unavailable", false), "{sql}: {told}");
+}
+
+#[test]
+fn a_server_whose_database_is_away_takes_events_and_says_what_it_cannot_read() {
+    let ((proxy, url), schema) = (proxied(), format!("away{}", std::process::id()));
+    let settings = [
+        ("STORE", "timescale"),
+        ("SINKS__TIMESCALE__URL", url.as_str()),
+        ("SINKS__TIMESCALE__SCHEMA", schema.as_str()),
+        ("SINKS__TIMESCALE__CONNECT_MS_MAX", "500"),
+        ("SINKS__TIMESCALE__STATEMENT_MS_MAX", "1000"),
+        ("SINKS__TIMESCALE__READ_REFRESH_MS", "50"),
+        ("SINKS__TIMESCALE__COMMIT_INTERVAL_MS", "20"),
+        ("DELIVERY__RETRY_MS_MAX", "200"),
+        ("QUERY__QUERY_MS_MAX", "3000"),
+        ("SHUTDOWN__DRAIN_MS_MAX", "2000"),
+    ];
+    proxy.set(Mode::Refuse);
+    let mut server = Server::start(&settings);
+    let mut client = server.client();
+    let mut sent = 0;
+    let mut send = |client: &mut Caller| {
+        let events: Vec<Value> = (sent..sent + 25).map(|at| event(&format!("e{at}"), "x")).collect();
+        assert_eq!(client.bulk("/v2/events/bulk?source=custom", &events).json()["accepted"], 25);
+        sent += 25;
+        sent
+    };
+    let details = |server: &Server| server.client().get("/readyz").json()["details"].to_string();
+    send(&mut client);
+    // Nobody knows the columns yet: it must not be said that there is no such column.
+    for sql in
+        ["SELECT count(*) FROM security_events", "SELECT action FROM security_events", "SHOW COLUMNS FROM alerts"]
+    {
+        is_told_missing(&mut client, sql);
+    }
+    assert_eq!(asked(&mut client, "SELECT 1 AS one").0, 200);
+    until("told", || details(&server).contains("timescale:history") && details(&server).contains("timescale:ingest"));
+
+    proxy.set(Mode::Pass);
+    let count = "SELECT count(*) FROM security_events WHERE action = 'x'";
+    let back = |client: &mut Caller| until("back", || asked(client, count).0 == 200);
+    back(&mut client);
+    assert_eq!(client.number(count), 25);
+    until("well again", || details(&server) == "{}");
+    for mode in [Mode::Refuse, Mode::Hang] {
+        proxy.set(mode);
+        let now = send(&mut client);
+        until("told", || details(&server).contains("timescale:history"));
+        let started = Instant::now();
+        let (status, told) = asked(&mut client, count);
+        assert!(matches!(status, 503 | 408), "{mode:?}: {told}");
+        assert!(started.elapsed() < Duration::from_millis(4_500), "{mode:?}: it took {:?}", started.elapsed());
+        proxy.set(Mode::Pass);
+        back(&mut client);
+        assert_eq!(client.number(count), now, "{mode:?}");
+    }
+    // Keys are made whether it is there or not.
+    proxy.set(Mode::Refuse);
+    send(&mut client);
+    server.stop();
+    let folder = server.data_dir();
+    let mut create = tidegate(&["key", "create", "--org", "default", "--role", "admin", "--data-dir"]);
+    create.arg(&folder).envs(settings.map(|(name, value)| (format!("TIDEGATE_{name}"), value)));
+    let made = create.output().expect("it runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let key = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+    server.run(&settings);
+    let mut client = server.client_with(&key);
+    is_told_missing(&mut client, count);
+    proxy.set(Mode::Pass);
+    back(&mut client);
+    assert_eq!(client.number(count), sent);
+    assert_eq!(client.number("SELECT count(*) FROM changes WHERE kind = 'key'"), 1);
+    server.kill();
+    query(&format!("DROP SCHEMA {schema} CASCADE"));
+}
+
+#[test]
+fn the_doctor_and_the_check_look_at_the_database_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (url, data) = (url(), folder.path().join("data"));
+    let run = |command: &[&str], settings: &[(&str, &str)]| {
+        let mut command = tidegate(command);
+        let settings = settings.iter().map(|(name, value)| (format!("TIDEGATE_{name}"), *value));
+        let output = command.envs(settings).output().expect("it runs");
+        let told = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&told).into_owned())
+    };
+    let doctor = ["doctor", "--data-dir", data.to_str().expect("a path"), "--fsyncs", "5", "--listen", "127.0.0.1:0"];
+    let there = [("STORE", "timescale"), ("SINKS__TIMESCALE__URL", url.as_str())];
+    let (code, told) = run(&doctor, &[&there[..], &[("SINKS__TIMESCALE__SCHEMA", "of_the_doctor")]].concat());
+    assert!(code == Some(0) && told.contains("PostgreSQL") && told.contains("will be made"), "{told}");
+    assert!(
+        query("SELECT 1 FROM pg_namespace WHERE nspname = 'of_the_doctor'").is_empty(),
+        "the doctor changes nothing"
+    );
+    let (_, told) = run(&doctor, &[("SINKS__TIMESCALE__URL", "postgres://u@127.0.0.1:9/d")]);
+    assert!(told.contains("warn  database") && told.contains("reachable"), "{told}");
+    let (code, told) = run(&["check"], &[("STORE", "timescale")]);
+    assert!(code == Some(2) && told.contains("sinks.timescale.url"), "{told}");
+    assert_eq!(run(&["check"], &there).0, Some(0));
 }
