@@ -147,7 +147,10 @@ fn a_schema_is_made_once_by_many_that_start_together_and_is_as_the_script_says()
         stores[0].keep_house().await.expect("kept");
         stores[1].keep_house().await.expect("kept again");
     });
-    assert_eq!(schema.query("SELECT version, name FROM migrations ORDER BY 1"), [["1", "tables"], ["2", "aggregates"]]);
+    assert_eq!(
+        schema.query("SELECT version, name FROM migrations ORDER BY 1"),
+        [["1", "tables"], ["2", "aggregates"], ["3", "fields"]]
+    );
     assert_eq!(schema.query("SELECT log_id, log FROM logs ORDER BY 1"), [["1", "ingest"], ["2", "output"]]);
     let columns = "SELECT table_name, column_name, data_type FROM information_schema.columns \
                    WHERE table_schema = '{}' AND table_name !~ '_[0-9]{10}$' ORDER BY 1, 2";
