@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::fluvio::FluvioConfig;
 use crate::redis::RedisConfig;
 use crate::timescale::TimescaleConfig;
 
@@ -14,4 +15,6 @@ pub struct SinksConfig {
     pub timescale: Option<TimescaleConfig>,
     /// Redis: streams, shared event ids, alerts of other nodes. On once one of its keys is set; `url` must be.
     pub redis: Option<RedisConfig>,
+    /// Fluvio: topics of events and alerts. On once one of its keys is set; `address` must be.
+    pub fluvio: Option<FluvioConfig>,
 }

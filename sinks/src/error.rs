@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tidegate_pipeline::SinkError;
 
+use crate::fluvio::FluvioFailure;
+
 /// Every failure of a sink.
 #[derive(Debug, Error)]
 pub enum SinksError {
@@ -82,6 +84,9 @@ pub enum SinksError {
     /// The operator of the program: a configured value is not valid.
     #[error("{0}")]
     Invalid(String),
+    /// A Fluvio cluster, or the way to it: each failure says who can do something about it.
+    #[error(transparent)]
+    Fluvio(FluvioFailure),
     /// A bug or an exhausted machine: Parquet refused to encode or decode.
     #[error("parquet: {0}")]
     Parquet(#[from] parquet::errors::ParquetError),

@@ -5,11 +5,13 @@
 //!   the background, kept per tenant for as long as the retention says.
 //! - [`timescale`]: TimescaleDB or plain PostgreSQL, exactly once: rows and cursor in one transaction.
 //! - [`feed`]: alerts to WebSocket and server-sent events.
+//! - [`fluvio`]: events and alerts as topics of a Fluvio cluster.
 //! - [`redis`]: Redis Streams, event ids shared by ingest nodes, alerts for the feeds of all nodes.
 
 pub mod config;
 pub mod error;
 pub mod feed;
+pub mod fluvio;
 pub mod metrics;
 pub mod parquet;
 pub mod redis;
