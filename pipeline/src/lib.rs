@@ -38,4 +38,4 @@ pub use operator::{Emitter, Operator};
 pub use output::OutputLog;
 pub use problem::Problem;
 pub use run::{RunConfig, RunHandle, RunLoop, RunParts, RunStatus};
-pub use sink::{Delivery, Sink, SinkError, SinkFuture};
+pub use sink::{Delivery, Refusal, Sink, SinkError, SinkFuture};

@@ -23,14 +23,38 @@ pub enum SinkError {
     /// The destination or the way to it: trying the same again may work.
     #[error("{0}")]
     Retryable(String),
-    /// The rows of this delivery: trying again cannot work. They go to the dead letters with this reason.
+    /// The rows of this delivery: trying again cannot work. They go to the dead letters with this reason. Where the sink says which
+    /// rows are meant, the others are given again without them.
     #[error("{0}")]
-    Fatal(String),
+    Fatal(Refusal),
     /// Rows that were taken and are not committed, one or many: they can never be made durable together. The sink has forgotten
     /// all that it took after [`committed`](Sink::committed). It is given again, a delivery and a flush at a time, so that
     /// the rows that are the reason go to the dead letters and the others do not.
     #[error("{0}")]
-    Withdrawn(String),
+    Withdrawn(Refusal),
+}
+
+/// Rows that a destination can never take, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// For people: what the destination said.
+    pub reason: String,
+    /// The offsets of the refused rows, ascending, when the sink knows them: without these the others may be taken. Empty when it
+    /// does not; then they are searched for, with a bounded number of tries.
+    pub rows: Vec<Offset>,
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self { reason, rows: Vec::new() }
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(reason: &str) -> Self {
+        Self::from(reason.to_owned())
+    }
 }
 
 /// The future of a sink's answer.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use tidegate_pipeline::SinkError;
+use tidegate_pipeline::{Offset, Refusal, SinkError};
 
 use crate::fluvio::FluvioFailure;
 
@@ -55,6 +55,8 @@ pub enum SinksError {
     Refused {
         /// With the SQLSTATE.
         reason: String,
+        /// The offset of that row, when the database says which one it is.
+        row: Option<Offset>,
     },
     /// The operator of the program: another server has opened the same object store and writes it now. Start this one again when
     /// the other is stopped, or give it a place of its own.
@@ -116,12 +118,21 @@ impl SinksError {
             _ => false,
         }
     }
+
+    /// What a delivery is told of rows that cannot be stored.
+    pub(crate) fn into_refusal(self) -> Refusal {
+        let reason = self.to_string();
+        match self {
+            Self::Refused { row, .. } => Refusal { reason, rows: row.into_iter().collect() },
+            _ => Refusal::from(reason),
+        }
+    }
 }
 
 impl From<SinksError> for SinkError {
     fn from(error: SinksError) -> Self {
         match error {
-            SinksError::Rows { .. } => Self::Fatal(error.to_string()),
+            SinksError::Rows { .. } => Self::Fatal(error.into_refusal()),
             _ => Self::Retryable(error.to_string()),
         }
     }

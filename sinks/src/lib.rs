@@ -9,6 +9,8 @@
 //! - [`redis`]: Redis Streams, event ids shared by ingest nodes, alerts for the feeds of all nodes.
 
 pub mod config;
+mod cursor_file;
+mod entries;
 pub mod error;
 pub mod feed;
 pub mod fluvio;

@@ -4,14 +4,16 @@
 //! it has not made durable. The task reads from [`Sink::committed`] on, in deliveries of about `delivery_bytes_max`:
 //! - **Retryable** failures (and a panic, a few times) are tried again without end, with exponential backoff and jitter;
 //!   meanwhile the stage's detail says so.
-//! - **Fatal** ones are narrowed down: the delivery is halved and each half tried, so that the neighbours of a bad row go on;
-//!   what remains becomes rows of `dead_letters` in the output log, with ids that depend on sink and offset alone, so that a
+//! - **Fatal** ones are narrowed down: where the sink says which rows it refuses, the others are given again without them;
+//!   otherwise the delivery is halved and each half tried, so that the neighbours of a bad row go on; what remains becomes rows of `dead_letters` in the output log, with ids that depend on sink and offset alone, so that a
 //!   retry after a crash does not double them. A dead letter that is refused itself stays in the log only, and is counted.
 //! - **Withdrawn** rows, which a sink has taken and can never make durable, are given again from what is committed, a flush
 //!   after each delivery: so it shows which are the reason, and these are treated as above.
 //! - **Flush** is called when something was taken `flush_interval_ms` ago and is not committed, and at drain.
 
 pub mod dead_letter;
+mod letters;
+mod parts;
 mod worker;
 
 use std::convert::Infallible;
@@ -49,8 +51,8 @@ pub struct DeliveryConfig {
     pub retry_ms_max: u64,
     /// Failures in a row after which the stage says that the sink is out of order.
     pub open_after_failures: u32,
-    /// How often a refused delivery is halved to find the rows that are refused; what is left after that goes to the dead
-    /// letters as a whole.
+    /// How often a refused delivery is halved to find the rows that are refused, where the sink does not know them; what is left
+    /// after that goes to the dead letters as a whole.
     pub splits_max: u32,
     /// Bytes of a row's JSON text that a dead letter keeps.
     pub payload_bytes_max: usize,

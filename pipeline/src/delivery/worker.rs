@@ -5,13 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
-use arrow::datatypes::{Field, Schema};
-use arrow::error::ArrowError;
 use metrics::{counter, gauge};
 use tidegate_events::{Dataset, dedup_key};
 use tokio::sync::watch;
 
+use super::letters::letters;
+use super::parts::{apart, halves, rows};
 use super::{DeadLetter, DeliveryConfig, DeliveryParts, Drain, dead_letter_batch};
 use crate::backoff::Backoff;
 use crate::clock::now_us;
@@ -21,7 +20,7 @@ use crate::log::{EventBatch, LogBatch, Offset, StreamLog};
 use crate::metrics as names;
 use crate::output::OutputLog;
 use crate::run::panic_text;
-use crate::sink::{Delivery, Sink, SinkError, SinkFuture};
+use crate::sink::{Delivery, Refusal, Sink, SinkError, SinkFuture};
 use crate::tailing::{Reading, read_on};
 
 /// Panics in a row after which the rows are held to be the reason.
@@ -53,8 +52,8 @@ pub(super) struct Worker {
 enum Written {
     /// The sink has it.
     Taken,
-    /// The sink can never have it.
-    Refused(String),
+    /// The sink can never have it as it is.
+    Refused(Refusal),
     /// Neither this nor what was taken before it: the cursor is back at what is committed.
     Withdrawn,
 }
@@ -159,17 +158,26 @@ impl Worker {
         let mut parts = Vec::new();
         parts.extend((!batches.is_empty()).then_some(Delivery { batches, next_offset: next }));
         while let Some(part) = parts.pop() {
-            let reason = match self.write(&part, stop).await? {
+            let Refusal { reason, rows } = match self.write(&part, stop).await? {
                 Written::Taken => continue,
-                Written::Refused(reason) => reason,
+                Written::Refused(refusal) => refusal,
                 Written::Withdrawn => return Ok(()),
             };
+            if let Some(apart) = apart(&part, &rows) {
+                // Before the others, so that no cursor passes a row that is in no dead letter yet.
+                self.bury(&apart.refused, &reason, stop).await?;
+                parts.extend(apart.others.into_iter().rev());
+                continue;
+            }
             match halves(&part) {
                 Some((first, second)) if splits < self.config.splits_max => {
                     splits += 1;
                     parts.extend([second, first]);
                 }
-                _ => self.bury(&part, &reason, stop).await?,
+                _ => {
+                    self.bury(&part.batches, &reason, stop).await?;
+                    self.cursor = part.next_offset;
+                }
             }
         }
         self.cursor = self.cursor.max(next);
@@ -191,37 +199,37 @@ impl Worker {
                     break;
                 }
                 Err(SinkError::Retryable(reason)) => self.wait("write", &reason, stop).await?,
-                Err(SinkError::Fatal(reason)) => {
+                Err(SinkError::Fatal(refusal)) => {
                     // The destination is up: it looked at the rows.
                     self.backoff.succeeded();
-                    return Ok(Written::Refused(reason));
+                    return Ok(Written::Refused(refusal));
                 }
-                Err(SinkError::Withdrawn(reason)) => {
-                    return Ok(self.withdrawn(careful.then_some(from), part.next_offset, reason));
+                Err(SinkError::Withdrawn(refusal)) => {
+                    return Ok(self.withdrawn(careful.then_some(from), part.next_offset, refusal));
                 }
             }
         }
-        if careful && let Some(reason) = self.flush_taken(stop).await? {
-            return Ok(self.withdrawn(Some(from), part.next_offset, reason));
+        if careful && let Some(refusal) = self.flush_taken(stop).await? {
+            return Ok(self.withdrawn(Some(from), part.next_offset, refusal));
         }
         Ok(Written::Taken)
     }
 
     /// The sink has forgotten what it took. When it had nothing but a delivery `alone`, which begins there, that delivery is the
     /// reason.
-    fn withdrawn(&mut self, alone: Option<Offset>, until: Offset, reason: String) -> Written {
+    fn withdrawn(&mut self, alone: Option<Offset>, until: Offset, refusal: Refusal) -> Written {
         self.taken_since = None;
         self.backoff.succeeded();
         if let Some(from) = alone {
             self.cursor = from;
-            return Written::Refused(reason);
+            return Written::Refused(refusal);
         }
         let from = self.sink.committed().max(*self.committed_sender.borrow());
         tracing::warn!(
             sink = self.name,
             from,
             until,
-            reason,
+            reason = refusal.reason,
             "rows cannot be stored together: they are given again one delivery at a time"
         );
         self.careful_until = self.careful_until.max(until).max(self.cursor);
@@ -234,8 +242,8 @@ impl Worker {
             // Before the call, so that one that never comes back shows as stuck.
             self.stage.waiting(1, Instant::now());
         }
-        if let Some(reason) = self.flush_taken(stop).await? {
-            self.withdrawn(None, self.cursor, reason);
+        if let Some(refusal) = self.flush_taken(stop).await? {
+            self.withdrawn(None, self.cursor, refusal);
             return Ok(());
         }
         self.stage.waiting(0, Instant::now());
@@ -244,18 +252,18 @@ impl Worker {
     }
 
     /// Flushes what the sink took until that succeeds, or the sink withdraws it: then the reason.
-    async fn flush_taken(&mut self, stop: &mut Stopping) -> Result<Option<String>, Stopped> {
+    async fn flush_taken(&mut self, stop: &mut Stopping) -> Result<Option<Refusal>, Stopped> {
         while self.taken_since.is_some() {
             match self.guard(|sink| sink.flush(), stop).await? {
                 Ok(()) => {
                     self.taken_since = None;
                     self.succeeded();
                 }
-                // It cannot be said which rows are the reason, so even a refusal is tried again.
-                Err(SinkError::Retryable(reason) | SinkError::Fatal(reason)) => {
+                // A refusal of rows that the sink still has is tried again: they cannot be given without the refused ones.
+                Err(SinkError::Retryable(reason) | SinkError::Fatal(Refusal { reason, .. })) => {
                     self.wait("flush", &reason, stop).await?;
                 }
-                Err(SinkError::Withdrawn(reason)) => return Ok(Some(reason)),
+                Err(SinkError::Withdrawn(refusal)) => return Ok(Some(refusal)),
             }
         }
         Ok(None)
@@ -292,55 +300,61 @@ impl Worker {
                 self.panics += 1;
                 let reason = format!("the sink panicked: {}", panic_text(panic.as_ref()));
                 tracing::error!(sink = self.name, reason, "a bug in the sink");
-                if self.panics < PANICS_MAX { Err(SinkError::Retryable(reason)) } else { Err(SinkError::Fatal(reason)) }
+                if self.panics < PANICS_MAX { Err(SinkError::Retryable(reason)) } else { Err(SinkError::Fatal(reason.into())) }
             }
         })
     }
 
     /// Makes dead letters of refused rows.
-    async fn bury(&mut self, part: &Delivery, reason: &str, stop: &mut Stopping) -> Result<(), Stopped> {
-        for batch in &part.batches {
+    async fn bury(&mut self, refused: &[Arc<LogBatch>], reason: &str, stop: &mut Stopping) -> Result<(), Stopped> {
+        let mut waiting: Vec<DeadLetter> = Vec::new();
+        let mut buried = 0;
+        for batch in refused {
             let rows = batch.rows.num_rows();
             if batch.dataset == Dataset::DeadLetters {
                 tracing::error!(sink = self.name, offset = batch.offset, rows, reason, "dead letters were refused");
                 counter!(names::DELIVERY_REFUSED_LETTERS, "sink" => self.name.clone()).increment(rows as u64);
                 continue;
             }
-            tracing::warn!(sink = self.name, offset = batch.offset, rows, reason, "rows go to the dead letters");
+            if buried == 0 {
+                tracing::warn!(sink = self.name, offset = batch.offset, rows, reason, "rows go to the dead letters");
+            }
+            buried += rows as u64;
             for start in (0..rows).step_by(LETTERS_MAX) {
                 let length = LETTERS_MAX.min(rows - start);
-                self.bury_rows(batch, start, length, reason, stop).await?;
+                let slice = LogBatch {
+                    offset: batch.offset + start as u64,
+                    dataset: batch.dataset,
+                    rows: batch.rows.slice(start, length),
+                };
+                if waiting.len() + length > LETTERS_MAX {
+                    self.append_letters(std::mem::take(&mut waiting), stop).await?;
+                }
+                waiting.extend(letters(&slice, &self.name, reason));
             }
-            counter!(names::DELIVERY_DEAD_ROWS, "sink" => self.name.clone()).increment(rows as u64);
+        }
+        self.append_letters(waiting, stop).await?;
+        if buried > 0 {
+            counter!(names::DELIVERY_DEAD_ROWS, "sink" => self.name.clone()).increment(buried);
             let before = self.buried.as_ref().map_or(0, |(rows, _)| *rows);
-            self.buried = Some((before + rows as u64, reason.to_owned()));
+            self.buried = Some((before + buried, reason.to_owned()));
         }
         self.stage.set_detail(self.detail());
-        self.cursor = part.next_offset;
         self.stage.progressed(Instant::now());
         Ok(())
     }
 
-    async fn bury_rows(
-        &mut self,
-        batch: &LogBatch,
-        start: usize,
-        length: usize,
-        reason: &str,
-        stop: &mut Stopping,
-    ) -> Result<(), Stopped> {
-        let slice = LogBatch {
-            offset: batch.offset + start as u64,
-            dataset: batch.dataset,
-            rows: batch.rows.slice(start, length),
-        };
-        let letters = letters(&slice, &self.name, reason);
+    async fn append_letters(&mut self, letters: Vec<DeadLetter>, stop: &mut Stopping) -> Result<(), Stopped> {
+        if letters.is_empty() {
+            return Ok(());
+        }
         let keys = letters.iter().map(|letter| dedup_key(&letter.org_id, Dataset::DeadLetters as u8, &letter.event_id));
         let keys: Vec<u128> = keys.collect();
         let rows = match dead_letter_batch(&letters, self.config.payload_bytes_max) {
             Ok(rows) => rows,
             Err(error) => {
-                tracing::error!(sink = self.name, offset = slice.offset, %error, "no dead letters can be made of these rows");
+                let letters = letters.len();
+                tracing::error!(sink = self.name, letters, %error, "no dead letters can be made of refused rows");
                 return Ok(());
             }
         };
@@ -426,82 +440,4 @@ async fn stopped(stop: &mut Stopping) {
             return;
         }
     }
-}
-
-fn rows(part: &Delivery) -> u64 {
-    part.batches.iter().map(|batch| batch.rows.num_rows() as u64).sum()
-}
-
-/// A delivery as two: between its batches, or within its only one. `None` for a single row.
-fn halves(part: &Delivery) -> Option<(Delivery, Delivery)> {
-    let (first, second) = match part.batches.as_slice() {
-        [] => return None,
-        [only] => {
-            let half = only.rows.num_rows() / 2;
-            if half == 0 {
-                return None;
-            }
-            let cut = |start: usize, length: usize| {
-                let rows = only.rows.slice(start, length);
-                vec![Arc::new(LogBatch { offset: only.offset + start as u64, dataset: only.dataset, rows })]
-            };
-            (cut(0, half), cut(half, only.rows.num_rows() - half))
-        }
-        more => {
-            let (first, second) = more.split_at(more.len() / 2);
-            (first.to_vec(), second.to_vec())
-        }
-    };
-    let middle = first.last().map_or(part.next_offset, |last| last.next_offset());
-    let first = Delivery { batches: first, next_offset: middle };
-    Some((first, Delivery { batches: second, next_offset: part.next_offset }))
-}
-
-/// One letter a row. The receive time is that of the row, so that the letter of a row is the same whenever it is made.
-fn letters(batch: &LogBatch, sink: &str, reason: &str) -> Vec<DeadLetter> {
-    let text = |name: &str, row: usize| {
-        let column = batch.rows.column_by_name(name)?.as_any().downcast_ref::<StringArray>()?;
-        column.is_valid(row).then(|| column.value(row).to_owned())
-    };
-    let time = |name: &str, row: usize| {
-        let column = batch.rows.column_by_name(name)?.as_any().downcast_ref::<TimestampMicrosecondArray>()?;
-        column.is_valid(row).then(|| column.value(row))
-    };
-    let mut payloads = json_rows(&batch.rows).into_iter();
-    let letter = |row: usize| DeadLetter {
-        org_id: text("org_id", row).unwrap_or_default(),
-        source: text("source", row).unwrap_or_default(),
-        dataset: batch.dataset,
-        stage: format!("delivery:{sink}"),
-        code: "refused_by_sink".into(),
-        reason: reason.chars().take(1_000).collect(),
-        request_id: None,
-        item_index: None,
-        payload: payloads.next().unwrap_or_default(),
-        time_us: time("time", row).unwrap_or_default(),
-        received_us: time("received_time", row).unwrap_or_default(),
-        event_id: format!("delivery:{sink}:{}:{}", batch.dataset.table_name(), batch.offset + row as u64),
-    };
-    (0..batch.rows.num_rows()).map(letter).collect()
-}
-
-/// Each row as a JSON object, without what is null. Rows of which Arrow makes no JSON are told by the error instead.
-fn json_rows(rows: &RecordBatch) -> Vec<Vec<u8>> {
-    let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
-    match in_offset_time(rows).and_then(|rows| writer.write(&rows)).and_then(|()| writer.finish()) {
-        Ok(()) => writer.into_inner().split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect(),
-        Err(error) => vec![format!("no JSON can be made of this row: {error}").into_bytes(); rows.num_rows()],
-    }
-}
-
-/// The rows with their times at `+00:00`, which is UTC to Arrow's writers without a database of time zones.
-fn in_offset_time(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
-    let column = |column: &ArrayRef| match column.as_any().downcast_ref::<TimestampMicrosecondArray>() {
-        Some(times) => Arc::new(times.clone().with_timezone("+00:00")),
-        None => column.clone(),
-    };
-    let columns: Vec<ArrayRef> = rows.columns().iter().map(column).collect();
-    let fields = rows.schema_ref().fields().iter().zip(&columns);
-    let fields = fields.map(|(field, column)| Field::new(field.name(), column.data_type().clone(), true));
-    RecordBatch::try_new(Arc::new(Schema::new(fields.collect::<Vec<_>>())), columns)
 }

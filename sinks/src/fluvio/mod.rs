@@ -1,5 +1,6 @@
 //! Fluvio: events and alerts as topics of a cluster. docs/sinks/fluvio.md has the guarantees.
 //!
+//! - [`FluvioSink`]: a sink of a log.
 //! - `link`: a connection with our own bounds of time; `producer` and `records`: the two ends of a partition.
 
 mod config;
@@ -7,6 +8,52 @@ mod failure;
 mod link;
 mod producer;
 mod records;
+mod sink;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tidegate_pipeline::fs::Fs;
+use tidegate_pipeline::{Offset, PipelineError};
 
 pub use config::{AcknowledgedBy, BatchCompression, ClusterConfig, FluvioConfig};
 pub use failure::FluvioFailure;
+pub use sink::{FluvioParts, FluvioSink};
+
+use crate::cursor_file::CursorFile;
+use crate::error::SinksError;
+use link::Cluster;
+
+/// Up to where the topics of a log were written when that was last noted in the folder `dir`; 0 when it never was.
+///
+/// # Errors
+/// [`PipelineError::Io`] when the folder cannot be made or read.
+pub fn noted_cursor(fs: &Arc<dyn Fs>, dir: &Path) -> Result<Offset, PipelineError> {
+    CursorFile::open(fs.clone(), dir, sink::NOTE_PAUSE).map(|(_, noted)| noted)
+}
+
+/// A Fluvio cluster that gets events. Making one connects to nothing.
+#[derive(Debug, Clone)]
+pub struct FluvioTopics {
+    cluster: Arc<Cluster>,
+    config: FluvioConfig,
+}
+
+impl FluvioTopics {
+    /// Takes a configuration.
+    ///
+    /// # Errors
+    /// [`SinksError::Invalid`] for values that cannot be.
+    pub fn new(config: &FluvioConfig) -> Result<Self, SinksError> {
+        config.check()?;
+        Ok(Self { cluster: Cluster::new(&config.cluster())?, config: config.clone() })
+    }
+
+    /// The sink of a log.
+    ///
+    /// # Errors
+    /// [`SinksError::Invalid`] when the note of the cursor cannot be read.
+    pub fn sink(&self, parts: FluvioParts) -> Result<FluvioSink, SinksError> {
+        FluvioSink::new(self.cluster.clone(), self.config.clone(), parts)
+    }
+}

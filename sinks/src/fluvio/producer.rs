@@ -118,7 +118,7 @@ impl Producer {
             return Err(FluvioFailure::Away(format!("{doing}: an earlier record was not acknowledged")));
         }
         let mut unsure = Unsure { broken: &self.broken, settled: false };
-        let permits = (bytes + RECORD_OVERHEAD_BYTES).min(self.room_bytes) as u32;
+        let permits = room_of(bytes).min(self.room_bytes) as u32;
         let room = self.room.clone().acquire_many_owned(permits);
         let room = cluster.in_time(&doing, cluster.reply_max, room).await?;
         let room = room.map_err(|error| cluster.away(&doing, &error))?;
@@ -142,6 +142,11 @@ impl Producer {
     pub(super) fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
     }
+}
+
+/// The room that a record of key and value takes while it is on its way.
+pub(super) fn room_of(bytes: usize) -> usize {
+    bytes + RECORD_OVERHEAD_BYTES
 }
 
 impl Sending {

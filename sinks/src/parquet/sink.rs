@@ -97,7 +97,7 @@ impl ParquetSink {
         self.panics = 0;
         self.taken = self.store.cursor(self.source);
         self.clear();
-        SinkError::Withdrawn(error.to_string())
+        SinkError::Withdrawn(error.into_refusal())
     }
 
     fn clear(&mut self) {

@@ -113,7 +113,7 @@ impl AlertsOut {
             let mut previous = self.published;
             for batch in batches {
                 let request = add(&self.stream, batch, previous, self.config.batches_max);
-                requests.add_command(request.map_err(|error| SinkError::Fatal(error.to_string()))?);
+                requests.add_command(request.map_err(|error| SinkError::Fatal(error.to_string().into()))?);
                 previous = batch.next_offset();
             }
             let answers = self.link.ask(&mut requests).await.map_err(SinkError::Retryable)?;

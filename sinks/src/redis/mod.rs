@@ -8,8 +8,6 @@
 mod alert_frames;
 mod alerts_out;
 mod config;
-mod cursor_file;
-mod entries;
 mod keys;
 mod link;
 mod peers;
@@ -29,9 +27,9 @@ pub use config::{FanOutConfig, RedisConfig, SharedIdsConfig, StreamsConfig};
 pub use shared_log::SharedIdsLog;
 pub use streams::{RedisStreams, StreamsParts};
 
+use crate::cursor_file::CursorFile;
 use crate::error::SinksError;
 use crate::feed::Peers;
-use cursor_file::CursorFile;
 use keys::KeyNames;
 use link::Server;
 use peers::Follower;
@@ -42,7 +40,7 @@ use shared_ids::SharedIds;
 /// # Errors
 /// [`PipelineError::Io`] when the folder cannot be made or read.
 pub fn noted_cursor(fs: &Arc<dyn Fs>, dir: &Path) -> Result<Offset, PipelineError> {
-    CursorFile::open(fs.clone(), dir).map(|(_, noted)| noted)
+    CursorFile::open(fs.clone(), dir, streams::NOTE_PAUSE).map(|(_, noted)| noted)
 }
 
 /// A Redis server that is used. Making one connects to nothing.

@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use metrics::{counter, histogram};
 use redis::{Pipeline, Value};
@@ -17,10 +17,10 @@ use tidegate_pipeline::tailing::{Reading, read_on};
 use tidegate_pipeline::{Delivery, LogBatch, Offset, Sink, SinkError, SinkFuture, StreamLog};
 
 use super::config::StreamsConfig;
-use super::cursor_file::CursorFile;
-use super::entries::{Entry, entries};
 use super::keys::KeyNames;
 use super::link::{Link, Server, as_error, as_text, is_of_the_connection};
+use crate::cursor_file::CursorFile;
+use crate::entries::{Entry, entries};
 use crate::error::SinksError;
 use crate::metrics as names;
 
@@ -29,6 +29,9 @@ pub(super) const EXPORT: &str = include_str!("export.lua");
 
 /// Calls of the script that are under way at once.
 const CALLS_MAX: usize = 8;
+
+/// Between two notes of the cursor. They are for the time while Redis, which has the exact one, cannot be asked.
+pub(super) const NOTE_PAUSE: Duration = Duration::from_secs(5);
 
 /// Memory of one read of the log, when lost entries are written again.
 const REFILL_BYTES_MAX: usize = 4 << 20;
@@ -87,7 +90,7 @@ impl RedisStreams {
     ) -> Result<Self, SinksError> {
         let StreamsParts { log, log_name, node, fs, dir } = parts;
         let (file, cursor) =
-            CursorFile::open(fs, &dir).map_err(|error| SinksError::Invalid(format!("the cursor's note: {error}")))?;
+            CursorFile::open(fs, &dir, NOTE_PAUSE).map_err(|error| SinksError::Invalid(format!("the cursor's note: {error}")))?;
         let exported = config.exported()?;
         let sent = log.bounds().next.max(cursor);
         Ok(Self {
@@ -204,7 +207,7 @@ impl RedisStreams {
             // Off the I/O threads: making JSON takes CPU.
             let made = tokio::task::spawn_blocking(move || entries(&of_batch, from, bytes_max)).await;
             let made = made.map_err(|error| SinkError::Retryable(format!("making entries: {error}")))?;
-            let made = made.map_err(|error| SinkError::Fatal(format!("no JSON can be made of these rows: {error}")))?;
+            let made = made.map_err(|error| SinkError::Fatal(format!("no JSON can be made of these rows: {error}").into()))?;
             bytes += made.iter().map(Entry::bytes).sum::<usize>();
             waiting.extend(made.into_iter().map(|entry| (batch.dataset, entry)));
             if bytes >= CALLS_MAX * self.config.batch_bytes_max

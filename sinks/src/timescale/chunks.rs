@@ -208,7 +208,7 @@ pub(super) async fn make(
             chunks.lock().add(dataset, (start, end));
             Ok(true)
         }
-        Err(SinksError::Refused { reason }) => {
+        Err(SinksError::Refused { reason, .. }) => {
             tracing::warn!(part, reason, "the default partition has rows of this stretch: more of them go there");
             chunks.lock().refuse(dataset, start);
             Ok(false)

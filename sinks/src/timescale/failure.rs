@@ -23,7 +23,7 @@ pub(super) fn failed(doing: &str, error: &Error) -> SinksError {
         reason.push_str(more);
     }
     if is_of_the_rows(code) {
-        return SinksError::Refused { reason };
+        return SinksError::Refused { reason, row: None };
     }
     if let Some(advice) = advice(code) {
         reason.push_str("; ");
@@ -61,6 +61,18 @@ fn is_of_the_rows(code: &SqlState) -> bool {
     matches!(class, "22" | "23") || [SqlState::PROGRAM_LIMIT_EXCEEDED, SqlState::RAISE_EXCEPTION].contains(code)
 }
 
+/// The row of a COPY, counted from 1, at which it failed: `COPY security_events, line 17, column attributes` in the context.
+pub(super) fn row_of_copy(error: &Error) -> Option<usize> {
+    let context = error.as_db_error()?.where_()?;
+    context.lines().find_map(line_of_copy)
+}
+
+fn line_of_copy(context: &str) -> Option<usize> {
+    let (_, after) = context.strip_prefix("COPY ")?.split_once(", line ")?;
+    let digits = after.find(|letter: char| !letter.is_ascii_digit()).map_or(after, |end| &after[..end]);
+    digits.parse().ok().filter(|line| *line > 0)
+}
+
 /// What to do about it.
 fn advice(code: &SqlState) -> Option<&'static str> {
     const ADVICE: &[(&SqlState, &str)] = &[
@@ -91,4 +103,25 @@ fn advice(code: &SqlState) -> Option<&'static str> {
         (&SqlState::CRASH_SHUTDOWN, "the database has crashed and restarts"),
     ];
     ADVICE.iter().find(|(known, _)| *known == code).map(|(_, advice)| *advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_row_of_a_copy_is_found_in_its_context() {
+        let cases = [
+            ("COPY security_events, line 17", Some(17)),
+            ("COPY security_events, line 3, column attributes", Some(3)),
+            ("COPY odd, line name, line 4, column a", None),
+            ("PL/pgSQL function refuse() line 2 at RAISE", None),
+            ("COPY security_events", None),
+            ("COPY security_events, line 0", None),
+            ("COPY security_events, line 99999999999999999999999", None),
+        ];
+        for (context, line) in cases {
+            assert_eq!(line_of_copy(context), line, "{context}");
+        }
+    }
 }

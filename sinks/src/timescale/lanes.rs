@@ -25,7 +25,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::binary;
 use super::connect::step;
 use super::ddl::{Layout, qualified};
-use super::failure::{failed, late};
+use super::failure::{failed, late, row_of_copy};
 use super::rows::{Rows, copy_statement};
 use super::schema::rows;
 use super::store::TimescaleStore;
@@ -214,6 +214,8 @@ impl Work {
         let bound = Duration::from_millis(config.statement_ms_max);
         let mut buffer = BytesMut::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4);
         buffer.extend_from_slice(binary::HEADER);
+        // The database may refuse a row while others are still sent: the error of either says which one.
+        let refused = |error: &tokio_postgres::Error| refused_row(error, &doing, shares, (lane, from, stray));
         for share in shares {
             let mut encoder = Rows::of(dataset, &share.batch.rows, self.log_id)?;
             for row in share.of_lane(lane, from, stray) {
@@ -223,7 +225,7 @@ impl Work {
                     done.bytes += buffer.len() as u64;
                     let chunk = buffer.split().freeze();
                     match tokio::time::timeout(bound, sink.feed(chunk)).await {
-                        Ok(fed) => fed.map_err(|error| failed(&doing, &error))?,
+                        Ok(fed) => fed.map_err(|error| refused(&error))?,
                         Err(_) => return Err(late(&doing, bound)),
                     }
                     // Takes the memory of a chunk that has been sent.
@@ -234,12 +236,35 @@ impl Work {
         }
         buffer.extend_from_slice(&binary::TRAILER);
         done.bytes += buffer.len() as u64;
-        step(config, &doing, async {
+        let finishing = async {
             sink.feed(buffer.freeze()).await?;
             sink.as_mut().finish().await
-        })
-        .await?;
-        Ok(())
+        };
+        match tokio::time::timeout(bound, finishing).await {
+            Ok(finished) => finished.map(drop).map_err(|error| refused(&error)),
+            Err(_) => Err(late(&doing, bound)),
+        }
+    }
+}
+
+/// A failed COPY of the rows of a lane, with the row that was refused where the database says which one.
+fn refused_row(
+    error: &tokio_postgres::Error,
+    doing: &str,
+    shares: &[&Share],
+    (lane, from, stray): (Lane, Offset, bool),
+) -> SinksError {
+    let offsets = |share: &&Share| {
+        let first = share.batch.offset;
+        share.of_lane(lane, from, stray).map(move |row| first + row as u64).collect::<Vec<_>>()
+    };
+    match failed(doing, error) {
+        SinksError::Refused { reason, .. } => {
+            let nth = row_of_copy(error).map(|row| row - 1);
+            let row = nth.and_then(|nth| shares.iter().flat_map(offsets).nth(nth));
+            SinksError::Refused { reason, row }
+        }
+        other => other,
     }
 }
 

@@ -301,7 +301,7 @@ pub(super) async fn run(
     for statement in statements {
         step(config, doing, client.batch_execute(statement)).await.map_err(|error| match error {
             // Of the schema, not of rows.
-            SinksError::Refused { reason } => SinksError::Database { reason },
+            SinksError::Refused { reason, .. } => SinksError::Database { reason },
             other => other,
         })?;
     }

@@ -194,7 +194,7 @@ impl TimescaleSink {
         }
         self.taken = self.known();
         self.clear();
-        SinkError::Withdrawn(error.to_string())
+        SinkError::Withdrawn(error.into_refusal())
     }
 
     async fn looked_at(&self) -> Result<(), SinksError> {

@@ -114,7 +114,7 @@ fn rows_that_can_never_be_committed_together_are_withdrawn_and_stored_apart() {
     let bare = |rows: &[Row]| batch(rows).project(&[0, 2, 3]).expect("time, id and tenant");
     write(&mut sink, delivery(0, bare(&rows))).expect("taken");
     let refused = flush(&mut sink).expect_err("too many row groups");
-    assert!(matches!(&refused, SinkError::Withdrawn(why) if why.contains("row groups")), "{refused}");
+    assert!(matches!(&refused, SinkError::Withdrawn(why) if why.reason.contains("row groups")), "{refused}");
     assert_eq!((sink.committed(), store.stats().ledger.committed), (0, 0));
     for (from, half) in [(0, &rows[..16_400]), (16_400, &rows[16_400..])] {
         write(&mut sink, delivery(from, bare(half))).expect("taken");

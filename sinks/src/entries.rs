@@ -1,4 +1,4 @@
-//! From rows to entries of streams.
+//! From rows to what consumers of Redis Streams and Fluvio topics get of them.
 
 use std::sync::Arc;
 
@@ -16,20 +16,20 @@ use crate::feed::render_alert;
 
 /// What a consumer gets of a row, beside node and offset.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) offset: Offset,
-    pub(super) org_id: String,
-    pub(super) id: String,
+pub(crate) struct Entry {
+    pub(crate) offset: Offset,
+    pub(crate) org_id: String,
+    pub(crate) id: String,
     /// RFC 3339, UTC, to the microsecond.
-    pub(super) time: String,
-    pub(super) source: String,
+    pub(crate) time: String,
+    pub(crate) source: String,
     /// The row as one JSON object without what is null, or how long that would be when it is too long.
-    pub(super) event: Result<Vec<u8>, usize>,
+    pub(crate) event: Result<Vec<u8>, usize>,
 }
 
 impl Entry {
     /// Bytes that it takes, about.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let event = self.event.as_ref().map_or(0, Vec::len);
         event + self.org_id.len() + self.id.len() + self.time.len() + self.source.len() + 64
     }
@@ -39,7 +39,7 @@ impl Entry {
 ///
 /// # Errors
 /// Arrow's own, for rows of which no JSON can be made.
-pub(super) fn entries(batch: &LogBatch, from: Offset, event_bytes_max: usize) -> Result<Vec<Entry>, ArrowError> {
+pub(crate) fn entries(batch: &LogBatch, from: Offset, event_bytes_max: usize) -> Result<Vec<Entry>, ArrowError> {
     let skipped = usize::try_from(from.saturating_sub(batch.offset)).unwrap_or(usize::MAX).min(batch.rows.num_rows());
     let rows = batch.rows.slice(skipped, batch.rows.num_rows() - skipped);
     let texts = |name: &str| rows.column_by_name(name).and_then(|column| column.as_string_opt::<i32>()).cloned();
