@@ -104,7 +104,7 @@ pub const REDIS_ALERTS_IN: &str = "tidegate_sinks_redis_alerts_in_total";
 /// Other nodes that are followed.
 pub const REDIS_PEERS: &str = "tidegate_sinks_redis_peers";
 
-/// Records that a Fluvio cluster acknowledged, by `dataset`.
+/// Records sent to a Fluvio cluster, by `dataset`; one that is sent again counts again.
 pub const FLUVIO_RECORDS: &str = "tidegate_sinks_fluvio_records_total";
 /// Bytes of their keys and values, before compression.
 pub const FLUVIO_BYTES: &str = "tidegate_sinks_fluvio_bytes_total";
@@ -164,8 +164,8 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (REDIS_ALERTS_OUT, "counter", "Alerts published for the feeds of the other nodes"),
     (REDIS_ALERTS_IN, "counter", "Alerts of other nodes that were read"),
     (REDIS_PEERS, "gauge", "Other nodes whose alerts are followed, bounded by nodes_max"),
-    (FLUVIO_RECORDS, "counter", "Records acknowledged by Fluvio by dataset"),
-    (FLUVIO_BYTES, "counter", "Bytes of records acknowledged by Fluvio before compression"),
+    (FLUVIO_RECORDS, "counter", "Records sent to Fluvio by dataset"),
+    (FLUVIO_BYTES, "counter", "Bytes of records sent to Fluvio before compression"),
     (FLUVIO_DELIVERY_SECONDS, "histogram", "How long the records of a delivery took to be acknowledged by log"),
     (FLUVIO_BROKEN, "counter", "Connections to Fluvio that were given up by log"),
 ];

@@ -473,5 +473,7 @@ fn conflicts(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<ConfigP
     check("sinks.timescale", timescale.map(|error| error.to_string()), "see docs/sinks/timescale.md");
     let redis = config.sinks.redis.as_ref().and_then(|redis| redis.check().err());
     check("sinks.redis", redis.map(|error| error.to_string()), "see docs/sinks/redis.md");
+    let fluvio = config.sinks.fluvio.as_ref().and_then(|fluvio| fluvio.check().err());
+    check("sinks.fluvio", fluvio.map(|error| error.to_string()), "see docs/sinks/fluvio.md");
     problems
 }

@@ -8,6 +8,7 @@
 pub mod demo;
 pub mod destinations;
 pub mod feedback_door;
+mod fluvio_use;
 pub mod housekeeping;
 pub mod keys_door;
 pub mod metrics;
@@ -58,6 +59,7 @@ use tokio::task::JoinHandle;
 use crate::config::Config;
 use destinations::{Deliveries, DeliveriesParts, Destinations};
 use feedback_door::FeedbackDoor;
+use fluvio_use::FluvioUse;
 use housekeeping::Housekeeping;
 use keys_door::{KeysDoor, LOCAL};
 use redis_use::RedisUse;
@@ -166,8 +168,11 @@ impl Server {
         let (log_held, output_held) = rows_held(&fs, config, &store, &destinations)?;
         let redis = RedisUse::open(&fs, data, config)?;
         let [redis_held, redis_output_held] = redis.as_ref().map(RedisUse::held).unwrap_or_default();
-        let log = open_log(lock, log_held.max(redis_held), &config.log_store, &health, "log")?;
-        let output_held = output_held.max(redis_output_held);
+        let fluvio = FluvioUse::open(&fs, data, config)?;
+        let [fluvio_held, fluvio_output_held] = fluvio.as_ref().map(FluvioUse::held).unwrap_or_default();
+        let log_held = log_held.max(redis_held).max(fluvio_held);
+        let output_held = output_held.max(redis_output_held).max(fluvio_output_held);
+        let log = open_log(lock, log_held, &config.log_store, &health, "log")?;
         let output = open_log(output_lock, output_held, &config.log_store, &health, "output log")?;
         let (ingest_log, output_log): (Arc<dyn StreamLog>, Arc<dyn StreamLog>) = (log.clone(), output.clone());
         let changes_log = log.clone();
@@ -223,6 +228,9 @@ impl Server {
             redis.start(&delivery_parts, &mut started)?;
             append_to = redis.append_to(append_to, &health);
             peers = redis.peers(&health);
+        }
+        if let Some(fluvio) = fluvio {
+            fluvio.start(&delivery_parts, &mut started)?;
         }
         let Deliveries { handles: deliveries, delivered } = started;
 

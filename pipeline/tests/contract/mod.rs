@@ -6,6 +6,7 @@
 //! mod contract;
 //! ```
 
+pub mod memory_sink;
 pub mod rows;
 pub mod sink;
 pub mod stream_log;

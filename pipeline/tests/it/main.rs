@@ -1,7 +1,6 @@
 //! The integration tests of the pipeline, in one binary.
 
 #[path = "../contract/mod.rs"]
-#[allow(dead_code, reason = "no sink is implemented here")]
 mod contract;
 mod counted;
 mod delivery_sinks;
@@ -25,5 +24,6 @@ mod run_output;
 mod run_power_cut;
 mod run_watermark;
 mod scripted;
+mod sink_contract;
 
 use contract::rows as log_rows;

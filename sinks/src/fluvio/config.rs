@@ -5,7 +5,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidegate_events::Dataset;
 
+use super::link::{FETCH_BYTES, SEGMENT_BYTES};
 use crate::error::SinksError;
+
+/// What the key of a record, a tenant's name, has at most.
+pub(super) const KEY_BYTES_MAX: usize = 64 << 10;
 
 /// How a cluster is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +99,11 @@ pub struct FluvioConfig {
     /// Bytes that each partition of a topic that is made keeps, about: the oldest go first.
     #[schemars(range(min = 33_554_432))]
     pub partition_bytes_max: u64,
+    /// Bytes of a segment of a topic that is made. Consumers must fetch more than that at once (`max_bytes`), or the client library
+    /// skips records without an error. 1000000 is below what a client fetches by default, for consumers that cannot be
+    /// configured; it makes many files.
+    #[schemars(range(min = 1_000_000, max = 31_457_280))]
+    pub segment_bytes: u32,
     /// How batches of records are compressed: `none`, `lz4`, `zstd`, `snappy` or `gzip`.
     pub compression: BatchCompression,
     /// Bytes of the JSON of one event. A larger one goes to the dead letters.
@@ -126,6 +135,7 @@ impl Default for FluvioConfig {
             acknowledged_by: AcknowledgedBy::Leader,
             retention_s: 7 * 86_400,
             partition_bytes_max: 10 << 30,
+            segment_bytes: SEGMENT_BYTES,
             compression: BatchCompression::Lz4,
             event_bytes_max: 1 << 20,
             batch_bytes_max: 256 << 10,
@@ -144,6 +154,13 @@ impl FluvioConfig {
     pub fn check(&self) -> Result<(), SinksError> {
         check_address(&self.address)?;
         check_prefix(&self.prefix)?;
+        let batch_bytes = self.event_bytes_max + self.batch_bytes_max + KEY_BYTES_MAX;
+        if batch_bytes > self.segment_bytes as usize || self.segment_bytes >= FETCH_BYTES {
+            return Err(SinksError::Invalid(format!(
+                "segment_bytes must be at least {batch_bytes}, which a batch may have by event_bytes_max and batch_bytes_max, and \
+                 less than {FETCH_BYTES}"
+            )));
+        }
         self.exported().map(drop)
     }
 
@@ -215,6 +232,8 @@ mod tests {
             (with(|config| config.address = "sc:99999".to_owned()), "host:port"),
             (with(|config| config.prefix = "Tide".to_owned()), "prefix"),
             (with(|config| config.prefix.clear()), "prefix"),
+            (with(|config| config.segment_bytes = 1_000_000), "segment_bytes must be at least"),
+            (with(|config| config.segment_bytes = 32 << 20), "less than"),
             (with(|config| config.datasets = vec!["events".to_owned()]), "no dataset"),
         ];
         for (said, expected) in refusals {

@@ -22,7 +22,7 @@ use super::producer::{Producer, ProducerConfig};
 use super::records::Records;
 use crate::error::SinksError;
 
-/// Segments of the topics that are made. A batch is never larger.
+/// Segments of the topics that are made, as a rule. A batch is never larger.
 pub(super) const SEGMENT_BYTES: u32 = 16 << 20;
 
 /// What a reader fetches at once: more than a segment.
@@ -50,6 +50,8 @@ pub(super) struct TopicShape {
     pub(super) retention_s: Option<u32>,
     /// `None` for as many as there are.
     pub(super) partition_bytes_max: Option<u64>,
+    /// Less than [`FETCH_BYTES`].
+    pub(super) segment_bytes: u32,
 }
 
 /// The records of a partition.
@@ -288,7 +290,7 @@ fn is_not_known_yet(error: &(dyn std::error::Error + Send + Sync + 'static)) -> 
 fn topic_spec(shape: TopicShape) -> TopicSpec {
     let mut spec = TopicSpec::new_computed(shape.partitions, shape.replicas, None);
     spec.set_storage(TopicStorageConfig {
-        segment_size: Some(SEGMENT_BYTES),
+        segment_size: Some(shape.segment_bytes),
         // Without it the cluster keeps 100 GB.
         max_partition_size: Some(shape.partition_bytes_max.unwrap_or(u64::MAX >> 1)),
     });

@@ -14,7 +14,7 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::fs::Fs;
 use tidegate_pipeline::{Delivery, LogBatch, Offset, Refusal, Sink, SinkError, SinkFuture};
 
-use super::config::FluvioConfig;
+use super::config::{FluvioConfig, KEY_BYTES_MAX};
 use super::failure::FluvioFailure;
 use super::link::{Cluster, Link, TopicShape};
 use super::producer::{Producer, ProducerConfig, Sending, room_of};
@@ -181,6 +181,7 @@ impl FluvioSink {
             replicas: self.config.replicas,
             retention_s: Some(self.config.retention_s),
             partition_bytes_max: Some(self.config.partition_bytes_max),
+            segment_bytes: self.config.segment_bytes,
         };
         let partitions = link.ensure_topic(&topic, shape).await?;
         for partition in 0..partitions {
@@ -191,8 +192,7 @@ impl FluvioSink {
         let config = ProducerConfig {
             partition: None,
             compression: self.config.compression,
-            // The key, a tenant's name, is short.
-            record_bytes_max: self.config.event_bytes_max + (64 << 10),
+            record_bytes_max: self.config.event_bytes_max + KEY_BYTES_MAX,
             batch_bytes_max: self.config.batch_bytes_max,
             in_flight_bytes_max: self.config.in_flight_bytes_max,
         };

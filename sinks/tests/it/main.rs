@@ -12,6 +12,8 @@ mod contract;
 mod faulty_proxy;
 mod feed_door;
 mod feed_stream;
+mod fluvio_sink;
+mod fluvio_world;
 mod parquet_columns;
 mod parquet_commit;
 mod parquet_compact;

@@ -19,6 +19,14 @@ impl Destination for Database {
     fn ids(&self) -> Vec<String> {
         self.schema.ids()
     }
+
+    fn refused_id(&self, nth: usize) -> Option<String> {
+        if nth == 0 {
+            let check = "ADD CONSTRAINT no_evil CHECK (event_id NOT LIKE 'evil%')";
+            self.schema.query(&format!("ALTER TABLE security_events {check}; SELECT 1"));
+        }
+        Some(format!("evil{nth:04}"))
+    }
 }
 
 #[test]

@@ -1,0 +1,190 @@
+//! The Fluvio cluster that [`SC_ENV`] names, as tests need it: topics of their own, and consumers of the stock client. There is
+//! none in CI: the tests that need it say that they were not run.
+//!
+//! [`SPU_ENV`] names a program that kills the only SPU at once (`kill`), starts it again (`start`), and freezes it (`stop`, `cont`).
+
+use std::collections::HashMap;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use fluvio::consumer::{ConsumerConfigExt, RetryMode};
+use fluvio::metadata::topic::TopicSpec;
+use fluvio::{Fluvio, FluvioClusterConfig, Offset};
+use futures::StreamExt;
+use tidegate_events::Dataset;
+use tidegate_sinks::fluvio::FluvioConfig;
+use tokio::runtime::{Builder, Runtime};
+
+/// `host:port` of the SC's public door.
+const SC_ENV: &str = "TIDEGATE_TEST_FLUVIO";
+
+/// The program that disturbs the SPU.
+const SPU_ENV: &str = "TIDEGATE_TEST_FLUVIO_SPU";
+
+/// A cluster, and topics of a prefix that nobody else has, which are removed with this.
+pub struct Cluster {
+    address: String,
+    pub prefix: String,
+    runtime: Runtime,
+}
+
+/// A record as a consumer gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consumed {
+    pub partition: u32,
+    pub offset: u64,
+    pub org_id: String,
+    pub id: String,
+}
+
+impl Cluster {
+    /// `None`, and a word about `suite`, where there is no cluster.
+    pub fn find(suite: &str) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let Some(address) = environment(SC_ENV) else {
+            eprintln!("NOT RUN: {suite}: {SC_ENV} names no Fluvio cluster (host:port of its SC)");
+            return None;
+        };
+        let prefix = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        Some(Self { address, prefix, runtime })
+    }
+
+    /// A configuration that gives up early, for tests.
+    pub fn config(&self) -> FluvioConfig {
+        FluvioConfig {
+            address: self.address.clone(),
+            prefix: self.prefix.clone(),
+            partitions: 3,
+            connect_ms_max: 5_000,
+            reply_ms_max: 2_000,
+            partition_bytes_max: 1 << 30,
+            ..FluvioConfig::default()
+        }
+    }
+
+    /// All records of a dataset's topic, partition after partition, by a stock consumer that fetches `max_bytes` at once, or
+    /// what it does by default. Nothing for a topic that is not there.
+    pub fn consume(&self, dataset: Dataset, max_bytes: Option<i32>) -> Vec<Consumed> {
+        let topic = format!("{}-{}", self.prefix, dataset.table_name().replace('_', "-"));
+        self.block_on(async {
+            let fluvio = self.fluvio().await;
+            let topics = fluvio.admin().await.list::<TopicSpec, _>(vec![topic.clone()]).await.expect("topics");
+            let Some(found) = topics.into_iter().find(|found| found.name == topic) else { return Vec::new() };
+            let mut all = Vec::new();
+            for partition in 0..found.spec.partitions() {
+                let mut config = ConsumerConfigExt::builder();
+                config.topic(topic.as_str()).partition(partition).offset_start(Offset::beginning());
+                config.disable_continuous(true).retry_mode(RetryMode::Disabled);
+                if let Some(bytes) = max_bytes {
+                    config.max_bytes(bytes);
+                }
+                let config = config.build().expect("a configuration");
+                let mut records = fluvio.consumer_with_config(config).await.expect("a consumer").boxed();
+                while let Some(record) = records.next().await {
+                    all.push(consumed(&record.expect("a record")));
+                }
+            }
+            all
+        })
+    }
+
+    /// The ids of all records of all topics.
+    pub fn ids(&self) -> Vec<String> {
+        let of = |dataset| self.consume(dataset, Some(32 << 20)).into_iter().map(|record| record.id);
+        Dataset::ALL.into_iter().flat_map(of).collect()
+    }
+
+    /// Runs a future to its end, wherever it is called from.
+    fn block_on<T: Send>(&self, work: impl Future<Output = T> + Send) -> T {
+        std::thread::scope(|scope| scope.spawn(|| self.runtime.block_on(work)).join().expect("no panic"))
+    }
+
+    async fn fluvio(&self) -> Fluvio {
+        Fluvio::connect_with_config(&FluvioClusterConfig::new(self.address.as_str())).await.expect("a cluster")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.block_on(async {
+            let Ok(fluvio) = Fluvio::connect_with_config(&FluvioClusterConfig::new(self.address.as_str())).await else {
+                return;
+            };
+            let admin = fluvio.admin().await;
+            let ours = format!("{}-", self.prefix);
+            for topic in admin.list::<TopicSpec, _>(vec![ours.clone()]).await.unwrap_or_default() {
+                if topic.name.starts_with(&ours) {
+                    let _ = admin.delete::<TopicSpec>(topic.name).await;
+                }
+            }
+        });
+    }
+}
+
+fn consumed(record: &fluvio::consumer::Record) -> Consumed {
+    let event: serde_json::Value = serde_json::from_slice(record.value()).expect("JSON");
+    let id = event.get("event_id").or_else(|| event.get("alert_id")).and_then(|id| id.as_str()).expect("an id");
+    Consumed {
+        partition: record.partition(),
+        offset: u64::try_from(record.offset()).expect("an offset"),
+        org_id: String::from_utf8(record.key().expect("a key").to_vec()).expect("text"),
+        id: id.to_owned(),
+    }
+}
+
+/// Checks that each partition has consecutive offsets, that a tenant is in one, and each tenant's ids as numbers in order once those
+/// that come again are left out; how many come again.
+pub fn check_order(records: &[Consumed], number: impl Fn(&str) -> u64) -> usize {
+    let mut next: HashMap<u32, u64> = HashMap::new();
+    let mut homes: HashMap<&str, u32> = HashMap::new();
+    let mut seen: HashMap<&str, Vec<u64>> = HashMap::new();
+    let mut again = 0;
+    for record in records {
+        let expected = next.entry(record.partition).or_insert(0);
+        assert_eq!(record.offset, *expected, "{record:?}");
+        *expected += 1;
+        let home = homes.entry(&record.org_id).or_insert(record.partition);
+        assert_eq!(record.partition, *home, "{record:?}");
+        let (ids, id) = (seen.entry(&record.org_id).or_default(), number(&record.id));
+        match ids.binary_search(&id) {
+            Ok(_) => again += 1,
+            Err(place) => {
+                assert_eq!(place, ids.len(), "{record:?} came late");
+                ids.push(id);
+            }
+        }
+    }
+    again
+}
+
+/// Disturbs the SPU; `false`, and a word about `suite`, where nothing can.
+pub fn can_disturb(suite: &str) -> bool {
+    let can = environment(SPU_ENV).is_some();
+    if !can {
+        eprintln!("NOT RUN: {suite}: {SPU_ENV} names no program that disturbs the SPU");
+    }
+    can
+}
+
+/// `kill`, `start`, `stop` or `cont`.
+pub fn spu(what: &str) {
+    let program = environment(SPU_ENV).expect("a program");
+    let done = Command::new(program).arg(what).status().expect("it runs");
+    assert!(done.success(), "{what}");
+}
+
+/// Waits until it is so.
+pub fn until(what: &str, patience: Duration, mut so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !so() {
+        assert!(started.elapsed() < patience, "{what}: not within {patience:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests are told by the environment where their servers are")]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
