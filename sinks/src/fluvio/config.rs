@@ -112,7 +112,8 @@ pub struct FluvioConfig {
     /// Bytes of records (before compression) that are sent as one batch, but for a single larger one.
     #[schemars(range(min = 1024, max = 1_048_576))]
     pub batch_bytes_max: usize,
-    /// Bytes of records that are on their way to a topic at once, and not yet acknowledged.
+    /// Bytes of records that are on their way to a topic at once, and not yet acknowledged. As much may come again, and out of
+    /// its order, after a failure.
     #[schemars(range(min = 65_536, max = 16_777_216))]
     pub in_flight_bytes_max: usize,
     /// For a connection, or a topic, to be made, in milliseconds.
@@ -139,7 +140,7 @@ impl Default for FluvioConfig {
             compression: BatchCompression::Lz4,
             event_bytes_max: 1 << 20,
             batch_bytes_max: 256 << 10,
-            in_flight_bytes_max: 8 << 20,
+            in_flight_bytes_max: 2 << 20,
             connect_ms_max: 5_000,
             reply_ms_max: 5_000,
         }

@@ -3,7 +3,7 @@
 //!
 //! [`SPU_ENV`] names a program that kills the only SPU at once (`kill`), starts it again (`start`), and freezes it (`stop`, `cont`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -134,29 +134,45 @@ fn consumed(record: &fluvio::consumer::Record) -> Consumed {
     }
 }
 
-/// Checks that each partition has consecutive offsets, that a tenant is in one, and each tenant's ids as numbers in order once those
-/// that come again are left out; how many come again.
-pub fn check_order(records: &[Consumed], number: impl Fn(&str) -> u64) -> usize {
+/// What a consumer finds that looks at ids.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Ids that are there.
+    pub distinct: u64,
+    /// Records whose id was there before.
+    pub again: u64,
+    /// Records that came before one with a smaller number of the same tenant, which comes in its order too.
+    pub early: u64,
+}
+
+/// Checks that each partition has consecutive offsets, that a tenant is in one of them, and that each tenant's ids, `number`s, are
+/// there in order, whatever else is between them.
+pub fn look(records: &[Consumed], number: impl Fn(&str) -> u64) -> Found {
     let mut next: HashMap<u32, u64> = HashMap::new();
-    let mut homes: HashMap<&str, u32> = HashMap::new();
-    let mut seen: HashMap<&str, Vec<u64>> = HashMap::new();
-    let mut again = 0;
+    let mut of_tenant: HashMap<&str, Vec<&Consumed>> = HashMap::new();
     for record in records {
         let expected = next.entry(record.partition).or_insert(0);
         assert_eq!(record.offset, *expected, "{record:?}");
         *expected += 1;
-        let home = homes.entry(&record.org_id).or_insert(record.partition);
-        assert_eq!(record.partition, *home, "{record:?}");
-        let (ids, id) = (seen.entry(&record.org_id).or_default(), number(&record.id));
-        match ids.binary_search(&id) {
-            Ok(_) => again += 1,
-            Err(place) => {
-                assert_eq!(place, ids.len(), "{record:?} came late");
-                ids.push(id);
-            }
-        }
+        of_tenant.entry(&record.org_id).or_default().push(record);
     }
-    again
+    let mut found = Found::default();
+    for (tenant, records) in of_tenant {
+        assert!(records.iter().all(|record| record.partition == records[0].partition), "{tenant}");
+        let numbers: Vec<u64> = records.iter().map(|record| number(&record.id)).collect();
+        let distinct: BTreeSet<u64> = numbers.iter().copied().collect();
+        let mut in_order = distinct.iter().peekable();
+        let mut seen = BTreeSet::new();
+        for number in numbers {
+            let is_next = in_order.next_if_eq(&&number).is_some();
+            let is_new = seen.insert(number);
+            found.again += u64::from(!is_new);
+            found.early += u64::from(is_new && !is_next);
+        }
+        assert_eq!(in_order.next(), None, "{tenant}: not in order");
+        found.distinct += distinct.len() as u64;
+    }
+    found
 }
 
 /// Disturbs the SPU; `false`, and a word about `suite`, where nothing can.
