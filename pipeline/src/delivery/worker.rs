@@ -300,7 +300,11 @@ impl Worker {
                 self.panics += 1;
                 let reason = format!("the sink panicked: {}", panic_text(panic.as_ref()));
                 tracing::error!(sink = self.name, reason, "a bug in the sink");
-                if self.panics < PANICS_MAX { Err(SinkError::Retryable(reason)) } else { Err(SinkError::Fatal(reason.into())) }
+                if self.panics < PANICS_MAX {
+                    Err(SinkError::Retryable(reason))
+                } else {
+                    Err(SinkError::Fatal(reason.into()))
+                }
             }
         })
     }

@@ -179,7 +179,9 @@ const REFUSED: usize = 100;
 fn refused_rows_do_not_bury_their_neighbours(case: &mut Case) {
     case.write(&[(0, events("a", &["first"]))], 1);
     case.flush();
-    let Some(bad) = (0..REFUSED).map(|nth| case.destination.refused_id(nth)).collect::<Option<Vec<_>>>() else { return };
+    let Some(bad) = (0..REFUSED).map(|nth| case.destination.refused_id(nth)).collect::<Option<Vec<_>>>() else {
+        return;
+    };
     let (log, output) = (Arc::new(MemoryLog::new(1 << 20, 1 << 30)), Arc::new(MemoryLog::new(1 << 20, 1 << 30)));
     // Every second row, and two of them side by side.
     let good: Vec<String> = (0..REFUSED).map(|nth| format!("good{nth:04}")).collect();
@@ -194,12 +196,22 @@ fn refused_rows_do_not_bury_their_neighbours(case: &mut Case) {
         sink: std::mem::replace(&mut case.sink, Box::new(MemorySink::default())),
         log: log.clone(),
         output: Arc::new(OutputLog::new(output.clone())),
-        config: DeliveryConfig { flush_interval_ms: 20, retry_ms_min: 1, retry_ms_max: 50, ..DeliveryConfig::default() },
+        config: DeliveryConfig {
+            flush_interval_ms: 20,
+            retry_ms_min: 1,
+            retry_ms_max: 50,
+            ..DeliveryConfig::default()
+        },
         stage: Health::default().stage("sink"),
     };
     let delivery = deliver(parts, case.runtime.handle());
     let drained = case.runtime.block_on(delivery.drain(Instant::now() + Duration::from_secs(60)));
-    assert_eq!(drained.unwrap_or_else(|error| panic!("{}: {error}", case.context)), ids.len() as u64, "{}", case.context);
+    assert_eq!(
+        drained.unwrap_or_else(|error| panic!("{}: {error}", case.context)),
+        ids.len() as u64,
+        "{}",
+        case.context
+    );
     let mut found = case.destination.ids();
     found.sort_unstable();
     let expected: Vec<String> = std::iter::once("first".to_owned()).chain(good).collect();

@@ -231,6 +231,40 @@ async fn a_delivery_that_is_refused_as_a_whole_is_buried_after_a_bounded_number_
 }
 
 #[tokio::test]
+async fn rows_that_the_sink_names_are_buried_however_many_they_are() {
+    for spoils in [false, true] {
+        let mut case = Case::new();
+        case.config.splits_max = 0;
+        case.config.delivery_bytes_max = 1 << 20;
+        let ids: Vec<String> = (0..3_000).map(|id| id.to_string()).collect();
+        case.push(&ids.iter().map(String::as_str).collect::<Vec<_>>());
+        let (good, bad): (Vec<String>, Vec<String>) =
+            ids.into_iter().partition(|id| id.len() != 3 || id.ends_with('7'));
+        {
+            let mut seen = case.seen.lock();
+            seen.says_which = true;
+            if spoils { seen.spoilt = bad.clone() } else { seen.refused = bad.clone() }
+        }
+        assert_eq!(case.start().drain(soon()).await.expect("drained"), 3_000);
+        assert_eq!(case.durable(), good);
+        let letters: Vec<String> = bad.iter().map(|id| format!("delivery:scripted:security_events:{id}")).collect();
+        assert_eq!(case.letters(), letters);
+        assert!(case.output.batches_of(Dataset::DeadLetters).len() <= 2, "not a letter at a time");
+    }
+}
+
+#[tokio::test]
+async fn a_sink_that_names_rows_it_was_not_given_is_not_believed() {
+    let case = Case::new();
+    case.push(&["a", "b", "c"]);
+    case.seen.lock().refused = vec!["b".into()];
+    case.seen.lock().names = vec![7, 9];
+    assert_eq!(case.start().drain(soon()).await.expect("drained"), 3);
+    assert_eq!(case.durable(), ["a", "c"]);
+    assert_eq!(case.letters(), ["delivery:scripted:security_events:1"]);
+}
+
+#[tokio::test]
 async fn a_refusal_repeated_after_a_restart_doubles_no_dead_letter() {
     let mut case = Case::new();
     case.push(&["a", "b"]);
@@ -351,11 +385,13 @@ proptest! {
         spoilt in prop::collection::hash_set(0..30usize, 0..3),
         fails in prop::collection::vec((prop::collection::vec(answer(), 0..3), 0..6u64), 0..4),
         delivery_bytes_max in prop::sample::select(vec![1usize, 3_000, 1 << 20]),
+        says_which in any::<bool>(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let mut case = Case::new();
             case.config.delivery_bytes_max = delivery_bytes_max;
+            case.seen.lock().says_which = says_which;
             let mut next = 0;
             for rows in &batches {
                 let ids: Vec<String> = (next..next + rows).map(|id| id.to_string()).collect();

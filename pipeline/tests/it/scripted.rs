@@ -347,10 +347,25 @@ pub struct Seen {
     pub refused: Vec<String>,
     /// Flushes with an event of one of these ids are withdrawn.
     pub spoilt: Vec<String>,
+    /// Whether it is said which rows are refused.
+    pub says_which: bool,
+    /// What it names instead when it does not.
+    pub names: Vec<Offset>,
+    /// Where each event was that it was given.
+    places: HashMap<String, Offset>,
     pub largest: usize,
 }
 
 impl Seen {
+    /// What is said of these ids when some of them are `bad`.
+    fn refusal(&self, reason: &str, ids: &[String], bad: &[String]) -> Option<Refusal> {
+        let mut rows: Vec<Offset> = ids.iter().filter(|id| bad.contains(id)).map(|id| self.places[id]).collect();
+        rows.sort_unstable();
+        let any = !rows.is_empty();
+        let rows = if self.says_which { rows } else { self.names.clone() };
+        any.then(|| Refusal { reason: reason.to_owned(), rows })
+    }
+
     /// What a restart leaves of it.
     pub fn restart(&mut self) {
         self.taken = self.durable.clone();
@@ -384,8 +399,12 @@ impl Sink for ScriptedSink {
             return answer;
         }
         let ids: Vec<String> = delivery.batches.iter().flat_map(|batch| texts(&batch.rows, "event_id")).collect();
-        if ids.iter().any(|id| seen.refused.contains(id)) {
-            return Box::pin(async { Err(SinkError::Fatal("refused".into())) });
+        for batch in &delivery.batches {
+            let places = texts(&batch.rows, "event_id").into_iter().zip(batch.offset..);
+            seen.places.extend(places);
+        }
+        if let Some(refusal) = seen.refusal("refused", &ids, &seen.refused) {
+            return Box::pin(async { Err(SinkError::Fatal(refusal)) });
         }
         seen.largest = seen.largest.max(ids.len());
         seen.taken.extend(ids);
@@ -399,10 +418,10 @@ impl Sink for ScriptedSink {
         if let Some(answer) = Self::answer(seen.to_flushes.pop_front()) {
             return answer;
         }
-        if seen.taken[seen.durable.len()..].iter().any(|id| seen.spoilt.contains(id)) {
+        if let Some(refusal) = seen.refusal("spoilt", &seen.taken[seen.durable.len()..], &seen.spoilt) {
             seen.taken = seen.durable.clone();
             seen.cursor = seen.committed;
-            return Box::pin(async { Err(SinkError::Withdrawn("spoilt".into())) });
+            return Box::pin(async { Err(SinkError::Withdrawn(refusal)) });
         }
         seen.durable = seen.taken.clone();
         seen.committed = seen.cursor;

@@ -207,7 +207,9 @@ pub(super) fn check_address(address: &str) -> Result<(), SinksError> {
 pub(super) fn check_prefix(prefix: &str) -> Result<(), SinksError> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if prefix.is_empty() || prefix.len() > 40 || prefix.starts_with('-') || !prefix.bytes().all(plain) {
-        return Err(SinksError::Invalid(format!("the prefix {prefix:?} must be 1 to 40 of a-z, 0-9 and -, not - first")));
+        return Err(SinksError::Invalid(format!(
+            "the prefix {prefix:?} must be 1 to 40 of a-z, 0-9 and -, not - first"
+        )));
     }
     Ok(())
 }

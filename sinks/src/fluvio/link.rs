@@ -214,12 +214,7 @@ impl Link {
     }
 
     /// The offset of the first record from a position on that is there already.
-    async fn one_record(
-        &self,
-        topic: &str,
-        partition: u32,
-        from: Position,
-    ) -> Result<Option<u64>, FluvioFailure> {
+    async fn one_record(&self, topic: &str, partition: u32, from: Position) -> Result<Option<u64>, FluvioFailure> {
         let doing = format!("look at {topic}-{partition}");
         let config = self.reading(topic, partition, from, true)?;
         let stream = self.once_known(&doing, || self.fluvio.consumer_with_config(config.clone())).await?;
@@ -305,7 +300,10 @@ fn check_segments(name: &str, spec: &TopicSpec) -> Result<(), FluvioFailure> {
     if bytes.is_some_and(|bytes| bytes < FETCH_BYTES) {
         return Ok(());
     }
-    let found = bytes.map_or_else(|| "segments of the default size (1 GiB)".to_owned(), |bytes| format!("segments of {bytes} bytes"));
+    let found = bytes.map_or_else(
+        || "segments of the default size (1 GiB)".to_owned(),
+        |bytes| format!("segments of {bytes} bytes"),
+    );
     Err(FluvioFailure::Refused(format!(
         "the topic {name} has {found}, of which readers lose records without an error; remove it, so that it is made with \
          segments of {SEGMENT_BYTES} bytes, or set another prefix"

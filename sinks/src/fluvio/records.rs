@@ -64,12 +64,7 @@ impl Records {
     }
 
     fn forgotten(&self, first: u64) -> FluvioFailure {
-        FluvioFailure::Forgotten {
-            topic: self.topic.clone(),
-            partition: self.partition,
-            offset: self.expected,
-            first,
-        }
+        FluvioFailure::Forgotten { topic: self.topic.clone(), partition: self.partition, offset: self.expected, first }
     }
 }
 

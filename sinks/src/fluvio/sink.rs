@@ -99,7 +99,8 @@ impl FluvioSink {
         match sent {
             Ok(()) => {
                 self.cursor = self.cursor.max(delivery.next_offset);
-                histogram!(names::FLUVIO_DELIVERY_SECONDS, "log" => self.log_name).record(started.elapsed().as_secs_f64());
+                histogram!(names::FLUVIO_DELIVERY_SECONDS, "log" => self.log_name)
+                    .record(started.elapsed().as_secs_f64());
             }
             Err(Unsent::Failed(failure)) => {
                 drop(window);
@@ -153,13 +154,13 @@ impl FluvioSink {
         // Off the I/O threads: making JSON takes CPU.
         let made = tokio::task::spawn_blocking(move || entries(&of_batch, from, bytes_max)).await;
         let made = made.map_err(|error| FluvioFailure::Away(format!("making records: {error}")))?;
-        let made = made.map_err(|error| {
-            Unsent::Rows(Refusal::from(format!("no JSON can be made of these rows: {error}")))
-        })?;
+        let made =
+            made.map_err(|error| Unsent::Rows(Refusal::from(format!("no JSON can be made of these rows: {error}"))))?;
         let too_large = |entry: &Entry| Some((entry.offset, *entry.event.as_ref().err()?));
         let large: Vec<(Offset, usize)> = made.iter().filter_map(too_large).collect();
         if let Some(largest) = large.iter().map(|(_, bytes)| bytes).max() {
-            let reason = format!("an event of {largest} bytes, at most event_bytes_max = {bytes_max} are written to Fluvio");
+            let reason =
+                format!("an event of {largest} bytes, at most event_bytes_max = {bytes_max} are written to Fluvio");
             let rows = large.into_iter().map(|(offset, _)| offset).collect();
             return Err(Unsent::Rows(Refusal { reason, rows }));
         }

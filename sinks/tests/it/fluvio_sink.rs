@@ -180,7 +180,10 @@ fn an_spu_that_is_killed_or_frozen_under_load_loses_nothing() {
         let took = world.settle();
         let records = cluster.consume(Dataset::SecurityEvents, Some(32 << 20));
         let found = look(&records, number);
-        eprintln!("{harm}: {} sent, {found:?}; the rest was delivered {took:?} after the load; /readyz: {told}", world.sent);
+        eprintln!(
+            "{harm}: {} sent, {found:?}; the rest was delivered {took:?} after the load; /readyz: {told}",
+            world.sent
+        );
         assert_eq!(found.distinct, world.sent, "each is there");
         assert!(told.contains("Fluvio at"), "{told}");
     }
@@ -198,7 +201,8 @@ fn a_cluster_that_is_away_hangs_or_talks_nonsense_is_told_in_time_and_waited_for
         }
     });
     for (port, said) in [(9, "Fluvio at 127.0.0.1:9"), (hanging, "no answer in 300 ms"), (nonsense, "Fluvio at")] {
-        let config = FluvioConfig { address: format!("127.0.0.1:{port}"), connect_ms_max: 300, ..FluvioConfig::default() };
+        let config =
+            FluvioConfig { address: format!("127.0.0.1:{port}"), connect_ms_max: 300, ..FluvioConfig::default() };
         let runtime = runtime();
         let mut sink = sink(&config, &SimFs::new());
         let rows = events("a", &["x"]);
@@ -225,4 +229,29 @@ fn rows_that_are_not_exported_need_no_cluster() {
     runtime.block_on(written.flush()).expect("noted");
     drop(written);
     assert_eq!(sink(&config, &fs).committed(), 1);
+}
+
+/// Rows a second into a cluster, for each compression. On demand, in release:
+/// `TIDEGATE_TEST_FLUVIO=… TIDEGATE_FLUVIO_SPEED=1 cargo test --release -p tidegate-sinks --test it -- fluvio_speed --nocapture`
+#[test]
+fn fluvio_speed() {
+    use crate::timescale_speed::{BATCH_ROWS, BATCHES, rows};
+    use BatchCompression::{Gzip, Lz4, None, Snappy, Zstd};
+    if std::env::var_os("TIDEGATE_FLUVIO_SPEED").is_none() {
+        return;
+    }
+    let batches: Vec<_> = (0..BATCHES).map(rows).collect();
+    for compression in [None, Lz4, Zstd, Snappy, Gzip] {
+        let Some(cluster) = Cluster::find("the speed of Fluvio topics") else { return };
+        let config = FluvioConfig { compression, ..cluster.config() };
+        let (runtime, mut sink) = (runtime(), sink(&config, &SimFs::new()));
+        let started = Instant::now();
+        for batch in &batches {
+            let next_offset = batch.next_offset();
+            let write = sink.write(Delivery { batches: vec![batch.clone()], next_offset });
+            runtime.block_on(write).expect("taken");
+        }
+        let rate = (BATCHES * BATCH_ROWS) as f64 / started.elapsed().as_secs_f64();
+        println!("{compression:?}: {rate:.0} rows/s, {} bytes in the topic", cluster.bytes(Dataset::SecurityEvents));
+    }
 }

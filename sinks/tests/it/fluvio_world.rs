@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fluvio::consumer::{ConsumerConfigExt, RetryMode};
+use fluvio::metadata::partition::PartitionSpec;
 use fluvio::metadata::topic::TopicSpec;
 use fluvio::{Fluvio, FluvioClusterConfig, Offset};
 use futures::StreamExt;
@@ -87,6 +88,18 @@ impl Cluster {
                 }
             }
             all
+        })
+    }
+
+    /// Bytes of a dataset's topic, as the SC knows them.
+    pub fn bytes(&self, dataset: Dataset) -> i64 {
+        let topic = format!("{}-{}", self.prefix, dataset.table_name().replace('_', "-"));
+        // SPUs tell the SC now and then.
+        std::thread::sleep(Duration::from_secs(5));
+        self.block_on(async {
+            let admin = self.fluvio().await.admin().await;
+            let partitions = admin.list::<PartitionSpec, _>(vec![topic.clone()]).await.expect("partitions");
+            partitions.iter().map(|partition| partition.status.size).sum()
         })
     }
 

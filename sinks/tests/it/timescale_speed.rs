@@ -15,11 +15,11 @@ use tokio_postgres::NoTls;
 
 use crate::postgres::Schema;
 
-const BATCHES: u64 = 40;
-const BATCH_ROWS: u64 = 10_000;
+pub const BATCHES: u64 = 40;
+pub const BATCH_ROWS: u64 = 10_000;
 
 /// A batch as agents send them: most core columns, eight own fields, 64 tenants.
-fn rows(batch: u64) -> Arc<LogBatch> {
+pub fn rows(batch: u64) -> Arc<LogBatch> {
     let of = |make: &dyn Fn(u64) -> String| -> ArrayRef {
         let rows = batch * BATCH_ROWS..(batch + 1) * BATCH_ROWS;
         Arc::new(StringArray::from_iter_values(rows.map(make)))
