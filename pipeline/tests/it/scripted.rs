@@ -1,7 +1,7 @@
 //! The cast of the tests of run loop, delivery and registry: a log in memory that dies when told to, operators whose alerts
 //! are easy to foresee, a sink that answers as scripted.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tidegate_events::{Alert, Dataset, Level, alert_id};
 use tidegate_pipeline::{
     Append, AppendError, AppendReply, Appended, Delivery, Emitter, Health, LogBatch, LogBounds, Offset, Operator,
-    PipelineError, Sink, SinkError, SinkFuture, Stage, StreamLog,
+    PipelineError, Refusal, Sink, SinkError, SinkFuture, Stage, StreamLog,
 };
 use tokio::sync::{oneshot, watch};
 
