@@ -179,7 +179,7 @@ impl Link {
         let doing = format!("open a producer of {topic}");
         let settings = config.settings(&self.cluster)?;
         let pool = self.once_known(&doing, || self.fluvio.topic_producer_with_config(topic, settings.clone())).await?;
-        Ok(Producer::new(self.clone(), topic.to_owned(), pool, config))
+        Ok(Producer::new(self.clone(), topic, pool, config))
     }
 
     /// The records of a partition from `from` on, and those that are still to come.

@@ -37,7 +37,8 @@ pub(super) struct ProducerConfig {
 /// See the module. After a failure it is of no use: drop it and make a new one.
 pub(super) struct Producer {
     link: Link,
-    topic: String,
+    /// For failures.
+    doing: Arc<str>,
     pool: TopicProducerPool,
     room: Arc<Semaphore>,
     room_bytes: usize,
@@ -56,7 +57,7 @@ pub(super) struct Placed {
 pub(super) struct Sending {
     output: Option<ProduceOutput>,
     cluster: Arc<Cluster>,
-    doing: String,
+    doing: Arc<str>,
     deadline: Instant,
     after: Duration,
     broken: Arc<AtomicBool>,
@@ -89,11 +90,11 @@ impl ProducerConfig {
 }
 
 impl Producer {
-    pub(super) fn new(link: Link, topic: String, pool: TopicProducerPool, config: &ProducerConfig) -> Self {
+    pub(super) fn new(link: Link, topic: &str, pool: TopicProducerPool, config: &ProducerConfig) -> Self {
         let room_bytes = config.in_flight_bytes_max.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
         Self {
             link,
-            topic,
+            doing: format!("write to {topic}").into(),
             pool,
             room: Arc::new(Semaphore::new(room_bytes)),
             room_bytes,
@@ -113,24 +114,24 @@ impl Producer {
         if bytes > self.record_bytes_max {
             return Err(FluvioFailure::TooLarge { bytes, bytes_max: self.record_bytes_max });
         }
-        let doing = format!("write to {}", self.topic);
+        let doing = &self.doing;
         if self.is_broken() {
             return Err(FluvioFailure::Away(format!("{doing}: an earlier record was not acknowledged")));
         }
         let mut unsure = Unsure { broken: &self.broken, settled: false };
         let permits = room_of(bytes).min(self.room_bytes) as u32;
         let room = self.room.clone().acquire_many_owned(permits);
-        let room = cluster.in_time(&doing, cluster.reply_max, room).await?;
-        let room = room.map_err(|error| cluster.away(&doing, &error))?;
-        let sent = cluster.in_time(&doing, cluster.reply_max, self.pool.send(key, value)).await?;
-        let output = sent.map_err(|error| cluster.away(&doing, &error))?;
+        let room = cluster.in_time(doing, cluster.reply_max, room).await?;
+        let room = room.map_err(|error| cluster.away(doing, &error))?;
+        let sent = cluster.in_time(doing, cluster.reply_max, self.pool.send(key, value)).await?;
+        let output = sent.map_err(|error| cluster.away(doing, &error))?;
         unsure.settled = true;
         // The library has the same bound for one request, and others may be before it.
         let after = cluster.reply_max * 2;
         Ok(Sending {
             output: Some(output),
             cluster: cluster.clone(),
-            doing,
+            doing: doing.clone(),
             deadline: Instant::now() + after,
             after,
             broken: self.broken.clone(),

@@ -69,6 +69,15 @@ impl From<FluvioFailure> for Unsent {
     }
 }
 
+impl Unsent {
+    fn of_row(failure: FluvioFailure, offset: Offset) -> Self {
+        match failure {
+            FluvioFailure::TooLarge { .. } => Self::Rows(Refusal { reason: failure.to_string(), rows: vec![offset] }),
+            other => Self::Failed(other),
+        }
+    }
+}
+
 impl FluvioSink {
     pub(super) fn new(cluster: Arc<Cluster>, config: FluvioConfig, parts: FluvioParts) -> Result<Self, SinksError> {
         let FluvioParts { log_name, fs, dir } = parts;
@@ -127,7 +136,8 @@ impl FluvioSink {
                 let room = room_of(org_id.len() + event.len());
                 self.settle(window, self.config.in_flight_bytes_max.saturating_sub(room)).await?;
                 (count, bytes) = (count + 1, bytes + org_id.len() + event.len());
-                let sending = producer.send(org_id.into_bytes(), event).await?;
+                let sending = producer.send(org_id.into_bytes(), event).await;
+                let sending = sending.map_err(|failure| Unsent::of_row(failure, offset))?;
                 window.sent.push_back((sending, offset + 1, room));
                 window.room += room;
             }
