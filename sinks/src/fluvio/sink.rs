@@ -55,6 +55,8 @@ pub struct FluvioSink {
 struct Window {
     sent: VecDeque<(Sending, Offset, usize)>,
     room: usize,
+    /// The first record that was not acknowledged: those after it may be, and the cursor must not pass it.
+    failed: Option<FluvioFailure>,
 }
 
 /// Why rows did not get to the cluster.
@@ -99,13 +101,10 @@ impl FluvioSink {
     async fn take(&mut self, delivery: Delivery) -> Result<(), SinkError> {
         let started = Instant::now();
         let mut window = Window::default();
-        let mut sent = self.send(&delivery.batches, &mut window).await;
+        let sent = self.send(&delivery.batches, &mut window).await;
         // What was sent before something failed may be acknowledged all the same.
         let settled = self.settle(&mut window, 0).await;
-        if let (true, Err(failure)) = (sent.is_ok(), settled) {
-            sent = Err(failure.into());
-        }
-        match sent {
+        match settled.map_err(Unsent::from).and(sent) {
             Ok(()) => {
                 self.cursor = self.cursor.max(delivery.next_offset);
                 histogram!(names::FLUVIO_DELIVERY_SECONDS, "log" => self.log_name)
@@ -149,13 +148,17 @@ impl FluvioSink {
 
     /// Waits for acknowledgements, oldest first, until no more than so much is on its way.
     async fn settle(&mut self, window: &mut Window, room_max: usize) -> Result<(), FluvioFailure> {
-        while window.room > room_max {
-            let Some((sending, next, room)) = window.sent.pop_front() else { break };
-            sending.acknowledged().await?;
+        loop {
+            if let Some(failure) = &window.failed {
+                return Err(failure.clone());
+            }
+            let Some((sending, next, room)) = window.sent.pop_front_if(|_| window.room > room_max) else { return Ok(()) };
             window.room -= room;
-            self.cursor = self.cursor.max(next);
+            match sending.acknowledged().await {
+                Ok(_) => self.cursor = self.cursor.max(next),
+                Err(failure) => window.failed = Some(failure),
+            }
         }
-        Ok(())
     }
 
     /// The rows of a batch from the cursor on, as records.
