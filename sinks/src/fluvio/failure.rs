@@ -13,7 +13,7 @@ pub enum FluvioFailure {
     #[error("{0}")]
     Away(String),
     /// No answer in time. What was asked for may have been done, or may be done later.
-    #[error("{doing}: no answer in {} ms: Fluvio at {address} hangs, restarts, or cannot be reached", after.as_millis())]
+    #[error("{doing}: no answer in {} ms: Fluvio at {address} hangs, restarts, or cannot be reached", .after.as_millis())]
     Late {
         /// What was tried.
         doing: String,

@@ -195,7 +195,7 @@ impl Link {
         Ok(Records::new(self.clone(), topic.to_owned(), partition, from, stream.boxed()))
     }
 
-    /// What a partition holds now. It costs a fetch of a segment: not for every look.
+    /// What a partition holds now. It costs two connections and a fetch of a segment: not for every look.
     ///
     /// # Errors
     /// [`FluvioFailure::Away`] or [`FluvioFailure::Late`], also while the partition has no leader.
@@ -217,7 +217,9 @@ impl Link {
     async fn one_record(&self, topic: &str, partition: u32, from: Position) -> Result<Option<u64>, FluvioFailure> {
         let doing = format!("look at {topic}-{partition}");
         let config = self.reading(topic, partition, from, true)?;
-        let stream = self.once_known(&doing, || self.fluvio.consumer_with_config(config.clone())).await?;
+        // On a connection of its own: an SPU serves a reader for as long as the connection is there, though nobody reads.
+        let link = self.cluster.connect().await?;
+        let stream = link.once_known(&doing, || link.fluvio.consumer_with_config(config.clone())).await?;
         let mut stream = stream.boxed();
         match self.cluster.in_time(&doing, self.cluster.reply_max, stream.next()).await? {
             Some(Ok(record)) => Ok(u64::try_from(record.offset()).ok()),
