@@ -21,6 +21,10 @@ mod faulty_proxy;
 mod feed;
 mod feedback;
 mod history;
+mod fluvio_topics;
+#[path = "../../sinks/tests/it/fluvio_world.rs"]
+#[allow(dead_code, reason = "the tests of the sink use more of it")]
+mod fluvio_world;
 mod hot_cold;
 mod ledger;
 mod object_store;
