@@ -195,7 +195,7 @@ impl Drop for Unsure<'_> {
 impl std::fmt::Debug for Producer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Producer")
-            .field("topic", &self.topic)
+            .field("doing", &self.doing)
             .field("broken", &self.is_broken())
             .finish_non_exhaustive()
     }

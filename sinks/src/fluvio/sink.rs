@@ -152,7 +152,9 @@ impl FluvioSink {
             if let Some(failure) = &window.failed {
                 return Err(failure.clone());
             }
-            let Some((sending, next, room)) = window.sent.pop_front_if(|_| window.room > room_max) else { return Ok(()) };
+            let Some((sending, next, room)) = window.sent.pop_front_if(|_| window.room > room_max) else {
+                return Ok(());
+            };
             window.room -= room;
             match sending.acknowledged().await {
                 Ok(_) => self.cursor = self.cursor.max(next),

@@ -89,8 +89,8 @@ impl RedisStreams {
         parts: StreamsParts,
     ) -> Result<Self, SinksError> {
         let StreamsParts { log, log_name, node, fs, dir } = parts;
-        let (file, cursor) =
-            CursorFile::open(fs, &dir, NOTE_PAUSE).map_err(|error| SinksError::Invalid(format!("the cursor's note: {error}")))?;
+        let (file, cursor) = CursorFile::open(fs, &dir, NOTE_PAUSE)
+            .map_err(|error| SinksError::Invalid(format!("the cursor's note: {error}")))?;
         let exported = config.exported()?;
         let sent = log.bounds().next.max(cursor);
         Ok(Self {
@@ -207,7 +207,8 @@ impl RedisStreams {
             // Off the I/O threads: making JSON takes CPU.
             let made = tokio::task::spawn_blocking(move || entries(&of_batch, from, bytes_max)).await;
             let made = made.map_err(|error| SinkError::Retryable(format!("making entries: {error}")))?;
-            let made = made.map_err(|error| SinkError::Fatal(format!("no JSON can be made of these rows: {error}").into()))?;
+            let made =
+                made.map_err(|error| SinkError::Fatal(format!("no JSON can be made of these rows: {error}").into()))?;
             bytes += made.iter().map(Entry::bytes).sum::<usize>();
             waiting.extend(made.into_iter().map(|entry| (batch.dataset, entry)));
             if bytes >= CALLS_MAX * self.config.batch_bytes_max

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use fluvio::consumer::{ConsumerConfigExt, RetryMode};
@@ -28,6 +29,17 @@ pub struct Cluster {
     address: String,
     pub prefix: String,
     runtime: Runtime,
+    _turn: Turn,
+}
+
+/// Held by everyone who uses the cluster, alone by who disturbs it.
+static CLUSTER: RwLock<()> = RwLock::new(());
+
+/// A hold on it.
+#[allow(dead_code, reason = "held, not read")]
+enum Turn {
+    Shared(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
 }
 
 /// A record as a consumer gets it.
@@ -42,14 +54,27 @@ pub struct Consumed {
 impl Cluster {
     /// `None`, and a word about `suite`, where there is no cluster.
     pub fn find(suite: &str) -> Option<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let Some(address) = environment(SC_ENV) else {
-            eprintln!("NOT RUN: {suite}: {SC_ENV} names no Fluvio cluster (host:port of its SC)");
+        let address = address(suite)?;
+        let turn = Turn::Shared(CLUSTER.read().unwrap_or_else(PoisonError::into_inner));
+        Some(Self::new(address, turn))
+    }
+
+    /// The same, for a test that [disturbs the SPU](spu): no other uses it meanwhile.
+    pub fn alone(suite: &str) -> Option<Self> {
+        let address = address(suite)?;
+        if environment(SPU_ENV).is_none() {
+            eprintln!("NOT RUN: {suite}: {SPU_ENV} names no program that disturbs the SPU");
             return None;
-        };
+        }
+        let turn = Turn::Alone(CLUSTER.write().unwrap_or_else(PoisonError::into_inner));
+        Some(Self::new(address, turn))
+    }
+
+    fn new(address: String, turn: Turn) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-        Some(Self { address, prefix, runtime })
+        Self { address, prefix, runtime, _turn: turn }
     }
 
     /// A configuration that gives up early, for tests.
@@ -188,13 +213,12 @@ pub fn look(records: &[Consumed], number: impl Fn(&str) -> u64) -> Found {
     found
 }
 
-/// Disturbs the SPU; `false`, and a word about `suite`, where nothing can.
-pub fn can_disturb(suite: &str) -> bool {
-    let can = environment(SPU_ENV).is_some();
-    if !can {
-        eprintln!("NOT RUN: {suite}: {SPU_ENV} names no program that disturbs the SPU");
+fn address(suite: &str) -> Option<String> {
+    let address = environment(SC_ENV);
+    if address.is_none() {
+        eprintln!("NOT RUN: {suite}: {SC_ENV} names no Fluvio cluster (host:port of its SC)");
     }
-    can
+    address
 }
 
 /// `kill`, `start`, `stop` or `cont`.
