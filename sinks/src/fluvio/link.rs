@@ -124,7 +124,7 @@ impl Link {
     pub(super) async fn ensure_topic(&self, name: &str, shape: TopicShape) -> Result<u32, FluvioFailure> {
         let doing = format!("make the topic {name}");
         let deadline = Instant::now() + self.cluster.connect_max;
-        let mut asked = None;
+        let (mut asked, mut stands) = (None, None);
         loop {
             match self.topic(name).await? {
                 Some((spec, TopicResolution::Provisioned)) => {
@@ -138,7 +138,7 @@ impl Link {
                         shape.replicas
                     )));
                 }
-                Some(_) => {}
+                Some((_, found)) => stands = Some(found),
                 None if asked.is_none() => {
                     let admin = self.fluvio.admin().await;
                     let made = admin.create(name.to_owned(), false, topic_spec(shape));
@@ -149,9 +149,12 @@ impl Link {
                 None => {}
             }
             if Instant::now() >= deadline {
-                return Err(match asked.flatten() {
-                    Some(error) => self.cluster.away(&doing, &error),
-                    None => self.cluster.late(&doing, self.cluster.connect_max),
+                return Err(match (asked.flatten(), stands) {
+                    (Some(error), _) => self.cluster.away(&doing, &error),
+                    (None, Some(stands)) => {
+                        self.cluster.away(&doing, &format!("it is still {}", stands.resolution_label()))
+                    }
+                    (None, None) => self.cluster.late(&doing, self.cluster.connect_max),
                 });
             }
             sleep(LOOK_AGAIN).await;

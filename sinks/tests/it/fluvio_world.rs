@@ -93,7 +93,11 @@ impl Cluster {
     /// All records of a dataset's topic, partition after partition, by a stock consumer that fetches `max_bytes` at once, or
     /// what it does by default. Nothing for a topic that is not there.
     pub fn consume(&self, dataset: Dataset, max_bytes: Option<i32>) -> Vec<Consumed> {
-        let topic = format!("{}-{}", self.prefix, dataset.table_name().replace('_', "-"));
+        self.consume_of(&self.prefix, dataset, max_bytes)
+    }
+
+    fn consume_of(&self, prefix: &str, dataset: Dataset, max_bytes: Option<i32>) -> Vec<Consumed> {
+        let topic = format!("{prefix}-{}", dataset.table_name().replace('_', "-"));
         self.block_on(async {
             let fluvio = self.fluvio().await;
             let topics = fluvio.admin().await.list::<TopicSpec, _>(vec![topic.clone()]).await.expect("topics");
@@ -128,9 +132,9 @@ impl Cluster {
         })
     }
 
-    /// The ids of all records of all topics.
-    pub fn ids(&self) -> Vec<String> {
-        let of = |dataset| self.consume(dataset, Some(32 << 20)).into_iter().map(|record| record.id);
+    /// The ids of all records of all topics of a prefix, which begins with this one's.
+    pub fn ids(&self, prefix: &str) -> Vec<String> {
+        let of = |dataset| self.consume_of(prefix, dataset, Some(32 << 20)).into_iter().map(|record| record.id);
         Dataset::ALL.into_iter().flat_map(of).collect()
     }
 

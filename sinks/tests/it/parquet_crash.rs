@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
 use tidegate_pipeline::History;
+use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
 use tidegate_sinks::parquet::{ParquetConfig, ParquetStore};
 
 use crate::parquet_life::{LIFE_ROWS, check_life, live};
