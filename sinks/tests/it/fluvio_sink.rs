@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,7 @@ fn runtime() -> Runtime {
 }
 
 struct Topics {
-    cluster: Arc<Cluster>,
+    cluster: Rc<Cluster>,
     config: FluvioConfig,
     fs: SimFs,
 }
@@ -59,7 +60,7 @@ impl Destination for Topics {
 fn fluvio_topics_keep_the_contract_of_a_sink() {
     // One for all promises: a topic that is made while others are removed may take its time.
     let Some(cluster) = Cluster::find("the contract of a sink by Fluvio") else { return };
-    let (cluster, mut nth) = (Arc::new(cluster), 0);
+    let (cluster, mut nth) = (Rc::new(cluster), 0);
     for batch_bytes_max in [256 << 10, 1024] {
         check(&format!("batches of {batch_bytes_max} bytes"), || {
             nth += 1;
