@@ -66,10 +66,16 @@ fn every_key_can_be_written_in_the_file_and_in_the_environment() {
             (_, other) => (other.to_string(), other.to_string()),
         };
         // A table that is not there unless one of its keys is wants its one necessary key too.
-        let url = key.path.starts_with("sinks.redis.").then_some(("TIDEGATE_SINKS__REDIS__URL", "redis://host"));
-        let url: Vec<_> = url.into_iter().collect();
-        let (toml, env) = match key.path.as_str() {
-            "sinks.redis.url" => ("\"redis://host\"".to_owned(), "redis://host".to_owned()),
+        let necessary = [
+            ("sinks.redis.", "url", "TIDEGATE_SINKS__REDIS__URL", "redis://host"),
+            ("sinks.fluvio.", "address", "TIDEGATE_SINKS__FLUVIO__ADDRESS", "host:9003"),
+        ];
+        let needs = necessary.iter().find(|(table, ..)| key.path.starts_with(table));
+        let url: Vec<_> = needs.iter().map(|(_, _, variable, value)| (*variable, *value)).collect();
+        let (toml, env) = match needs {
+            Some((table, name, _, value)) if key.path == format!("{table}{name}") => {
+                (format!("{value:?}"), (*value).to_owned())
+            }
             _ => (toml, env),
         };
         let text = format!("{} = {toml}", key.path);

@@ -20,11 +20,11 @@ mod faults;
 mod faulty_proxy;
 mod feed;
 mod feedback;
-mod history;
 mod fluvio_topics;
 #[path = "../../sinks/tests/it/fluvio_world.rs"]
 #[allow(dead_code, reason = "the tests of the sink use more of it")]
 mod fluvio_world;
+mod history;
 mod hot_cold;
 mod ledger;
 mod object_store;
