@@ -19,6 +19,8 @@ use crate::timescale::{proxied, query, until};
 const SINKS: [&str; 3] = ["timescale:ingest", "redis:ingest", "parquet:ingest"];
 /// From here on everything is held to its bounds: shorter runs are made beside other tests.
 const STRICT_S: u64 = 30;
+/// Events that are sent in a second: far from what the server can do.
+const RATE: f64 = 2_000.0;
 /// How far a destination may be behind that is not ill.
 const LAG_MAX: Duration = Duration::from_secs(2);
 
@@ -126,9 +128,9 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn start(server: &'a Server, round: &str) -> Self {
-        // 2,000 events in a second, far from what the server can do.
         let pace = Pace { workers: 2, events: 100, bytes: 100, until_refused: false };
-        let load = Load::start_every(&server.url, round, pace, Duration::from_millis(100));
+        let every = Duration::from_secs_f64(pace.workers as f64 * pace.events as f64 / RATE);
+        let load = Load::start_every(&server.url, round, pace, every);
         Self { server, load, started: Instant::now(), cpu: server.cpu() }
     }
 
@@ -196,9 +198,10 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
     let mut server = Server::start_in(&CREDENTIALS, &settings);
     let mut ledger = Ledger::default();
     let usual = Run::start(&server, "well");
-    std::thread::sleep(time);
+    // With the same looks at the metrics as later: they cost something too.
+    let behind = others_behind(&server, "", time, RATE);
     let usual = usual.end(&mut ledger);
-    println!("all well for {seconds} s: {usual:.0?}");
+    println!("all well for {seconds} s: {usual:.0?}, at most {behind:.1?} behind");
 
     let short = [Outage::DatabaseHangs, Outage::RedisStopped, Outage::ObjectsAway];
     let long = [Outage::DatabaseRefuses, Outage::DatabaseStopped, Outage::ObjectsHang];
@@ -225,7 +228,8 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
         // Beside other tests the clock tells what they do; the work for an event does not depend on them as much.
         assert!(during.per_cpu_s > usual.per_cpu_s * 0.5, "{outage:?}: {during:.0?} of {usual:.0?}");
         if strict {
-            assert!(during.per_cpu_s > usual.per_cpu_s * 0.95, "{outage:?}: {during:.0?} of {usual:.0?}");
+            // What is tried again and again costs something, and what is not delivered costs nothing.
+            assert!(during.per_cpu_s > usual.per_cpu_s * 0.85, "{outage:?}: {during:.0?} of {usual:.0?}");
             assert!(during.per_s > usual.per_s * 0.95 && caught.per_s > usual.per_s * 0.95, "{outage:?}: {caught:.0?}");
             assert!(others <= LAG_MAX && after <= LAG_MAX, "{outage:?}: {others:?} and {after:?} behind");
             assert!(per_s >= 2.0 * usual.per_s, "{outage:?}: only {per_s:.0} rows/s");

@@ -151,6 +151,9 @@ fn a_server_whose_database_is_away_takes_events_and_says_what_it_cannot_read() {
     {
         is_told_missing(&mut client, sql);
     }
+    for path in ["/v2/alerts", "/v2/events?limit=3"] {
+        assert_eq!(client.get(path).json()["error"]["code"], "history_unavailable", "{path}");
+    }
     assert_eq!(asked(&mut client, "SELECT 1 AS one").0, 200);
     until("told", || details(&server).contains("timescale:history") && details(&server).contains("timescale:ingest"));
 
