@@ -103,7 +103,11 @@ fn offsets_rise_and_batches_come_back_in_order(name: &str, log: &Arc<dyn StreamL
     assert_eq!(all.last().map(|batch| batch.dataset), Some(Dataset::Changes), "{name}");
     assert_eq!(ids(&log.read(offsets[1], 1).expect("batches")), expected[..2], "{name}: a batch is not split");
     assert_eq!(ids(&log.read(offsets[2], 1).expect("batches")), expected[2..3], "{name}");
-    assert_eq!(ids(&log.read(offsets[1] + 1, 1).expect("batches")), expected[2..3], "{name}: from where no row is, too");
+    assert_eq!(
+        ids(&log.read(offsets[1] + 1, 1).expect("batches")),
+        expected[2..3],
+        "{name}: from where no row is, too"
+    );
     assert!(log.read(next, 1).expect("nothing").is_empty(), "{name}");
 }
 

@@ -18,7 +18,8 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::contract::rows::{batch, events, one};
 use crate::contract::sink::{Destination, check};
-use crate::fluvio_world::{Cluster, Found, look, spu, until};
+use crate::fluvio_world::{Cluster, Found, disturb, look, until};
+use crate::redis_world::on_demand;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -110,6 +111,20 @@ impl World {
         self.sent += rows;
     }
 
+    /// Sends about 10,000 events a second.
+    fn load_for(&mut self, time: Duration) {
+        let started = Instant::now();
+        while started.elapsed() < time {
+            self.send(200);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Rows that are not known to be there.
+    fn behind(&self) -> u64 {
+        self.log.bounds().next - *self.delivery.as_ref().expect("it runs").committed().borrow()
+    }
+
     fn detail(&self) -> String {
         self.health.details().pop().map(|(_, detail)| detail).unwrap_or_default()
     }
@@ -154,38 +169,40 @@ fn a_stock_consumer_gets_every_event_once_and_a_tenants_in_order() {
 }
 
 #[test]
-fn an_spu_that_is_killed_or_frozen_under_load_loses_nothing() {
-    let suite = "an SPU of Fluvio that is killed or frozen";
-    for (harm, repair) in [("kill", "start"), ("stop", "cont")] {
+fn what_dies_or_freezes_in_a_cluster_under_load_loses_nothing() {
+    let suite = "an SPU or SC of Fluvio that is killed or frozen";
+    let outage = Duration::from_secs(on_demand("TIDEGATE_FLUVIO_OUTAGE_S", 5));
+    for (harm, repair) in [("kill", "start"), ("stop", "cont"), ("sc-kill", "sc-start")] {
         let Some(cluster) = Cluster::alone(suite) else { return };
         let mut world = World::new(&cluster.config());
         world.send(10);
         until("the first arrive", PATIENCE, || *world.delivery.as_ref().expect("it runs").committed().borrow() >= 1);
-        let started = Instant::now();
-        let (mut harmed, mut repaired, mut told) = (false, false, String::new());
-        while started.elapsed() < Duration::from_secs(10) {
-            world.send(200);
-            std::thread::sleep(Duration::from_millis(20));
-            if !harmed && started.elapsed() > Duration::from_secs(2) {
-                spu(harm);
-                harmed = true;
-            }
-            if harmed && !repaired && started.elapsed() > Duration::from_secs(7) {
-                told = world.detail();
-                spu(repair);
-                repaired = true;
-            }
-        }
-        let took = world.settle();
+        world.load_for(Duration::from_secs(2));
+        let files = open_files();
+        disturb(harm);
+        world.load_for(outage);
+        let (told, behind) = (world.detail(), world.behind());
+        disturb(repair);
+        let repaired = Instant::now();
+        world.load_for(Duration::from_secs(3));
+        world.settle();
+        let drained = repaired.elapsed();
         let records = cluster.consume(Dataset::SecurityEvents, Some(32 << 20));
         let found = look(&records, number);
         eprintln!(
-            "{harm}: {} sent, {found:?}; the rest was delivered {took:?} after the load; /readyz: {told}",
-            world.sent
+            "{harm}: {} sent, {found:?}; {behind} rows behind after {outage:?}, all there {drained:?} after the repair; open files \
+             {files}, then {}; /readyz: {told}",
+            world.sent,
+            open_files()
         );
         assert_eq!(found.distinct, world.sent, "each is there");
-        assert!(told.contains("Fluvio at"), "{told}");
+        // Producers need no SC to go on.
+        assert_eq!(told.contains("Fluvio at"), harm != "sc-kill", "{told}");
     }
+}
+
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
 #[test]

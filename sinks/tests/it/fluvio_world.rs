@@ -1,7 +1,8 @@
 //! The Fluvio cluster that [`SC_ENV`] names, as tests need it: topics of their own, and consumers of the stock client. There is
 //! none in CI: the tests that need it say that they were not run.
 //!
-//! [`SPU_ENV`] names a program that kills the only SPU at once (`kill`), starts it again (`start`), and freezes it (`stop`, `cont`).
+//! [`SPU_ENV`] names a program that kills the only SPU at once (`kill`), starts it again (`start`), freezes it (`stop`, `cont`), and kills and
+//! starts the SC (`sc-kill`, `sc-start`).
 
 use std::collections::{BTreeSet, HashMap};
 use std::process::Command;
@@ -21,7 +22,7 @@ use tokio::runtime::{Builder, Runtime};
 /// `host:port` of the SC's public door.
 const SC_ENV: &str = "TIDEGATE_TEST_FLUVIO";
 
-/// The program that disturbs the SPU.
+/// The program that disturbs it.
 const SPU_ENV: &str = "TIDEGATE_TEST_FLUVIO_SPU";
 
 /// A cluster, and topics of a prefix that nobody else has, which are removed with this.
@@ -59,11 +60,11 @@ impl Cluster {
         Some(Self::new(address, turn))
     }
 
-    /// The same, for a test that [disturbs the SPU](spu): no other uses it meanwhile.
+    /// The same, for a test that [disturbs](disturb) it: no other uses it meanwhile.
     pub fn alone(suite: &str) -> Option<Self> {
         let address = address(suite)?;
         if environment(SPU_ENV).is_none() {
-            eprintln!("NOT RUN: {suite}: {SPU_ENV} names no program that disturbs the SPU");
+            eprintln!("NOT RUN: {suite}: {SPU_ENV} names no program that disturbs it");
             return None;
         }
         let turn = Turn::Alone(CLUSTER.write().unwrap_or_else(PoisonError::into_inner));
@@ -225,8 +226,8 @@ fn address(suite: &str) -> Option<String> {
     address
 }
 
-/// `kill`, `start`, `stop` or `cont`.
-pub fn spu(what: &str) {
+/// One of what [`SPU_ENV`] can do.
+pub fn disturb(what: &str) {
     let program = environment(SPU_ENV).expect("a program");
     let done = Command::new(program).arg(what).status().expect("it runs");
     assert!(done.success(), "{what}");
