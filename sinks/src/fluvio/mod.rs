@@ -10,6 +10,7 @@ mod producer;
 #[expect(dead_code, reason = "for the log of many machines, which is not there yet")]
 mod records;
 mod sink;
+mod window;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 //! again by a new producer. A record of which the acknowledgement did not come may be there already, or come to be there later;
 //! consumers know it by the event's id. The cursor is a note in the data folder.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,8 @@ use tidegate_pipeline::{Delivery, LogBatch, Offset, Refusal, Sink, SinkError, Si
 use super::config::{FluvioConfig, KEY_BYTES_MAX};
 use super::failure::FluvioFailure;
 use super::link::{Cluster, Link, TopicShape};
-use super::producer::{Producer, ProducerConfig, Sending, room_of};
+use super::producer::{Producer, ProducerConfig, room_of};
+use super::window::Window;
 use crate::cursor_file::CursorFile;
 use crate::entries::{Entry, entries};
 use crate::error::SinksError;
@@ -48,15 +49,6 @@ pub struct FluvioSink {
     file: CursorFile,
     /// Rows below it are acknowledged, or not exported.
     cursor: Offset,
-}
-
-/// Records on their way, in the order of the log.
-#[derive(Default)]
-struct Window {
-    sent: VecDeque<(Sending, Offset, usize)>,
-    room: usize,
-    /// The first record that was not acknowledged: those after it may be, and the cursor must not pass it.
-    failed: Option<FluvioFailure>,
 }
 
 /// Why rows did not get to the cluster.
@@ -100,10 +92,11 @@ impl FluvioSink {
 
     async fn take(&mut self, delivery: Delivery) -> Result<(), SinkError> {
         let started = Instant::now();
-        let mut window = Window::default();
+        let mut window = Window::new(self.cursor);
         let sent = self.send(&delivery.batches, &mut window).await;
         // What was sent before something failed may be acknowledged all the same.
-        let settled = self.settle(&mut window, 0).await;
+        let settled = window.settle(0).await;
+        self.cursor = window.cursor();
         match settled.map_err(Unsent::from).and(sent) {
             Ok(()) => {
                 self.cursor = self.cursor.max(delivery.next_offset);
@@ -133,34 +126,16 @@ impl FluvioSink {
                 // All of them fit: the others were refused.
                 let Ok(event) = event else { continue };
                 let room = room_of(org_id.len() + event.len());
-                self.settle(window, self.config.in_flight_bytes_max.saturating_sub(room)).await?;
+                window.settle(self.config.in_flight_bytes_max.saturating_sub(room)).await?;
                 (count, bytes) = (count + 1, bytes + org_id.len() + event.len());
                 let sending = producer.send(org_id.into_bytes(), event).await;
                 let sending = sending.map_err(|failure| Unsent::of_row(failure, offset))?;
-                window.sent.push_back((sending, offset + 1, room));
-                window.room += room;
+                window.add(sending, offset, room);
             }
             counter!(names::FLUVIO_RECORDS, "dataset" => batch.dataset.table_name()).increment(count);
             counter!(names::FLUVIO_BYTES).increment(bytes as u64);
         }
         Ok(())
-    }
-
-    /// Waits for acknowledgements, oldest first, until no more than so much is on its way.
-    async fn settle(&mut self, window: &mut Window, room_max: usize) -> Result<(), FluvioFailure> {
-        loop {
-            if let Some(failure) = &window.failed {
-                return Err(failure.clone());
-            }
-            let Some((sending, next, room)) = window.sent.pop_front_if(|_| window.room > room_max) else {
-                return Ok(());
-            };
-            window.room -= room;
-            match sending.acknowledged().await {
-                Ok(_) => self.cursor = self.cursor.max(next),
-                Err(failure) => window.failed = Some(failure),
-            }
-        }
     }
 
     /// The rows of a batch from the cursor on, as records.
