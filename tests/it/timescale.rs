@@ -221,3 +221,46 @@ fn the_doctor_and_the_check_look_at_the_database_too() {
     assert!(code == Some(2) && told.contains("sinks.timescale.url"), "{told}");
     assert_eq!(run(&["check"], &there).0, Some(0));
 }
+
+/// Raises an alert for every event.
+const RULE: &str = "title: Every event\nid: 11111111-2222-4333-8444-000000000002\nlogsource: {product: custom}\n\
+                    tidegate: {suppress: 0}\ndetection: {sel: {action: x}, condition: sel}\nlevel: high\n";
+
+#[test]
+fn servers_that_share_a_database_see_each_others_rows_once() {
+    let (url, schema) = (url(), format!("shared{}", std::process::id()));
+    let rules = tempfile::tempdir().expect("a folder");
+    std::fs::write(rules.path().join("every.yml"), RULE).expect("a rule");
+    let settings = [
+        ("STORE", "timescale"),
+        ("STARTER_PACK", "false"),
+        ("RULES", rules.path().to_str().expect("a path")),
+        ("SINKS__TIMESCALE__URL", url.as_str()),
+        ("SINKS__TIMESCALE__SCHEMA", schema.as_str()),
+        ("SINKS__TIMESCALE__READ_REFRESH_MS", "50"),
+        ("SINKS__TIMESCALE__COMMIT_INTERVAL_MS", "20"),
+    ];
+    let servers = [Server::start(&settings), Server::start(&settings)];
+    for (server, name) in servers.iter().zip(["a", "b"]) {
+        let events: Vec<Value> = (0..5).map(|at| event(&format!("{name}{at}"), "x")).collect();
+        assert_eq!(server.client().bulk("/v2/events/bulk?source=custom", &events).json()["accepted"], 5);
+    }
+    for server in &servers {
+        let mut client = server.client();
+        client.wait_for("SELECT count(*) FROM security_events", 10);
+        assert_eq!(client.number("SELECT count(DISTINCT event_id) FROM security_events WHERE action = 'x'"), 10);
+        // Each server counts its alerts from the same number on; no page may pass one over for that.
+        client.wait_for("SELECT count(*) FROM alerts", 10);
+        let (mut seen, mut cursor) = (BTreeSet::new(), String::new());
+        loop {
+            let page = client.get(&format!("/v2/alerts?limit=3{cursor}")).json();
+            let ids = page["alerts"].as_array().expect("alerts").iter();
+            seen.extend(ids.map(|alert| alert["alert_id"].as_str().expect("an id").to_owned()));
+            let Some(next) = page["cursor"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!(seen.len(), 10);
+    }
+    drop(servers);
+    query(&format!("DROP SCHEMA {schema} CASCADE"));
+}
