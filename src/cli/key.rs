@@ -71,7 +71,7 @@ fn wish<'a>(config: &'a Config, command: &'a KeyCommand) -> anyhow::Result<Wish<
 }
 
 /// How to reach the server that says it runs on this folder.
-fn running_server(data_dir: &Path) -> anyhow::Result<Option<ClientConfig>> {
+pub(in crate::cli) fn running_server(data_dir: &Path) -> anyhow::Result<Option<ClientConfig>> {
     let path = data_dir.join("server.json");
     let text = match std::fs::read(&path) {
         Ok(text) => text,

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use serde_json::Value;
 
 use crate::server::{Server, tidegate};
+use crate::tenants;
 
 /// Runs the command; its exit code, and what it printed.
 fn run(args: &[&str]) -> (i32, String, String) {
@@ -253,4 +254,81 @@ fn hunt_finds_what_a_rule_would_have_raised_and_stores_nothing() {
     assert!(out.starts_with("0 events looked at"), "{out}");
     let stored = told(&["sql", "SELECT count(*) AS n FROM alerts WHERE title = 'Hunted'", "--format", "csv"]);
     assert_eq!(stored, "n\n0\n");
+}
+
+const BESIDE: &str = "\
+title: Trail Stopped Often
+id: 0a6f0c5e-3f0e-4f6c-9f55-0d6a4ce1a002
+level: critical
+correlation:
+  type: event_count
+  rules: [0a6f0c5e-3f0e-4f6c-9f55-0d6a4ce1a001]
+  group-by: [userIdentity.userName]
+  timespan: 10m
+  condition: {gte: 3}
+---
+title: Not the robot
+id: 0a6f0c5e-3f0e-4f6c-9f55-0d6a4ce1a003
+logsource: {product: aws, service: cloudtrail}
+filter:
+  rules: [0a6f0c5e-3f0e-4f6c-9f55-0d6a4ce1a001]
+  robot: {userIdentity.userName: robot}
+  condition: not robot
+";
+
+#[test]
+fn explain_tells_correlations_and_filters_too() {
+    let files = folder(&[("all.yml", &format!("{RULE}---\n{BESIDE}"))]);
+    let rule = path(&files, "all.yml");
+    let (code, out, err) = run(&["rules", "explain", &rule]);
+    assert_eq!(code, 0, "{out}{err}");
+    for part in [
+        "Trail Stopped Often  critical",
+        "event_count within 10m: ",
+        "for each: userIdentity.userName",
+        "it fires with the event that completes it",
+        "a match stays when",
+        "userIdentity.userName is robot",
+    ] {
+        assert!(out.contains(part), "{out}\nhas no {part}");
+    }
+    let (_, out, _) = run(&["rules", "explain", &rule, "--json"]);
+    let told: Value = serde_json::from_str(&out).expect("JSON");
+    let kinds: Vec<&str> = told.as_array().expect("a list").iter().flat_map(kinds).collect();
+    assert_eq!(kinds, ["rule", "correlation", "filter"], "{out}");
+}
+
+/// What an explanation is of.
+fn kinds(told: &Value) -> Vec<&str> {
+    let keys = told.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
+    keys.filter(|key| *key != "events").collect()
+}
+
+#[test]
+fn the_operator_hunts_in_the_events_of_a_tenant_and_a_tenant_only_in_its_own() {
+    let server = Server::start(&[]);
+    let (agent, admin) = (tenants::key(&server, "acme", "ingest"), tenants::key(&server, "zeta", "admin"));
+    let lines = [event("a", "StopLogging", "eve"), event("b", "GetUser", "eve")];
+    let files = folder(&[("rule.yml", RULE), ("events.ndjson", &events(&lines))]);
+    let run_as = |key: Option<&str>, args: &[&str]| {
+        let mut command = tidegate(args);
+        command.env("TIDEGATE_CLIENT__URL", &server.url).envs(key.map(|key| ("TIDEGATE_CLIENT__KEY", key)));
+        let output = command.env("XDG_STATE_HOME", files.path()).stdin(Stdio::null()).output().expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let sent = run_as(Some(&agent), &["send", &path(&files, "events.ndjson"), "--source", "cloudtrail"]);
+    assert_eq!(sent.0, Some(0), "{sent:?}");
+    let rule = path(&files, "rule.yml");
+    let hunt = ["rules", "hunt", &rule, "--from", "2026-02-01", "--to", "2026-04-01"];
+    let in_acme = [&hunt[..], &["--org", "acme"]].concat();
+    let folder = server.data_dir().to_string_lossy().into_owned();
+    let (code, out, err) = run_as(None, &[&in_acme[..], &["--data-dir", &folder]].concat());
+    assert!(code == Some(0) && out.contains("2 events looked at, 1 matches, 1 alerts"), "{out}{err}");
+    let (code, out, err) = run_as(Some(&admin), &in_acme);
+    assert!(code == Some(1) && err.contains("own") && !out.contains("eve"), "{out}{err}");
+    let (code, _, err) = run_as(None, &[&in_acme[..], &["--data-dir", &path(&files, "")]].concat());
+    assert!(code == Some(1) && err.contains("key"), "a folder without a server: {err}");
+    let (code, out, err) = run_as(Some(&admin), &hunt);
+    assert!(code == Some(0) && out.starts_with("0 events looked at"), "{out}{err}");
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand, ValueHint};
 
-use crate::cli::args::ClientArgs;
+use crate::cli::args::{ClientArgs, DataDir};
 
 /// What `rules` can do.
 #[derive(Debug, Subcommand)]
@@ -171,6 +171,9 @@ pub struct RulesHuntArgs {
     /// The tenant whose events are looked at: another than the key's for the operator of the machine only
     #[arg(long = "org", id = "rule_tools.org", value_name = "ORG")]
     pub org: Option<String>,
+    /// The folder of a server here: with --org and without a key, it is asked as its operator.
+    #[command(flatten)]
+    pub data_dir: DataDir,
     /// The server.
     #[command(flatten)]
     pub client: ClientArgs,

@@ -15,9 +15,10 @@ use tidegate_pipeline::clock::now_us;
 use super::files;
 use crate::cli::feed::Fired;
 use crate::cli::http::Client;
+use crate::cli::key::running_server;
 use crate::cli::style::{Style, clean};
 use crate::cli::{Ending, UsageError, tail};
-use crate::config::Config;
+use crate::config::{ClientConfig, Config};
 
 /// How often progress is told where there is no terminal.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
@@ -48,12 +49,21 @@ pub async fn run(config: &Config, rule: &str, style: Style, out: &mut (dyn Write
         body.insert("org".into(), json!(org));
     }
     let mut hunt = Hunt::new(config.rule_tools.json, style);
-    let mut client = Client::new(&config.client)?;
+    let mut client = Client::new(&server(config)?)?;
     let headers = [(CONTENT_TYPE, "application/json"), (ACCEPT, "application/x-ndjson")];
     let body = Bytes::from(Value::Object(body).to_string());
     let path = "/v2/threat-detection/analyze";
     client.lines(Method::POST, path, &headers, body, &mut |line| hunt.line(line, out)).await?;
     hunt.end(out)
+}
+
+/// The server that is asked. Whoever may read its folder is its operator, and needs no key to look into another tenant.
+fn server(config: &Config) -> anyhow::Result<ClientConfig> {
+    let own = match (&config.rule_tools.org, &config.client.key) {
+        (Some(_), None) => running_server(&config.data_dir)?,
+        _ => None,
+    };
+    Ok(own.unwrap_or_else(|| config.client.clone()))
 }
 
 /// The rule: the text of a file or of a rule here; else the server is asked for one of this id.

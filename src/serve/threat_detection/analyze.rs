@@ -169,7 +169,7 @@ impl Reader {
         };
         if &*self.principal.key_id != LOCAL {
             let problem = Problem::new(403, "forbidden", "a key sees the events of its own tenant only");
-            return Err(problem.hint("leave `org` out, or ask on the machine of the server without a key").into());
+            return Err(problem.hint("leave `org` out, or ask on the machine of the server without a key: tidegate rules hunt --org ORG --data-dir DIR").into());
         }
         Ok(Principal { org_id: org.into(), ..self.principal.clone() })
     }
