@@ -38,7 +38,8 @@ impl Checkpoint {
         self.states.iter().find(|(known, _)| known == name).map(|(_, state)| state.as_slice())
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// The body of its file.
+    pub fn encode(&self) -> Vec<u8> {
         let states: usize = self.states.iter().map(|(name, state)| name.len() + state.len() + 12).sum();
         let mut body = Vec::with_capacity(28 + states);
         body.extend(self.offset.to_le_bytes());
@@ -54,7 +55,11 @@ impl Checkpoint {
         body
     }
 
-    fn decode(body: &[u8]) -> Result<Self, String> {
+    /// The checkpoint in the body of a file.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
         let mut body = Body(body);
         let offset = u64::from_le_bytes(body.take()?);
         let output_offset = u64::from_le_bytes(body.take()?);
@@ -117,6 +122,21 @@ impl Checkpoints {
         let older = files.load_older(Checkpoint::decode)?;
         let older = older.map(|checkpoint| (checkpoint.offset, checkpoint.output_offset));
         Ok((Self { files, kept: [newest, older] }, value))
+    }
+
+    /// Empties the folder and puts the checkpoint there that another place has; nothing when it has none.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] when the folder cannot be made, emptied or written to.
+    pub fn put(
+        fs: Arc<dyn Fs>,
+        dir: &Path,
+        bytes_max: u64,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<(), PipelineError> {
+        let mut files = SealedFiles::open(fs, dir, MAGIC, bytes_max)?;
+        files.clear()?;
+        checkpoint.map_or(Ok(()), |checkpoint| files.save(&checkpoint.encode()))
     }
 
     /// Saves a checkpoint, durably.

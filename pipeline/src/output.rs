@@ -30,12 +30,19 @@ pub struct OutputLog {
     /// Where the next append lands. Not known at first, after a failure (which may burn offsets), and after a writer who
     /// did not wait for the answer.
     turn: Mutex<Option<Offset>>,
+    /// Whether the log itself writes `seq`, since its offsets cannot be told beforehand.
+    numbers: bool,
 }
 
 impl OutputLog {
     /// The one writer of `log`.
     pub fn new(log: Arc<dyn StreamLog>) -> Self {
-        Self { log, turn: Mutex::default() }
+        Self { log, turn: Mutex::default(), numbers: false }
+    }
+
+    /// The same for a log whose offsets have gaps, and which gives rows that are read their offset as `seq`.
+    pub fn of_numbering_log(log: Arc<dyn StreamLog>) -> Self {
+        Self { log, turn: Mutex::default(), numbers: true }
     }
 
     /// The log, for readers.
@@ -43,7 +50,8 @@ impl OutputLog {
         &self.log
     }
 
-    /// Appends alerts, in batches of at most `rows_max`, durably. They get consecutive `seq`s, which are returned.
+    /// Appends alerts, in batches of at most `rows_max`, durably. They get consecutive `seq`s, which are returned, unless the log
+    /// numbers them.
     ///
     /// # Errors
     /// [`PipelineError::Append`] when the log does not take them now (nothing is stored then), [`PipelineError::Arrow`] when
@@ -61,6 +69,9 @@ impl OutputLog {
             }
         }
         let stored = self.append(&mut turn, batches).await?;
+        if self.numbers {
+            return Ok(stored.unwrap_or(first..first));
+        }
         if stored.as_ref().is_some_and(|stored| *stored != (first..next)) {
             tracing::error!(
                 ?stored,

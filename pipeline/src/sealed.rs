@@ -93,6 +93,18 @@ impl SealedFiles {
         Ok(values.next())
     }
 
+    /// Removes all files.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] when the folder cannot be listed or a file cannot be removed.
+    pub fn clear(&mut self) -> Result<(), PipelineError> {
+        for path in self.fs.list(&self.dir).map_err(|error| failed("list", &self.dir, error))? {
+            self.fs.change(DirChange::Remove(&path)).map_err(|error| failed("remove", &path, error))?;
+        }
+        self.good = None;
+        Ok(())
+    }
+
     /// Makes `body` the newest file, durably.
     ///
     /// # Errors

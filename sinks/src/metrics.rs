@@ -87,6 +87,25 @@ pub const REDIS_REWINDS: &str = "tidegate_sinks_redis_rewinds_total";
 /// Rows that Redis lost and the log no longer has, by `log`.
 pub const REDIS_LOST_ROWS: &str = "tidegate_sinks_redis_lost_rows_total";
 
+/// Records written to the logs of many machines.
+pub const FLUVIO_LOG_RECORDS: &str = "tidegate_sinks_fluvio_log_records_total";
+/// Bytes of records written to the logs of many machines, before compression.
+pub const FLUVIO_LOG_BYTES: &str = "tidegate_sinks_fluvio_log_bytes_total";
+/// How long groups took to be acknowledged.
+pub const FLUVIO_LOG_GROUP_SECONDS: &str = "tidegate_sinks_fluvio_log_group_seconds";
+/// Groups that were not acknowledged.
+pub const FLUVIO_LOG_FAILED_GROUPS: &str = "tidegate_sinks_fluvio_log_failed_groups_total";
+/// Appends refused because too much waits.
+pub const FLUVIO_LOG_REFUSED: &str = "tidegate_sinks_fluvio_log_refused_total";
+/// Rows left out by readers because they were written before.
+pub const FLUVIO_LOG_REPEATS: &str = "tidegate_sinks_fluvio_log_repeated_rows_total";
+/// Records that could not be decoded.
+pub const FLUVIO_LOG_DAMAGED: &str = "tidegate_sinks_fluvio_log_damaged_records_total";
+/// Readers that were opened for who fell behind the cache.
+pub const FLUVIO_LOG_REREADS: &str = "tidegate_sinks_fluvio_log_rereads_total";
+/// Bytes of decoded batches, by `partition`; bounded by `cache_bytes_max`.
+pub const FLUVIO_LOG_CACHE_BYTES: &str = "tidegate_sinks_fluvio_log_cache_bytes";
+
 /// Rows not stored because another node has stored them.
 pub const REDIS_IDS_DUPLICATES: &str = "tidegate_sinks_redis_ids_duplicates_total";
 /// Groups of events stored by what this node knows alone, by `why` (`away`, `busy`, `slow`).
@@ -156,6 +175,23 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (REDIS_REQUEST_SECONDS, "histogram", "How long requests of a sink to Redis took by log"),
     (REDIS_REWINDS, "counter", "Times that Redis was found at an older state by log"),
     (REDIS_LOST_ROWS, "counter", "Rows that Redis lost and the log no longer has by log"),
+    (FLUVIO_LOG_RECORDS, "counter", "Records written to the logs of many machines"),
+    (FLUVIO_LOG_BYTES, "counter", "Bytes of records written to the logs of many machines, before compression"),
+    (FLUVIO_LOG_GROUP_SECONDS, "histogram", "How long groups of appends took to be acknowledged by the broker"),
+    (FLUVIO_LOG_FAILED_GROUPS, "counter", "Groups of appends that the broker did not acknowledge"),
+    (
+        FLUVIO_LOG_REFUSED,
+        "counter",
+        "Appends refused because too much waits for the broker, bounded by queue_bytes_max",
+    ),
+    (
+        FLUVIO_LOG_REPEATS,
+        "counter",
+        "Rows left out by readers because they were written before, bounded by dedup_keys_max",
+    ),
+    (FLUVIO_LOG_DAMAGED, "counter", "Records of the logs of many machines that could not be decoded"),
+    (FLUVIO_LOG_REREADS, "counter", "Readers opened for who fell behind the cache, bounded by cache_bytes_max"),
+    (FLUVIO_LOG_CACHE_BYTES, "gauge", "Bytes of decoded batches by partition, bounded by cache_bytes_max"),
     (REDIS_IDS_DUPLICATES, "counter", "Rows not stored because another node has stored them"),
     (REDIS_IDS_ALONE, "counter", "Groups of events stored by what this node knows alone, by why"),
     (REDIS_IDS_SECONDS, "histogram", "How long groups waited for Redis, bounded by wait_ms_max"),

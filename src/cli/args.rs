@@ -120,6 +120,9 @@ pub struct ServeArgs {
     /// The folder of the server.
     #[command(flatten)]
     pub data_dir: DataDir,
+    /// One of many machines, with a log in Fluvio: all (default: one machine), ingest, worker
+    #[arg(long = "role", id = "role", value_name = "ROLE")]
+    pub role: Option<String>,
     /// Listen here
     #[arg(long = "listen", id = "listen", value_name = "ADDR")]
     pub listen: Option<String>,

@@ -9,6 +9,7 @@ pub mod keys;
 pub mod problem;
 pub mod raw;
 mod reference;
+mod roles;
 pub mod rule_tools;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use problem::{ConfigErrors, ConfigProblem, Origin};
 pub use reference::reference;
+pub use roles::{NodeRole, WorkerConfig};
 pub use rule_tools::RuleToolsConfig;
 
 use keys::Keys;
@@ -29,6 +31,9 @@ use raw::Raw;
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// What this node does: `all` of it, with a log on its own disk; or, with the log in Fluvio, `ingest` or `worker`. See
+    /// docs/many-machines.md.
+    pub role: NodeRole,
     /// The folder that holds everything the server keeps: logs, Parquet files, checkpoints. One server a folder.
     pub data_dir: PathBuf,
     /// Where queries find what is no longer in the logs: `parquet`, files of our own (`[parquet]`); or `timescale`, the tables
@@ -70,6 +75,10 @@ pub struct Config {
     pub retention: tidegate_sinks::parquet::RetentionConfig,
     /// Destinations beside the Parquet store. Each is off until one of its keys is set.
     pub sinks: tidegate_sinks::SinksConfig,
+    /// The log of many machines, for nodes of the roles `ingest` and `worker`.
+    pub fluvio: tidegate_sinks::fluvio::FluvioLogConfig,
+    /// A node with the role `worker`.
+    pub worker: WorkerConfig,
     /// Queries.
     pub query: tidegate_query::QueryConfig,
     /// The alert feed.
@@ -97,6 +106,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            role: NodeRole::All,
             data_dir: PathBuf::from("./tidegate-data"),
             store: StoreKind::Parquet,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 4000)),
@@ -117,6 +127,8 @@ impl Default for Config {
             parquet: Default::default(),
             retention: Default::default(),
             sinks: Default::default(),
+            fluvio: Default::default(),
+            worker: WorkerConfig::default(),
             query: Default::default(),
             feed: Default::default(),
             client: ClientConfig::default(),
@@ -475,5 +487,17 @@ fn conflicts(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<ConfigP
     check("sinks.redis", redis.map(|error| error.to_string()), "see docs/sinks/redis.md");
     let fluvio = config.sinks.fluvio.as_ref().and_then(|fluvio| fluvio.check().err());
     check("sinks.fluvio", fluvio.map(|error| error.to_string()), "see docs/sinks/fluvio.md");
+    if config.role != NodeRole::All {
+        let fluvio = config.fluvio.check().err();
+        check(
+            "role",
+            fluvio.map(|error| format!("it needs the cluster of `fluvio`: {error}")),
+            "see docs/many-machines.md",
+        );
+    }
+    if config.role == NodeRole::Worker {
+        let missing = config.sinks.timescale.is_none().then(|| "it needs `sinks.timescale`".to_owned());
+        check("role", missing, "see docs/many-machines.md");
+    }
     problems
 }

@@ -156,7 +156,7 @@ fn forget(log: &SegmentLog, below: Offset) {
     }
 }
 
-async fn watch_rules(rules: Arc<Mutex<RulesSync>>) {
+pub(super) async fn watch_rules(rules: Arc<Mutex<RulesSync>>) {
     let mut ticks = tokio::time::interval(RULES_EVERY);
     loop {
         ticks.tick().await;
@@ -199,7 +199,7 @@ async fn retain(store: Arc<ParquetStore>, config: RetentionConfig, stopping: Arc
 }
 
 /// What a database wants done now and then. One that is down is told of by its deliveries too; it is tried again.
-async fn keep_database(store: Arc<TimescaleStore>, every_s: u64, stage: Arc<Stage>) {
+pub(super) async fn keep_database(store: Arc<TimescaleStore>, every_s: u64, stage: Arc<Stage>) {
     let every = Duration::from_secs(every_s.max(1));
     let mut failing = false;
     loop {

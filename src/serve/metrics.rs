@@ -6,6 +6,10 @@ pub const REQUESTS: &str = "tidegate_http_requests_total";
 pub const REQUEST_SECONDS: &str = "tidegate_http_request_seconds";
 /// Requests about rules that were refused.
 pub const RULES_REFUSED: &str = "tidegate_http_rules_refused_total";
+/// Partitions of the log that a worker holds.
+pub const PARTITIONS_HELD: &str = "tidegate_worker_partitions_held";
+/// Partitions that a worker lost.
+pub const LEASES_LOST: &str = "tidegate_worker_leases_lost_total";
 /// Resident memory.
 pub const RESIDENT_BYTES: &str = "tidegate_process_resident_bytes";
 /// CPU time.
@@ -18,6 +22,8 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (REQUESTS, "counter", "Requests answered, by `endpoint` and `status`"),
     (REQUEST_SECONDS, "histogram", "Seconds from the request's head to the response's head, by `endpoint`"),
     (RULES_REFUSED, "counter", "Requests about rules that were refused, by `code`: among them those that met a bound"),
+    (PARTITIONS_HELD, "gauge", "Partitions of the log that this worker holds"),
+    (LEASES_LOST, "counter", "Partitions that this worker lost, because it could not renew their leases in time"),
     (RESIDENT_BYTES, "gauge", "Resident memory of the process in bytes"),
     (CPU_SECONDS, "counter", "CPU seconds of the process, user and system"),
     (OPEN_FILES, "gauge", "Open file descriptors of the process"),

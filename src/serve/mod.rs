@@ -16,6 +16,7 @@ pub mod openapi;
 pub mod process;
 mod redis_use;
 pub mod reply;
+mod roles;
 pub mod router;
 pub mod routes;
 pub mod rules_sync;
@@ -56,14 +57,14 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::config::Config;
+use crate::config::{Config, NodeRole};
 use destinations::{Deliveries, DeliveriesParts, Destinations};
 use feedback_door::FeedbackDoor;
 use fluvio_use::FluvioUse;
 use housekeeping::Housekeeping;
 use keys_door::{KeysDoor, LOCAL};
 use redis_use::RedisUse;
-use router::{Pages, Router};
+use router::{Pages, Reading, Router};
 use rules_sync::{RULE_KIND, RulesSync};
 use server_file::ServerFile;
 use store::Store;
@@ -114,6 +115,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let runtimes = Runtimes::start()?;
     let cpu = runtimes.cpu.handle().clone();
     let ended = runtimes.io.block_on(async {
+        if config.role != NodeRole::All {
+            return roles::run(&config, metrics).await;
+        }
         let server = Server::start(&config, metrics, cpu).await?;
         server.announce();
         server.until_signal().await?;
@@ -268,12 +272,14 @@ impl Server {
         let router = Arc::new(Router {
             keys: keys.clone(),
             local_token: file.token().to_owned(),
-            ingest: Ingest::new(batcher.clone(), &config.ingest),
-            feed,
-            feedback: FeedbackDoor::new(registry.clone(), query.clone(), config.sigma.clone()),
-            query,
+            ingest: Some(Ingest::new(batcher.clone(), &config.ingest)),
+            reading: Some(Reading {
+                feed,
+                feedback: FeedbackDoor::new(registry.clone(), query.clone(), config.sigma.clone()),
+                query,
+                threat_detection,
+            }),
             keys_door: KeysDoor { keys: keys.clone() },
-            threat_detection,
             health: health.clone(),
             metrics: metrics.clone(),
             request_ids: Mutex::new(IdGenerator::new(getrandom::u64().unwrap_or(1))),
@@ -319,28 +325,7 @@ impl Server {
     /// # Errors
     /// When signals cannot be waited for.
     pub async fn until_signal(&self) -> anyhow::Result<()> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
-        let mut hangup = signal(SignalKind::hangup()).context("wait for SIGHUP")?;
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => {
-                    let rules = self.rules.clone();
-                    // Beside this loop, so that a log that hangs does not keep SIGTERM from being heard.
-                    tokio::spawn(async move {
-                        match rules.lock().await.sync().await {
-                            Ok(changed) => tracing::info!(changed, "rules read again"),
-                            Err(error) => {
-                                tracing::warn!(error = format!("{error:#}"), "rules not read; those in force stay");
-                            }
-                        }
-                    });
-                }
-            }
-        }
+        until_signal(&self.rules).await
     }
 
     /// Stops accepting, answers what was sent, then lets everything flow to its end: log, run loop, store.
@@ -376,6 +361,32 @@ impl Server {
         }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Waits for SIGTERM or SIGINT. SIGHUP reads the rules again.
+async fn until_signal(rules: &Arc<tokio::sync::Mutex<RulesSync>>) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("wait for SIGHUP")?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => {
+                let rules = rules.clone();
+                // Beside this loop, so that a log that hangs does not keep SIGTERM from being heard.
+                tokio::spawn(async move {
+                    match rules.lock().await.sync().await {
+                        Ok(changed) => tracing::info!(changed, "rules read again"),
+                        Err(error) => {
+                            tracing::warn!(error = format!("{error:#}"), "rules not read; those in force stay");
+                        }
+                    }
+                });
+            }
+        }
     }
 }
 

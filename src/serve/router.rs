@@ -44,17 +44,11 @@ pub struct Router {
     /// The token of whoever may read the data folder.
     pub local_token: String,
     /// Events in.
-    pub ingest: Ingest,
-    /// SQL and reading.
-    pub query: Arc<Query>,
-    /// Alerts out.
-    pub feed: Feed,
-    /// Feedback on alerts.
-    pub feedback: FeedbackDoor,
+    pub ingest: Option<Ingest>,
+    /// What asks the store.
+    pub reading: Option<Reading>,
     /// Keys.
     pub keys_door: KeysDoor,
-    /// Rules, and rules tried on events.
-    pub threat_detection: ThreatDetection,
     /// Stages, for `/readyz`.
     pub health: Health,
     /// For `/metrics`.
@@ -63,6 +57,18 @@ pub struct Router {
     pub request_ids: Mutex<IdGenerator>,
     /// What anyone may read, written out once: without a key it must cost next to nothing.
     pub pages: Pages,
+}
+
+/// The doors that ask the store: nodes of some roles have none.
+pub struct Reading {
+    /// SQL and reading.
+    pub query: Arc<Query>,
+    /// Alerts out.
+    pub feed: Feed,
+    /// Feedback on alerts.
+    pub feedback: FeedbackDoor,
+    /// Rules, and rules tried on events.
+    pub threat_detection: ThreatDetection,
 }
 
 /// The pages that do not change.
@@ -121,40 +127,18 @@ impl Router {
                 reply::whole(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())
             }
             Door::OpenApi => reply::whole(StatusCode::OK, "application/json", self.pages.openapi.clone()),
-            Door::Ingest => self.ingest.handle(request, &principal, request_id).await,
-            Door::Sql => match whole_body(request, SQL_BODY_BYTES_MAX).await {
-                Ok(request) => self.query.handle_sql(request, &principal, request_id).await,
-                Err(problem) => reply::problem(&problem, request_id),
-            },
-            Door::Read => self.read(route, &request, &principal, request_id).await,
-            Door::Feed => self.feed.handle(request, &principal, request_id).await,
-            Door::Feedback => match whole_body(request, FEEDBACK_BODY_BYTES_MAX).await {
-                Ok(request) => self.feedback.handle(request, &principal, request_id).await,
-                Err(problem) => reply::problem(&problem, request_id),
+            Door::Ingest => match &self.ingest {
+                Some(ingest) => ingest.handle(request, &principal, request_id).await,
+                None => elsewhere(request_id),
             },
             Door::Keys => match whole_body(request, KEYS_BODY_BYTES_MAX).await {
                 Ok(request) => self.keys_door.handle(request, &principal, request_id).await,
                 Err(problem) => reply::problem(&problem, request_id),
             },
-            Door::ThreatDetection => self.threat_detection.handle(route, request, &principal, request_id).await,
-        }
-    }
-
-    async fn read(
-        &self,
-        route: &Route,
-        request: &Request<Incoming>,
-        principal: &Principal,
-        request_id: &str,
-    ) -> Response<Body> {
-        let query = request.uri().query();
-        let id = request.uri().path().rsplit('/').next().unwrap_or_default();
-        match route.path {
-            "/v2/events" => self.query.handle_events(query, principal, request_id).await,
-            "/v2/events/stats" => self.query.handle_events_stats(query, principal, request_id).await,
-            "/v2/events/{id}" => self.query.handle_event(id, query, principal, request_id).await,
-            "/v2/alerts" => self.query.handle_alerts(query, principal, request_id).await,
-            _ => self.query.handle_alert(id, query, principal, request_id).await,
+            Door::Sql | Door::Read | Door::Feed | Door::Feedback | Door::ThreatDetection => match &self.reading {
+                Some(reading) => reading.dispatch(route, request, &principal, request_id).await,
+                None => elsewhere(request_id),
+            },
         }
     }
 
@@ -216,6 +200,55 @@ impl Router {
             None => String::from_utf8_lossy(&self.request_ids.lock().next(now_us())).into_owned(),
         }
     }
+}
+
+impl Reading {
+    async fn dispatch(
+        &self,
+        route: &'static Route,
+        request: Request<Incoming>,
+        principal: &Principal,
+        request_id: &str,
+    ) -> Response<Body> {
+        match route.door {
+            Door::Sql => match whole_body(request, SQL_BODY_BYTES_MAX).await {
+                Ok(request) => self.query.handle_sql(request, principal, request_id).await,
+                Err(problem) => reply::problem(&problem, request_id),
+            },
+            Door::Feed => self.feed.handle(request, principal, request_id).await,
+            Door::Feedback => match whole_body(request, FEEDBACK_BODY_BYTES_MAX).await {
+                Ok(request) => self.feedback.handle(request, principal, request_id).await,
+                Err(problem) => reply::problem(&problem, request_id),
+            },
+            Door::ThreatDetection => self.threat_detection.handle(route, request, principal, request_id).await,
+            _ => self.read(route, &request, principal, request_id).await,
+        }
+    }
+
+    async fn read(
+        &self,
+        route: &Route,
+        request: &Request<Incoming>,
+        principal: &Principal,
+        request_id: &str,
+    ) -> Response<Body> {
+        let query = request.uri().query();
+        let id = request.uri().path().rsplit('/').next().unwrap_or_default();
+        match route.path {
+            "/v2/events" => self.query.handle_events(query, principal, request_id).await,
+            "/v2/events/stats" => self.query.handle_events_stats(query, principal, request_id).await,
+            "/v2/events/{id}" => self.query.handle_event(id, query, principal, request_id).await,
+            "/v2/alerts" => self.query.handle_alerts(query, principal, request_id).await,
+            _ => self.query.handle_alert(id, query, principal, request_id).await,
+        }
+    }
+}
+
+/// What a node says of an endpoint that its role does not have.
+fn elsewhere(request_id: &str) -> Response<Body> {
+    let problem = Problem::new(421, "other_role", "this node has a role without this endpoint")
+        .hint("ask a node of another role; docs/many-machines.md has the roles");
+    reply::problem(&problem, request_id)
 }
 
 /// Without keys only the machine itself may ask: a web page that a browser on it shows must not, neither by a foreign

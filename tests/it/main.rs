@@ -31,6 +31,7 @@ mod object_store;
 mod operation;
 mod outages;
 mod redis_nodes;
+mod roles;
 mod s3_server;
 mod server;
 mod siege;

@@ -2,7 +2,7 @@
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use tidegate_events::Dataset;
-use tidegate_pipeline::{AppendError, Appended, EventBatch, Problem};
+use tidegate_pipeline::{Ack, AppendError, Appended, EventBatch, Problem};
 use tokio::sync::oneshot;
 
 use crate::decode::{Rejected, RowRef};
@@ -19,6 +19,8 @@ pub struct Settled {
     pub rejected: Vec<Rejected>,
     /// The others, in order of their index; empty unless asked for.
     pub stored: Vec<StoredItem>,
+    /// When they were acknowledged, where the log has another level than the one that was asked for.
+    pub ack: Option<Ack>,
 }
 
 /// An item that is stored, now or before.
@@ -112,7 +114,7 @@ impl Group {
             accepted_total += accepted as u64;
             duplicates_total += duplicates as u64;
             rejected_total += rejected.len() as u64;
-            let _ = waiting.reply.send(Ok(Settled { accepted, duplicates, rejected, stored }));
+            let _ = waiting.reply.send(Ok(Settled { accepted, duplicates, rejected, stored, ack: appended.ack }));
         }
         metrics::counter!(names::EVENTS_STORED_TOTAL).increment(accepted_total);
         metrics::counter!(names::EVENTS_DUPLICATE_TOTAL).increment(duplicates_total);
@@ -194,7 +196,7 @@ mod tests {
         ];
         let rows = vec![vec![at(0, 0), at(1, 0), at(0, 2), at(2, 1)], vec![at(2, 0)], vec![at(1, 1), at(0, 1)]];
         let group = Group::new(waiting, &batches, rows);
-        group.settle(Ok(Appended { offsets: Vec::new(), duplicates: vec![(0, 1), (0, 2), (2, 0)] }));
+        group.settle(Ok(Appended { duplicates: vec![(0, 1), (0, 2), (2, 0)], ..Appended::default() }));
         let settled: Vec<Settled> =
             receivers.iter_mut().map(|receiver| receiver.try_recv().expect("answered").expect("settled")).collect();
         let counts: Vec<_> =

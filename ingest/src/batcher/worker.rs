@@ -242,7 +242,7 @@ fn request_ids(members: &[Member]) -> Option<String> {
 fn follow(requests: Option<&str>, appended: &Result<Appended, tidegate_pipeline::AppendError>) {
     let Some(requests) = requests else { return };
     match appended {
-        Ok(Appended { offsets, duplicates }) => {
+        Ok(Appended { offsets, duplicates, .. }) => {
             tracing::debug!(requests, ?offsets, duplicates = duplicates.len(), "batch in the log");
         }
         Err(error) => tracing::debug!(requests, %error, "batch not in the log"),

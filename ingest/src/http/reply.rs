@@ -75,6 +75,7 @@ pub(crate) fn settled(settled: &Settled, ack: Ack, request_id: &str) -> Response
     body.push('}');
     let mut response = json(status, body, request_id);
     if stored > 0 {
+        let ack = settled.ack.unwrap_or(ack);
         response.headers_mut().insert(TIDEGATE_ACK, HeaderValue::from_static(ack.as_str()));
     }
     response

@@ -1,10 +1,10 @@
-//! The window of keys by which duplicates are recognised: two generations of a hash set.
+//! The window of keys by which duplicates are recognised: two generations of a hash set. For the writers of logs.
 
 use hashbrown::HashSet;
 
 /// Keys of durable rows, newest last. Holds at least half of its bound once it has seen as many, at most its bound.
 #[derive(Debug)]
-pub(crate) struct Window {
+pub struct Window {
     young: HashSet<u128>,
     old: HashSet<u128>,
     generation_max: usize,
@@ -36,11 +36,16 @@ impl Window {
     pub fn len(&self) -> usize {
         self.young.len() + self.old.len()
     }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// The keys of a group commit: known to itself at once, to the [`Window`] only when the group is durable.
 #[derive(Debug, Default)]
-pub(crate) struct GroupKeys {
+pub struct GroupKeys {
     seen: HashSet<u128>,
     in_order: Vec<u128>,
 }

@@ -9,9 +9,10 @@ use tokio::sync::{oneshot, watch};
 
 use crate::error::{AppendError, PipelineError};
 
+pub mod carried;
 mod config;
 mod decode;
-mod dedup;
+pub mod dedup;
 mod encode;
 pub mod format;
 mod group;
@@ -48,6 +49,10 @@ pub enum Ack {
     Disk,
     /// Once the log has it in order, before it is written: lost if the process dies within the next group commit.
     Memory,
+    /// After a broker on another machine has it in its memory: survives the death of this machine and of the broker's process, and
+    /// with replicas that of a broker's machine, but not a power cut of all that have it. Nobody asks for it: it is what a log of
+    /// many machines answers.
+    Broker,
 }
 
 impl Ack {
@@ -56,6 +61,7 @@ impl Ack {
         match self {
             Self::Disk => "disk",
             Self::Memory => "memory",
+            Self::Broker => "broker",
         }
     }
 }
@@ -84,10 +90,13 @@ pub struct Append {
 /// What became of an [`Append`].
 #[derive(Debug, Clone, Default)]
 pub struct Appended {
-    /// The offsets of the stored rows of each batch, in order; empty where all rows were duplicates.
+    /// The offsets of the stored rows of each batch, in order; empty where all rows were duplicates. Where the offsets of a log
+    /// have gaps, a range from the first to the last may have some in it.
     pub offsets: Vec<Range<Offset>>,
     /// Rows that were not stored because their key was seen within the window: (batch, row), ascending.
     pub duplicates: Vec<(usize, usize)>,
+    /// The level that was reached, by a log that has another than those that are asked for.
+    pub ack: Option<Ack>,
 }
 
 /// The pending answer to an append. Dropping it does not undo the append.
@@ -156,7 +165,10 @@ pub trait StreamLog: Send + Sync + 'static {
 }
 
 /// Whether a batch is one that a log takes.
-fn check_batch(batch: &EventBatch) -> Result<(), AppendError> {
+///
+/// # Errors
+/// [`AppendError::Failed`], for the caller.
+pub fn check_batch(batch: &EventBatch) -> Result<(), AppendError> {
     let (rows, keys) = (batch.rows.num_rows(), batch.keys.len());
     if keys != 0 && keys != rows {
         return Err(AppendError::Failed(format!("{keys} keys for {rows} rows")));

@@ -134,7 +134,7 @@ impl Writer {
         let Pending { batches, ack, reply, .. } = append;
         let sequenced = self.sequence_batches(group, batches);
         match (ack, sequenced) {
-            (Ack::Disk, Ok(appended)) => group.answers.push((reply, appended)),
+            (Ack::Disk | Ack::Broker, Ok(appended)) => group.answers.push((reply, appended)),
             // The caller may have gone away, which is its own affair.
             (Ack::Memory, Ok(appended)) => _ = reply.send(Ok(appended)),
             (_, Err(error)) => {

@@ -5,17 +5,19 @@
 //! restart the way through the whole log: it holds that outcome up to an offset, JSON as
 //! `{"offset", "entries": [{"kind", "org_id", "id", "body", …}]}`.
 //!
-//! The registry is the only writer of `changes`; one change is made at a time. Readers take the state of the moment, which
-//! is shared and immutable. To change something while the server is down, open the log of the data folder and a registry
+//! The registry is the only writer of `changes`; one change is made at a time. (Where several nodes write to one log, each
+//! [follows](Registry::follow) it, and what it writes itself counts once it has read it there.) Readers take the state of the
+//! moment, which is shared and immutable. To change something while the server is down, open the log of the data folder and a registry
 //! over it, as the server does.
 
 mod change;
 mod entries;
+mod follow;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use metrics::{counter, gauge};
 use parking_lot::RwLock;
@@ -73,6 +75,10 @@ struct Shared {
     kinds: RwLock<Kinds>,
     version: watch::Sender<u64>,
     covered: AtomicU64,
+    /// Whether others write to the log too: then only what was read there is applied.
+    follows: AtomicBool,
+    /// Rows below are applied, as far as the log was read.
+    applied: watch::Sender<Offset>,
     turn: Arc<Mutex<Turn>>,
 }
 
@@ -132,8 +138,10 @@ impl Registry {
         for SnapshotEntry { kind, entry } in snapshot.entries {
             kinds.put(kind, entry);
         }
+        let mut applied = bounds.next;
         for batch in changes(snapshot.offset)? {
             apply_batch(&mut kinds, &batch, snapshot.offset);
+            applied = applied.max(batch.next_offset());
         }
         gauge!(names::REGISTRY_ENTRIES).set(kinds.len() as f64);
         let seed = getrandom::u64().map_err(|error| PipelineError::Invalid(format!("no random bits: {error}")))?;
@@ -144,6 +152,8 @@ impl Registry {
             kinds: RwLock::new(kinds),
             version: watch::Sender::new(0),
             covered: AtomicU64::new(snapshot.offset),
+            follows: AtomicBool::new(false),
+            applied: watch::Sender::new(applied),
             turn: Arc::new(Mutex::new(turn)),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -265,6 +275,10 @@ impl Shared {
         let batch = EventBatch { dataset: Dataset::Changes, rows, keys };
         let reply = self.log.append(Append { batches: vec![batch], ack: Ack::Disk });
         let appended = reply.await.unwrap_or(Err(AppendError::Closed))?;
+        if self.follows.load(Ordering::Acquire) {
+            drop(turn);
+            return self.seen(&appended).await;
+        }
         // What the log has already was applied when it came.
         let fresh = changes.iter().enumerate().filter(|(row, _)| !appended.duplicates.contains(&(0, *row)));
         for ((_, change), offset) in fresh.zip(appended.offsets.iter().cloned().flatten()) {
@@ -329,8 +343,7 @@ impl Shared {
     async fn save(self: &Arc<Self>, mut turn: OwnedMutexGuard<Turn>) -> Result<(), PipelineError> {
         let shared = self.clone();
         let write = move || {
-            let offset = shared.log.bounds().next;
-            let kinds = shared.kinds.read().clone();
+            let (offset, kinds) = shared.now();
             let entry = |(kind, entry): (&str, &Arc<Entry>)| SnapshotEntry {
                 kind: kind.to_owned(),
                 entry: Entry::clone(entry),

@@ -31,6 +31,7 @@ use tokio::sync::{oneshot, watch};
 pub use stations::Parked;
 pub(crate) use stations::panic_text;
 
+use crate::checkpoint::Checkpoint;
 use crate::error::PipelineError;
 use crate::fs::Fs;
 use crate::health::Stage;
@@ -99,6 +100,9 @@ pub struct RunParts {
     pub stage: Arc<Stage>,
 }
 
+/// Takes a copy of each checkpoint to where others find it, before it counts as written. Called on the thread of the loop.
+pub type CheckpointCopy = Box<dyn Fn(&Checkpoint) -> Result<(), PipelineError> + Send>;
+
 /// Where a run loop is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RunStatus {
@@ -140,13 +144,21 @@ impl RunLoop {
     /// [`PipelineError::Io`] when the checkpoint folder cannot be made or listed, or the thread cannot be started;
     /// [`PipelineError::Invalid`] when two operators have one name.
     pub fn start(parts: RunParts) -> Result<RunHandle, PipelineError> {
+        Self::start_with(parts, None)
+    }
+
+    /// The same, with checkpoints that `copy` takes elsewhere. One that cannot be taken there is one that could not be written.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(parts: RunParts, copy: Option<CheckpointCopy>) -> Result<RunHandle, PipelineError> {
         let status = Arc::new(RwLock::new(RunStatus::default()));
         let (offset_sender, offset) = watch::channel(0);
         let (stop, stopping) = watch::channel(Stop::No);
         let (done_sender, done) = oneshot::channel();
         let log = parts.log.clone();
         let dir = parts.dir.clone();
-        let state = thread::State::new(parts, status.clone(), offset_sender)?;
+        let state = thread::State::new(parts, copy, status.clone(), offset_sender)?;
         let body = move || {
             // Nobody listens any more when the handle was dropped.
             done_sender.send(thread::run(state, stopping)).ok();

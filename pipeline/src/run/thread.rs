@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::replay::Replay;
 use super::stations::Stations;
 use super::watermark::{Watermark, received_max};
-use super::{RunConfig, RunParts, RunStatus, Stop, panic_text};
+use super::{CheckpointCopy, RunConfig, RunParts, RunStatus, Stop, panic_text};
 use crate::backoff::Backoff;
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::error::{AppendError, PipelineError};
@@ -33,6 +33,7 @@ pub(super) struct State {
     output: Arc<OutputLog>,
     stations: Stations,
     checkpoints: Checkpoints,
+    copy: Option<CheckpointCopy>,
     config: RunConfig,
     health: Troubles,
     shared: Arc<RwLock<RunStatus>>,
@@ -60,6 +61,7 @@ impl State {
     /// Loads the checkpoint and restores the operators.
     pub(super) fn new(
         parts: RunParts,
+        copy: Option<CheckpointCopy>,
         shared: Arc<RwLock<RunStatus>>,
         offset_sender: watch::Sender<Offset>,
     ) -> Result<Self, PipelineError> {
@@ -85,6 +87,7 @@ impl State {
             output,
             stations,
             checkpoints,
+            copy,
             config,
             health: Troubles { stage, all: BTreeMap::new() },
             shared,
@@ -259,7 +262,8 @@ impl State {
             watermark: self.watermark.at(),
             states,
         };
-        match self.checkpoints.save(&checkpoint) {
+        let copied = self.copy.as_ref().map_or(Ok(()), |copy| copy(&checkpoint));
+        match copied.and_then(|()| self.checkpoints.save(&checkpoint)) {
             Ok(()) => {
                 counter!(names::CHECKPOINTS).increment(1);
                 self.health.clear("checkpoint");

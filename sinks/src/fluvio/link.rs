@@ -189,7 +189,6 @@ impl Link {
     ///
     /// # Errors
     /// [`FluvioFailure::Away`] or [`FluvioFailure::Late`]. Where `from` is no longer there, the first record says so.
-    #[expect(dead_code, reason = "for the log of many machines, which is not there yet")]
     pub(super) async fn records(&self, topic: &str, partition: u32, from: u64) -> Result<Records, FluvioFailure> {
         let doing = format!("read {topic}-{partition}");
         let position = Position::absolute(i64::try_from(from).unwrap_or(i64::MAX));
@@ -203,7 +202,6 @@ impl Link {
     ///
     /// # Errors
     /// [`FluvioFailure::Away`] or [`FluvioFailure::Late`], also while the partition has no leader.
-    #[expect(dead_code, reason = "for the log of many machines, which is not there yet")]
     pub(super) async fn bounds(&self, topic: &str, partition: u32) -> Result<PartitionBounds, FluvioFailure> {
         let next = self.next_record(topic, partition).await?;
         let first = self.one_record(topic, partition, Position::beginning()).await?;

@@ -2,15 +2,25 @@
 //!
 //! - [`FluvioSink`]: a sink of a log.
 //! - `link`: a connection with our own bounds of time; `producer` and `records`: the two ends of a partition.
+//! - `log`: a partition as a stream log (docs/many-machines.md). `frames`: what a record holds. `writer`: appends to records.
+//!   `reader`, `repeats`, `frontier`, `cache`: records to batches, without what was written twice. `partitioned`: by tenant.
 
+mod cache;
 mod config;
 mod failure;
+mod frames;
+mod frontier;
 mod link;
+mod log;
+mod log_config;
+mod partitioned;
 mod producer;
-#[expect(dead_code, reason = "for the log of many machines, which is not there yet")]
+mod reader;
 mod records;
+mod repeats;
 mod sink;
 mod window;
+mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +30,9 @@ use tidegate_pipeline::{Offset, PipelineError};
 
 pub use config::{AcknowledgedBy, BatchCompression, ClusterConfig, FluvioConfig};
 pub use failure::FluvioFailure;
+pub use log::{FluvioLog, FluvioLogParts};
+pub use log_config::{FluvioLogConfig, LogTopic};
+pub use partitioned::{PartitionedLog, partition_of};
 pub use sink::{FluvioParts, FluvioSink};
 
 use crate::cursor_file::CursorFile;

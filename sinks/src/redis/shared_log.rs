@@ -225,7 +225,7 @@ mod tests {
                     left += 1;
                 }
             }
-            let appended = with(Appended { offsets: Vec::new(), duplicates }, &removed);
+            let appended = with(Appended { duplicates, ..Appended::default() }, &removed);
             prop_assert_eq!(appended.duplicates, expected(&rows));
         }
     }

@@ -26,6 +26,7 @@ use super::binary;
 use super::connect::step;
 use super::ddl::{Layout, qualified};
 use super::failure::{failed, late, row_of_copy};
+use super::leases::hold;
 use super::rows::{Rows, copy_statement};
 use super::schema::rows;
 use super::store::TimescaleStore;
@@ -166,6 +167,11 @@ impl Work {
     async fn begin(&self, client: &Object) -> Result<Vec<Offset>, SinksError> {
         let config = &self.store.config;
         let mut begin = String::from("BEGIN; ");
+        if let Some(lease) = self.store.lease {
+            step(config, "begin a transaction", client.batch_execute(&begin)).await?;
+            hold(client, config, lease).await?;
+            begin.clear();
+        }
         // Whoever lowers this for the whole database would lose rows that the log has forgotten by then.
         begin.push_str(
             "SELECT CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END; ",

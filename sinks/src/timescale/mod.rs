@@ -7,6 +7,7 @@
 //! - [`config`]: the settings. `connect`: the pool, TLS, bounds on waiting.
 //! - [`ddl`]: the tables. [`policies`]: what lies over them. `schema`: migrations.
 //! - `binary`, `json`, `rows`: rows as the wire has them. `lanes`: transactions. `sink`: what the delivery drives.
+//! - `leases`: who of many workers writes which log.
 //! - `chunks`: partitions, and where rows of odd times go. `failure`: what the database said, for people.
 
 mod binary;
@@ -18,6 +19,7 @@ mod failure;
 mod fields;
 mod json;
 mod lanes;
+mod leases;
 pub mod policies;
 mod read;
 mod rows;
@@ -26,6 +28,7 @@ mod sink;
 mod store;
 
 pub use config::{ExtensionUse, TimescaleConfig};
+pub use leases::{Lease, LeasedCheckpoint, Leases};
 pub use read::{TimescaleHistory, TimescaleReadParts};
 pub use schema::{script, survey};
 pub use sink::TimescaleSink;

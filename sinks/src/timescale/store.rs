@@ -15,6 +15,7 @@ use super::connect;
 use super::ddl::{Layout, chunk_hours, qualified};
 use super::fields;
 use super::lanes::{Lane, Share};
+use super::leases::Lease;
 use super::policies;
 use super::schema::{self, Found, rows, run};
 use super::sink::TimescaleSink;
@@ -27,6 +28,8 @@ pub struct TimescaleStore {
     pub(super) config: TimescaleConfig,
     /// The id of the data folder, a UUID: whose logs these are.
     origin: String,
+    /// Held by whoever writes, where several may.
+    pub(super) lease: Option<Lease>,
     pool: Pool,
     ready: Mutex<Option<Ready>>,
     /// Own fields that are in the table of fields, as far as this process knows.
@@ -51,6 +54,18 @@ impl TimescaleStore {
     /// # Errors
     /// [`SinksError::Invalid`] when the configuration cannot be used.
     pub fn open(config: TimescaleConfig, origin: &str) -> Result<Arc<Self>, SinksError> {
+        Self::open_for(config, origin, None)
+    }
+
+    /// The same for the logs of a partition, which are written for as long as its lease is held.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_leased(config: TimescaleConfig, origin: &str, lease: Lease) -> Result<Arc<Self>, SinksError> {
+        Self::open_for(config, origin, Some(lease))
+    }
+
+    fn open_for(config: TimescaleConfig, origin: &str, lease: Option<Lease>) -> Result<Arc<Self>, SinksError> {
         config.check()?;
         if config.url.is_empty() {
             return Err(SinksError::Invalid(
@@ -66,6 +81,7 @@ impl TimescaleStore {
         Ok(Arc::new(Self {
             config,
             origin: origin.to_owned(),
+            lease,
             pool,
             ready: Mutex::default(),
             fields: SyncMutex::default(),

@@ -7,11 +7,12 @@ mod bucket_server;
 mod bucket_world;
 mod bucket_writers;
 #[path = "../../../pipeline/tests/contract/mod.rs"]
-#[allow(dead_code, reason = "no stream log is implemented here")]
+#[allow(dead_code, reason = "the logs here have gaps in their offsets")]
 mod contract;
 mod faulty_proxy;
 mod feed_door;
 mod feed_stream;
+mod fluvio_log;
 mod fluvio_sink;
 mod fluvio_world;
 mod parquet_columns;

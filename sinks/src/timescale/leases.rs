@@ -1,0 +1,276 @@
+//! Leases on the partitions of a log, kept in the database beside the cursors, and the checkpoints of who holds them.
+//!
+//! Workers share the partitions evenly. A lease is good until a time of the database's clock; its holder renews it, and counts it
+//! lost by his own clock if that did not succeed in time. Whoever takes a lease raises its *epoch*. Each transaction of a holder
+//! looks, with a lock on the row that keeps others from taking it until the transaction ends, whether the epoch is still his: so
+//! one that was held up (a stopped process, a network that hangs) writes nothing after another has taken over.
+//!
+//! ```text
+//! workers     (holder, until)                      who is there
+//! leases      (partition, holder, epoch, until)    who has what
+//! checkpoints (partition, epoch, body)             where to go on
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use deadpool_postgres::{Object, Pool};
+use tokio_postgres::types::ToSql;
+
+use super::config::TimescaleConfig;
+use super::connect::{self, step};
+use super::ddl::{qualified, quoted};
+use super::schema::{rows, run};
+use crate::error::SinksError;
+
+/// A partition that this worker holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lease {
+    /// Which one.
+    pub partition: u32,
+    /// How often it was taken so far.
+    pub epoch: u64,
+}
+
+/// The leases as one worker sees them. It holds what [`round`](Self::round) says for as long as [`good_until`](Self::good_until).
+pub struct Leases {
+    config: TimescaleConfig,
+    pool: Pool,
+    /// Of the checkpoints, so that a large one does not keep the leases from being renewed.
+    large: Pool,
+    holder: String,
+    length: Duration,
+    made: bool,
+    held: BTreeMap<u32, u64>,
+    good_until: Option<Instant>,
+}
+
+impl Leases {
+    /// Leases of `length` for the worker `holder` (a name that no other has). Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`SinksError::Invalid`] when the configuration cannot be used.
+    pub fn new(config: TimescaleConfig, holder: &str, length: Duration) -> Result<Self, SinksError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+        if holder.is_empty() || holder.len() > 100 || !holder.bytes().all(plain) {
+            return Err(SinksError::Invalid(format!("{holder:?} cannot be the name of a worker")));
+        }
+        let (pool, large) = (connect::pool(&config, 2)?, connect::pool(&config, 2)?);
+        Ok(Self {
+            config,
+            pool,
+            large,
+            holder: holder.to_owned(),
+            length,
+            made: false,
+            held: BTreeMap::new(),
+            good_until: None,
+        })
+    }
+
+    /// Renews what is held, and takes what is free, up to a fair share of `partitions`: all that is held now, and the share. A
+    /// worker that holds more is to [`release`](Self::release) what is over.
+    ///
+    /// # Errors
+    /// [`SinksError::Database`], with what to do. What was held is held until [`good_until`](Self::good_until).
+    pub async fn round(&mut self, partitions: u32) -> Result<(Vec<Lease>, usize), SinksError> {
+        let client = connect::get(&self.pool, &self.config).await?;
+        let found = self.renew(&client, partitions).await;
+        if found.is_err() {
+            // Its state is not known. Dropped, it is closed.
+            drop(Object::take(client));
+        }
+        found
+    }
+
+    async fn renew(&mut self, client: &Object, partitions: u32) -> Result<(Vec<Lease>, usize), SinksError> {
+        if !self.made {
+            run(client, &self.config, "make the tables of leases", &tables(&self.config.schema, partitions)).await?;
+            self.made = true;
+        }
+        let (leases, workers) = (self.table("leases"), self.table("workers"));
+        let (holder, until) = (&self.holder, format!("now() + interval '{} ms'", self.length.as_millis()));
+        // By the own clock from before it was asked: the database's began later.
+        let asked = Instant::now();
+        let renew = format!(
+            "INSERT INTO {workers} (holder, until) VALUES ('{holder}', {until}) ON CONFLICT (holder) DO UPDATE SET until = {until}; \
+             DELETE FROM {workers} WHERE until < now() - interval '1 day'; \
+             UPDATE {leases} SET until = {until} WHERE holder = '{holder}' AND until > now() RETURNING partition, epoch"
+        );
+        let renewed = rows(client, &self.config, "renew the leases", &renew).await?;
+        let mut held: BTreeMap<u32, u64> = renewed.iter().filter_map(|row| lease(row)).collect();
+        // One that is held in the table and not known here was taken by an answer that was lost: its epoch is ours all the same.
+        let live = format!("SELECT count(*) FROM {workers} WHERE until > now()");
+        let live = rows(client, &self.config, "count the workers", &live).await?;
+        let live: usize = live.first().and_then(|row| row.first()?.parse().ok()).unwrap_or(1);
+        let share = (partitions as usize).div_ceil(live.max(1));
+        if held.len() < share {
+            // A row that a transaction of its last holder has locked is passed over: it is free when that has ended.
+            let take = format!(
+                "UPDATE {leases} SET holder = '{holder}', epoch = epoch + 1, until = {until} WHERE partition IN \
+                 (SELECT partition FROM {leases} WHERE until <= now() AND partition < {partitions} ORDER BY partition LIMIT {} \
+                 FOR UPDATE SKIP LOCKED) RETURNING partition, epoch",
+                share - held.len()
+            );
+            let taken = rows(client, &self.config, "take leases", &take).await?;
+            held.extend(taken.iter().filter_map(|row| lease(row)));
+        }
+        self.held = held;
+        self.good_until = Some(asked + self.length);
+        let all = self.held.iter().map(|(partition, epoch)| Lease { partition: *partition, epoch: *epoch });
+        Ok((all.collect(), share))
+    }
+
+    /// Until when, by this process's clock, what is held is held without another [`round`](Self::round). Some of the time is left
+    /// out for what is under way.
+    pub fn good_until(&self) -> Option<Instant> {
+        self.good_until.map(|until| until - self.length / 5)
+    }
+
+    /// Gives a lease back, when nothing is written for it any more.
+    ///
+    /// # Errors
+    /// [`SinksError::Database`]: it ends by itself then.
+    pub async fn release(&mut self, lease: Lease) -> Result<(), SinksError> {
+        self.held.remove(&lease.partition);
+        let client = connect::get(&self.pool, &self.config).await?;
+        let (leases, Lease { partition, epoch }) = (self.table("leases"), lease);
+        let release =
+            format!("UPDATE {leases} SET until = '-infinity' WHERE partition = {partition} AND epoch = {epoch}");
+        run(&client, &self.config, "release a lease", &[release]).await
+    }
+
+    /// Says that this worker is gone, so that the others take more at once.
+    ///
+    /// # Errors
+    /// [`SinksError::Database`]: it is seen by itself then.
+    pub async fn leave(&mut self) -> Result<(), SinksError> {
+        let client = connect::get(&self.pool, &self.config).await?;
+        let leave = format!("DELETE FROM {} WHERE holder = '{}'", self.table("workers"), self.holder);
+        run(&client, &self.config, "leave the workers", &[leave]).await
+    }
+
+    /// Where the checkpoints of a lease are kept.
+    pub fn checkpoints(&self, lease: Lease) -> LeasedCheckpoint {
+        LeasedCheckpoint { config: self.config.clone(), pool: self.large.clone(), lease }
+    }
+
+    fn table(&self, name: &str) -> String {
+        qualified(&self.config.schema, name)
+    }
+}
+
+impl std::fmt::Debug for Leases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Leases").field("holder", &self.holder).field("held", &self.held).finish_non_exhaustive()
+    }
+}
+
+/// The place of the checkpoint of a partition, for as long as its lease is held.
+#[derive(Clone)]
+pub struct LeasedCheckpoint {
+    config: TimescaleConfig,
+    pool: Pool,
+    lease: Lease,
+}
+
+impl LeasedCheckpoint {
+    /// The body of the newest one, by whoever held the partition.
+    ///
+    /// # Errors
+    /// [`SinksError::Database`], with what to do.
+    pub async fn load(&self) -> Result<Option<Vec<u8>>, SinksError> {
+        let client = connect::get(&self.pool, &self.config).await?;
+        let table = qualified(&self.config.schema, "checkpoints");
+        let query = format!("SELECT body FROM {table} WHERE partition = $1");
+        let partition = self.lease.partition.cast_signed();
+        let found = step(&self.config, "read the checkpoint", client.query_opt(&query, &[&partition])).await?;
+        let body = found.map(|row| row.try_get::<_, Vec<u8>>(0)).transpose();
+        body.map_err(|error| SinksError::Database { reason: format!("read the checkpoint: {error}") })
+    }
+
+    /// Keeps a body, unless the lease is lost.
+    ///
+    /// # Errors
+    /// [`SinksError::Database`]; nothing is changed then.
+    pub async fn save(&self, body: &[u8]) -> Result<(), SinksError> {
+        let client = connect::get(&self.pool, &self.config).await?;
+        let checkpoints = qualified(&self.config.schema, "checkpoints");
+        let leases = qualified(&self.config.schema, "leases");
+        let query = format!(
+            "INSERT INTO {checkpoints} (partition, epoch, body) \
+             SELECT partition, epoch, $3::bytea FROM {leases} WHERE partition = $1 AND epoch = $2 FOR KEY SHARE \
+             ON CONFLICT (partition) DO UPDATE SET epoch = excluded.epoch, body = excluded.body, saved = now()"
+        );
+        let Lease { partition, epoch } = self.lease;
+        let (partition_id, epoch_id) = (partition.cast_signed(), epoch.cast_signed());
+        let parameters: [&(dyn ToSql + Sync); 3] = [&partition_id, &epoch_id, &body];
+        match step(&self.config, "write the checkpoint", client.execute(&query, &parameters)).await? {
+            0 => Err(lost(self.lease)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Debug for LeasedCheckpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LeasedCheckpoint").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+/// Looks, in a transaction, whether a lease is still held, and keeps others from taking it until the transaction ends.
+///
+/// # Errors
+/// [`SinksError::Database`] when it is not.
+pub(super) async fn hold(client: &Object, config: &TimescaleConfig, lease: Lease) -> Result<(), SinksError> {
+    let Lease { partition, epoch } = lease;
+    let leases = qualified(&config.schema, "leases");
+    // Renewing does not wait for this lock, taking does.
+    let query = format!("SELECT epoch FROM {leases} WHERE partition = {partition} AND epoch = {epoch} FOR KEY SHARE");
+    match rows(client, config, "look at the lease", &query).await?.is_empty() {
+        true => Err(lost(lease)),
+        false => Ok(()),
+    }
+}
+
+fn lost(lease: Lease) -> SinksError {
+    let reason = format!(
+        "the lease of partition {} was taken by another worker: this one writes nothing for it any more",
+        lease.partition
+    );
+    SinksError::Database { reason }
+}
+
+fn lease(row: &[String]) -> Option<(u32, u64)> {
+    Some((row.first()?.parse().ok()?, row.get(1)?.parse().ok()?))
+}
+
+/// What must be there before a lease is asked for.
+fn tables(schema: &str, partitions: u32) -> Vec<String> {
+    let (workers, leases, checkpoints) =
+        (qualified(schema, "workers"), qualified(schema, "leases"), qualified(schema, "checkpoints"));
+    vec![
+        // All workers may start at once.
+        format!("BEGIN; SELECT pg_advisory_xact_lock({})", schema_lock(schema)),
+        format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(schema)),
+        format!("CREATE TABLE IF NOT EXISTS {workers} (holder text PRIMARY KEY, until timestamptz NOT NULL)"),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {leases} (partition int4 PRIMARY KEY, holder text, epoch int8 NOT NULL DEFAULT 0, \
+             until timestamptz NOT NULL DEFAULT '-infinity')"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {checkpoints} (partition int4 PRIMARY KEY, epoch int8 NOT NULL, body bytea NOT NULL, \
+             saved timestamptz NOT NULL DEFAULT now())"
+        ),
+        format!(
+            "INSERT INTO {leases} (partition) SELECT generate_series(0, {}) ON CONFLICT DO NOTHING",
+            i64::from(partitions) - 1
+        ),
+        "COMMIT".to_owned(),
+    ]
+}
+
+/// What is locked while the tables are made: a number of the schema's own.
+fn schema_lock(schema: &str) -> i64 {
+    xxhash_rust::xxh3::xxh3_64(schema.as_bytes()).cast_signed()
+}

@@ -1,0 +1,45 @@
+//! The role `ingest`: takes events over HTTP and answers once the broker has them. It keeps nothing but a snapshot of the keys.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tidegate_ingest::batcher::Batcher;
+use tidegate_ingest::http::Ingest;
+use tidegate_ingest::mapping::Mappings;
+use tidegate_pipeline::StreamLog;
+use tidegate_sinks::fluvio::{LogTopic, PartitionedLog};
+use tokio::runtime::Handle;
+
+use super::super::until_signal;
+use super::{Node, open_log, within};
+use crate::config::Config;
+
+/// Runs the node until it is told to stop.
+///
+/// # Errors
+/// What keeps it from starting, or from ending well.
+pub(super) async fn run(node: Node, config: &Config, metrics: PrometheusHandle) -> anyhow::Result<()> {
+    let mut partitions: Vec<Arc<dyn StreamLog>> = Vec::new();
+    for partition in 0..node.partitions {
+        let stage = node.health.stage(&format!("log:{partition}"));
+        partitions.push(open_log(config, LogTopic::Log, partition, None, || stage.clone()).await?);
+    }
+    let log = Arc::new(PartitionedLog::new(partitions, Handle::current())?);
+    let mappings = Arc::new(Mappings::builtin().context("the shipped mappings")?);
+    let decode = (mappings, config.decode.clone());
+    let batcher = Arc::new(Batcher::start(&config.batcher, decode, log, Handle::current(), &node.health)?);
+    let ingest = Ingest::new(batcher.clone(), &config.ingest);
+    let doors = node.listen(config, Some(ingest), metrics).await?;
+    until_signal(&node.rules).await?;
+    let deadline = Instant::now() + Duration::from_millis(config.shutdown.drain_ms_max);
+    // Requests under way wait for the answers of the broker.
+    doors.close().await?;
+    let decoded = tokio::task::spawn_blocking(move || batcher.stop());
+    if let Some(reason) = within(deadline, "the decode threads", decoded).await {
+        tracing::warn!(reason, "not finished before the deadline");
+    }
+    node.end(deadline).await;
+    Ok(())
+}

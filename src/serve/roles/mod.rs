@@ -1,0 +1,244 @@
+//! One of many machines: the roles `ingest` and `worker`, whose log is in Fluvio. docs/many-machines.md has the whole picture.
+//!
+//! ```text
+//! ingest ──by tenant──► <prefix>-log ──► worker: run loop ──► <prefix>-output ──► worker: delivery ──► TimescaleDB
+//!                            └──────────────────────────────► worker: delivery ─────────────────────────┘
+//! keys, rules ─────────► <prefix>-changes ──► the registry of every node
+//! ```
+//!
+//! The parts are those of the single binary; what differs is who holds the logs, and that several nodes write to that of the
+//! changes, which each follows.
+
+mod ingest;
+mod partition;
+mod ruled;
+mod worker;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use metrics_exporter_prometheus::PrometheusHandle;
+use parking_lot::Mutex;
+use tidegate_events::IdGenerator;
+use tidegate_ingest::http::{Drained, Ingest};
+use tidegate_pipeline::fs::{Fs, RealFs, make_dir_durable};
+use tidegate_pipeline::keys::Keys;
+use tidegate_pipeline::log::LogLock;
+use tidegate_pipeline::registry::{Registry, changes_in};
+use tidegate_pipeline::{Health, StreamLog};
+use tidegate_rules::Ahead;
+use tidegate_sinks::SinksError;
+use tidegate_sinks::fluvio::{FluvioFailure, FluvioLog, FluvioLogParts, LogTopic};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
+
+use super::housekeeping::watch_rules;
+use super::keys_door::KeysDoor;
+use super::process::show_gauges;
+use super::router::{Pages, Router};
+use super::rules_sync::RulesSync;
+use super::server_file::{self, ServerFile};
+use super::threat_detection::shelf::Shelf;
+use super::{bind, lock_log, within};
+use crate::config::{Config, NodeRole};
+
+/// Between two tries to reach the cluster at the start.
+const RETRY: Duration = Duration::from_secs(1);
+/// Memory of one read of the changes.
+const READ_BYTES: usize = 4 << 20;
+/// Between two looks at the gauges.
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
+/// Between two saves of the registry, which spare a restart the way through all changes.
+const SAVE_EVERY: Duration = Duration::from_secs(60);
+
+/// Runs a node until SIGTERM or SIGINT, then drains it.
+///
+/// # Errors
+/// What keeps it from starting, or from ending well.
+pub(super) async fn run(config: &Config, metrics: PrometheusHandle) -> anyhow::Result<()> {
+    let node = Node::start(config, &metrics).await?;
+    match config.role {
+        NodeRole::Worker => worker::run(node, config, metrics).await,
+        NodeRole::All | NodeRole::Ingest => ingest::run(node, config, metrics).await,
+    }
+}
+
+/// What nodes of all roles have.
+struct Node {
+    fs: Arc<dyn Fs>,
+    health: Health,
+    partitions: u32,
+    changes: Arc<FluvioLog>,
+    registry: Registry,
+    keys: Arc<Keys>,
+    rules: Arc<tokio::sync::Mutex<RulesSync>>,
+    tasks: Vec<AbortHandle>,
+    _lock: LogLock,
+}
+
+/// The listener of a node.
+struct Doors {
+    address: SocketAddr,
+    listener: JoinHandle<Drained>,
+    stop: watch::Sender<bool>,
+    file: ServerFile,
+}
+
+impl Node {
+    async fn start(config: &Config, metrics: &PrometheusHandle) -> anyhow::Result<Self> {
+        let data = config.data_dir.as_path();
+        let fs: Arc<dyn Fs> = Arc::new(RealFs);
+        make_dir_durable(fs.as_ref(), data).with_context(|| format!("make the data folder {}", data.display()))?;
+        let lock = lock_log(&fs, &data.join("node")).await?;
+        let health = Health::default();
+        let partitions = patiently(|| FluvioLog::prepare(&config.fluvio)).await.context("look for the topics")?;
+        let dir = data.join("registry");
+        let covered = Registry::covered_in(fs.clone(), &dir, &config.registry).context("look at the registry")?;
+        let stage = health.stage("changes");
+        let changes = open_log(config, LogTopic::Changes, 0, Some(covered), || stage.clone()).await?;
+        let (folder, log, bounds) = (fs.clone(), changes.clone(), config.registry.clone());
+        let opening = move || {
+            let reading = log.clone();
+            Registry::open(folder, &dir, log, bounds, move |from| changes_in(&*reading, from, READ_BYTES))
+        };
+        let registry = tokio::task::spawn_blocking(opening).await.context("the thread that opens the registry")?;
+        let registry = registry.context("open the registry")?;
+        let tasks = vec![
+            registry.follow().abort_handle(),
+            tokio::spawn(show(metrics.clone())).abort_handle(),
+            tokio::spawn(save(registry.clone())).abort_handle(),
+        ];
+        let shelf = Arc::new(Shelf::new(registry.clone(), config.sigma.clone(), Ahead::default()));
+        let rules = Arc::new(tokio::sync::Mutex::new(RulesSync::new(registry.clone(), shelf, config)));
+        let keys = Arc::new(Keys::new(registry.clone()));
+        Ok(Self { fs, health, partitions, changes, registry, keys, rules, tasks, _lock: lock })
+    }
+
+    /// Brings the files of rules into force, now and whenever they change.
+    async fn sync_rules(&mut self) -> anyhow::Result<()> {
+        let mut rules = self.rules.lock().await;
+        rules.check_folder()?;
+        rules.changed();
+        if let Err(error) = rules.sync().await {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the rules of the files are not in force yet; it is tried again"
+            );
+        }
+        drop(rules);
+        self.tasks.push(tokio::spawn(watch_rules(self.rules.clone())).abort_handle());
+        Ok(())
+    }
+
+    /// Listens, with the doors that nodes of all roles have, and that of events when there is one.
+    async fn listen(
+        &self,
+        config: &Config,
+        ingest: Option<Ingest>,
+        metrics: PrometheusHandle,
+    ) -> anyhow::Result<Doors> {
+        let (listener, address) = bind(config.listen, self.keys.is_open()).await?;
+        let file = ServerFile::new(&config.data_dir, address)?;
+        let router = Arc::new(Router {
+            keys: self.keys.clone(),
+            local_token: file.token().to_owned(),
+            ingest,
+            reading: None,
+            keys_door: KeysDoor { keys: self.keys.clone() },
+            health: self.health.clone(),
+            metrics,
+            request_ids: Mutex::new(IdGenerator::new(getrandom::u64().unwrap_or(1))),
+            pages: Pages::written(),
+        });
+        let routes = Arc::new(move |request| {
+            let router = router.clone();
+            async move { router.answer(request).await }
+        });
+        let (stop, mut stopped) = watch::channel(false);
+        let until_stopped = async move { drop(stopped.wait_for(|stop| *stop).await) };
+        let listening = tidegate_ingest::http::listen(listener, config.http.clone(), routes, until_stopped);
+        let listener = tokio::spawn(listening);
+        file.write()?;
+        println!("tidegate {} listens on {}", env!("CARGO_PKG_VERSION"), server_file::url(address));
+        Ok(Doors { address, listener, stop, file })
+    }
+
+    /// The last steps of a drain.
+    async fn end(self, deadline: Instant) {
+        let late = within(deadline, "the registry", async { self.registry.save().await }).await;
+        self.tasks.iter().for_each(AbortHandle::abort);
+        if let Some(reason) = late {
+            tracing::warn!(reason, "not finished before the deadline; it goes on after the next start");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+impl Doors {
+    /// Stops accepting, and answers what was sent.
+    async fn close(self) -> anyhow::Result<()> {
+        tracing::info!(address = %self.address, "draining");
+        self.stop.send_replace(true);
+        let drained = self.listener.await.context("the listener")?;
+        if drained.cut > 0 {
+            tracing::warn!(connections = drained.cut, "connections were cut at the end of the drain");
+        }
+        self.file.remove();
+        Ok(())
+    }
+}
+
+/// Opens a log of the cluster.
+async fn open_log(
+    config: &Config,
+    topic: LogTopic,
+    partition: u32,
+    follow: Option<u64>,
+    stage: impl Fn() -> Arc<tidegate_pipeline::Stage>,
+) -> anyhow::Result<Arc<FluvioLog>> {
+    let open = || {
+        let parts = FluvioLogParts { topic, partition, follow, stage: stage() };
+        FluvioLog::open(&config.fluvio, parts)
+    };
+    let log = patiently(open).await.with_context(|| format!("open {}-{partition}", config.fluvio.topic(topic)))?;
+    tracing::info!(topic = config.fluvio.topic(topic), partition, bounds = ?log.bounds(), "log opened");
+    Ok(Arc::new(log))
+}
+
+/// Does what needs the cluster, as soon as it is there.
+async fn patiently<T, F: Future<Output = Result<T, SinksError>>>(mut attempt: impl FnMut() -> F) -> anyhow::Result<T> {
+    let mut told = false;
+    loop {
+        // The futures of the client library are deep.
+        match Box::pin(attempt()).await {
+            Err(SinksError::Fluvio(failure @ (FluvioFailure::Away(_) | FluvioFailure::Late { .. }))) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%failure, "the cluster cannot be used yet: the start waits for it");
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            done => return Ok(done?),
+        }
+    }
+}
+
+async fn show(metrics: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(GAUGES_EVERY);
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+        tokio::task::block_in_place(show_gauges);
+    }
+}
+
+async fn save(registry: Registry) {
+    let mut ticks = tokio::time::interval(SAVE_EVERY);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = registry.save().await {
+            tracing::warn!(%error, "the registry was not saved; it is tried again");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The rules of a worker: those of the topic of changes, which all partitions share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_events::Dataset;
+use tidegate_pipeline::tailing::read_on;
+use tidegate_pipeline::{Emitter, LogBatch, Offset, Operator, PipelineError, StreamLog};
+
+/// Memory of one read.
+const READ_BYTES: usize = 4 << 20;
+
+/// Before a failed read is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// An operator that is given, before each batch of its partition, the changes that were made since the batch before.
+///
+/// Unlike other operators it reads from a log. So a change takes effect at another offset of each partition, and a replay may see
+/// it earlier than the first run did; how far it has read is part of its state, so that no replay sees rules that are older.
+pub(super) struct Ruled<O> {
+    rules: O,
+    changes: Arc<dyn StreamLog>,
+    /// Changes below are known to the rules.
+    applied: Offset,
+}
+
+impl<O: Operator> Ruled<O> {
+    /// The rules that `rules` makes of these changes.
+    pub(super) fn new(rules: O, changes: Arc<dyn StreamLog>) -> Self {
+        Self { rules, changes, applied: 0 }
+    }
+
+    fn catch_up(&mut self, out: &mut Emitter) {
+        let end = self.changes.bounds().next;
+        let mut failing = false;
+        while self.applied < end {
+            match read_on(&*self.changes, self.applied, READ_BYTES) {
+                Ok(reading) => {
+                    for batch in reading.batches.iter().filter(|batch| batch.dataset == Dataset::Changes) {
+                        self.rules.process(batch, out);
+                    }
+                    self.applied = reading.next;
+                }
+                // Events that went on without the rules of today would not be looked at again.
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "rule changes cannot be read; the partition waits for them");
+                    }
+                    std::thread::sleep(RETRY);
+                }
+            }
+        }
+    }
+}
+
+impl<O: Operator> Operator for Ruled<O> {
+    fn name(&self) -> &str {
+        self.rules.name()
+    }
+
+    fn process(&mut self, batch: &LogBatch, out: &mut Emitter) {
+        self.catch_up(out);
+        self.rules.process(batch, out);
+    }
+
+    fn advance(&mut self, watermark: i64, out: &mut Emitter) {
+        self.rules.advance(watermark, out);
+    }
+
+    fn save(&self) -> Vec<u8> {
+        [self.applied.to_le_bytes().as_slice(), &self.rules.save()].concat()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), PipelineError> {
+        let (applied, rules) =
+            state.split_first_chunk().ok_or_else(|| PipelineError::Invalid("the state is cut".to_owned()))?;
+        self.rules.restore(rules)?;
+        self.applied = Offset::from_le_bytes(*applied);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tidegate_pipeline::log::MemoryLog;
+    use tidegate_pipeline::registry::{Action, Change, changes_to_batch};
+    use tidegate_pipeline::{Append, EventBatch};
+
+    use super::*;
+
+    /// Remembers the offsets it was given, and of which dataset.
+    #[derive(Default)]
+    struct Seen(Vec<(Dataset, usize)>);
+
+    impl Operator for Seen {
+        fn name(&self) -> &str {
+            "seen"
+        }
+
+        fn process(&mut self, batch: &LogBatch, _out: &mut Emitter) {
+            self.0.push((batch.dataset, batch.rows.num_rows()));
+        }
+
+        fn save(&self) -> Vec<u8> {
+            vec![self.0.len() as u8]
+        }
+
+        fn restore(&mut self, state: &[u8]) -> Result<(), PipelineError> {
+            self.0 = vec![(Dataset::DeadLetters, 0); usize::from(state[0])];
+            Ok(())
+        }
+    }
+
+    fn change(log: &MemoryLog, name: &str) {
+        let change = Change {
+            time_us: 0,
+            change_id: name.to_owned(),
+            org_id: "default".to_owned(),
+            actor: "a".to_owned(),
+            kind: "rule".to_owned(),
+            target_id: name.to_owned(),
+            action: Action::Create,
+            body: json!({}),
+        };
+        let rows = changes_to_batch(&[change]).expect("a batch");
+        let batch = EventBatch { dataset: Dataset::Changes, rows, keys: Vec::new() };
+        log.append(Append { batches: vec![batch], ..Append::default() })
+            .blocking_recv()
+            .expect("answer")
+            .expect("stored");
+    }
+
+    #[test]
+    fn changes_come_before_the_next_batch_each_once_also_after_a_restart() {
+        let log = Arc::new(MemoryLog::new(10, 1 << 20));
+        let mut out = Emitter::default();
+        let events = LogBatch {
+            offset: 0,
+            dataset: Dataset::SecurityEvents,
+            rows: arrow::array::RecordBatch::new_empty(Dataset::SecurityEvents.core_schema()),
+        };
+        change(&log, "a");
+        change(&log, "b");
+        let mut first = Ruled::new(Seen::default(), log.clone());
+        first.process(&events, &mut out);
+        let (changed, event) = ((Dataset::Changes, 1), (Dataset::SecurityEvents, 0));
+        assert_eq!(first.rules.0, [changed, changed, event]);
+        change(&log, "c");
+        let mut second = Ruled::new(Seen::default(), log);
+        second.restore(&first.save()).expect("a state");
+        second.process(&events, &mut out);
+        assert_eq!(second.rules.0[3..], [changed, event]);
+        assert!(second.restore(&[1, 2]).is_err());
+    }
+}

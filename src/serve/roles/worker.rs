@@ -1,0 +1,280 @@
+//! The role `worker`: takes leases on partitions of the log, and works on those that it holds.
+//!
+//! A lease is renewed well before it ends. When that does not succeed in time, all partitions are let go at once, before another
+//! worker may have them; what was under way then cannot be committed any more, since the database looks at the lease.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use metrics::{counter, gauge};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tidegate_pipeline::Stage;
+use tidegate_sinks::timescale::{Lease, Leases, TimescaleConfig};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::super::metrics::{LEASES_LOST, PARTITIONS_HELD};
+use super::super::until_signal;
+use super::Node;
+use super::partition::{Partition, PartitionParts, Stages};
+use crate::config::Config;
+
+/// Rounds for each length of a lease.
+const ROUNDS: u32 = 4;
+
+/// Runs the node until it is told to stop.
+///
+/// # Errors
+/// What keeps it from starting, or from ending well.
+pub(super) async fn run(mut node: Node, config: &Config, metrics: PrometheusHandle) -> anyhow::Result<()> {
+    // Before the first event is looked at.
+    node.sync_rules().await?;
+    let doors = node.listen(config, None, metrics).await?;
+    let mut worker = Worker::new(&node, config)?;
+    worker.work(until_signal(&node.rules)).await?;
+    let deadline = Instant::now() + Duration::from_millis(config.shutdown.drain_ms_max);
+    worker.end(deadline).await;
+    doors.close().await?;
+    node.end(deadline).await;
+    Ok(())
+}
+
+/// A partition whose lease is held.
+enum Unit {
+    /// On its way to work.
+    Starting(Lease, JoinHandle<anyhow::Result<Partition>>),
+    Working(Partition),
+    /// On its way to others; its lease is held until it has ended.
+    Ending(Lease),
+}
+
+struct Worker {
+    config: Arc<Config>,
+    /// One connection for each log of a partition: the partitions are written at the same time.
+    timescale: TimescaleConfig,
+    leases: Leases,
+    length: Duration,
+    partitions: u32,
+    units: BTreeMap<u32, Unit>,
+    ending: JoinSet<Lease>,
+    stages: BTreeMap<u32, Stages>,
+    stage: Arc<Stage>,
+    node: NodeParts,
+}
+
+/// What partitions need of the node.
+struct NodeParts {
+    fs: Arc<dyn tidegate_pipeline::fs::Fs>,
+    changes: Arc<tidegate_sinks::fluvio::FluvioLog>,
+}
+
+impl Worker {
+    fn new(node: &Node, config: &Config) -> anyhow::Result<Self> {
+        let timescale = config.sinks.timescale.clone().context("a worker needs sinks.timescale")?;
+        let timescale = TimescaleConfig { connections: 1, ..timescale };
+        timescale.check()?;
+        let length = Duration::from_millis(config.worker.lease_ms);
+        let leases = Leases::new(timescale.clone(), &holder(config)?, length)?;
+        let stages = (0..node.partitions).map(|partition| (partition, Stages::new(&node.health, partition)));
+        Ok(Self {
+            config: Arc::new(config.clone()),
+            timescale,
+            leases,
+            length,
+            partitions: node.partitions,
+            units: BTreeMap::new(),
+            ending: JoinSet::new(),
+            stages: stages.collect(),
+            stage: node.health.stage("leases"),
+            node: NodeParts { fs: node.fs.clone(), changes: node.changes.clone() },
+        })
+    }
+
+    /// Holds leases and works on their partitions, until it is told to stop.
+    async fn work(&mut self, stop: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+        let mut stop = pin!(stop);
+        let mut rounds = tokio::time::interval(self.length / ROUNDS);
+        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let lost = self.leases.good_until().filter(|_| !self.units.is_empty());
+            tokio::select! {
+                stopped = &mut stop => return stopped,
+                _ = rounds.tick() => self.round().await,
+                Some(ended) = self.ending.join_next() => self.ended(ended.ok()).await,
+                () = tokio::time::sleep_until(lost.unwrap_or_else(Instant::now).into()), if lost.is_some() => self.lose_all(),
+            }
+        }
+    }
+
+    async fn round(&mut self) {
+        let patience = self.length / 2;
+        let found = match tokio::time::timeout(patience, self.leases.round(self.partitions)).await {
+            Ok(found) => found.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer of the database in {patience:?}")),
+        };
+        let (held, share) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(error, "the leases are not renewed; it is tried again");
+                self.stage.set_detail(Some(error));
+                self.stage.waiting(1, Instant::now());
+                if self.leases.good_until().is_some_and(|until| Instant::now() >= until) {
+                    self.lose_all();
+                }
+                return;
+            }
+        };
+        self.stage.set_detail(None);
+        self.stage.waiting(0, Instant::now());
+        let gone: Vec<u32> = (self.units.iter())
+            .filter(|(_, unit)| !held.contains(&unit.lease()))
+            .map(|(partition, _)| *partition)
+            .collect();
+        gone.into_iter().for_each(|partition| self.lose(partition));
+        self.settle().await;
+        for lease in &held {
+            if !self.units.contains_key(&lease.partition) {
+                self.start(*lease);
+            }
+        }
+        let surplus = held.len().saturating_sub(share);
+        self.give_back(surplus);
+        gauge!(PARTITIONS_HELD).set(self.units.len() as f64);
+    }
+
+    fn start(&mut self, lease: Lease) {
+        let Some(stages) = self.stages.get(&lease.partition).cloned() else { return };
+        let parts = PartitionParts {
+            config: self.config.clone(),
+            timescale: self.timescale.clone(),
+            fs: self.node.fs.clone(),
+            changes: self.node.changes.clone(),
+            lease,
+            checkpoint: self.leases.checkpoints(lease),
+            stages,
+        };
+        self.units.insert(lease.partition, Unit::Starting(lease, tokio::spawn(Partition::start(parts))));
+    }
+
+    /// Looks what became of those that were starting.
+    async fn settle(&mut self) {
+        for (partition, unit) in std::mem::take(&mut self.units) {
+            let settled = match unit {
+                Unit::Starting(lease, task) if task.is_finished() => match task.await {
+                    Ok(Ok(working)) => Some(Unit::Working(working)),
+                    Ok(Err(error)) => {
+                        tracing::warn!(
+                            ?lease,
+                            error = format!("{error:#}"),
+                            "a partition does not start; it is tried again"
+                        );
+                        None
+                    }
+                    Err(error) => {
+                        tracing::error!(?lease, %error, "the start of a partition ended early: a bug; it is tried again");
+                        None
+                    }
+                },
+                other => Some(other),
+            };
+            if let Some(unit) = settled {
+                self.units.insert(partition, unit);
+            }
+        }
+    }
+
+    /// Ends so many partitions, for workers that have fewer.
+    fn give_back(&mut self, surplus: usize) {
+        let under_way = self.units.values().filter(|unit| matches!(unit, Unit::Ending(_))).count();
+        let working = self.units.iter().rev().filter(|(_, unit)| matches!(unit, Unit::Working(_)));
+        let over: Vec<u32> = working.map(|(partition, _)| *partition).take(surplus.saturating_sub(under_way)).collect();
+        for partition in over {
+            if let Some(Unit::Working(working)) = self.units.remove(&partition) {
+                let lease = working.lease();
+                self.units.insert(partition, Unit::Ending(lease));
+                let deadline = Instant::now() + self.length / 2;
+                self.ending.spawn(async move {
+                    working.drain(deadline).await;
+                    lease
+                });
+            }
+        }
+    }
+
+    /// A partition that was given back has ended.
+    async fn ended(&mut self, lease: Option<Lease>) {
+        let Some(lease) = lease else { return };
+        if let Err(error) = self.leases.release(lease).await {
+            tracing::warn!(?lease, %error, "a lease was not given back; it ends by itself");
+        }
+        if matches!(self.units.get(&lease.partition), Some(Unit::Ending(ending)) if *ending == lease) {
+            self.units.remove(&lease.partition);
+        }
+    }
+
+    fn lose_all(&mut self) {
+        let all: Vec<u32> = self.units.keys().copied().collect();
+        all.into_iter().for_each(|partition| self.lose(partition));
+    }
+
+    fn lose(&mut self, partition: u32) {
+        match self.units.remove(&partition) {
+            Some(Unit::Working(working)) => working.abandon(),
+            Some(Unit::Starting(_, task)) => task.abort(),
+            Some(Unit::Ending(_)) | None => {}
+        }
+        counter!(LEASES_LOST).increment(1);
+        if let Some(stages) = self.stages.get(&partition) {
+            stages.clear();
+        }
+    }
+
+    /// Gives everything back.
+    async fn end(mut self, deadline: Instant) {
+        let mut ending = JoinSet::new();
+        for (_, unit) in std::mem::take(&mut self.units) {
+            match unit {
+                Unit::Working(working) => {
+                    // Some of the time is left for the commits that end it.
+                    let until = deadline - deadline.saturating_duration_since(Instant::now()) / 5;
+                    ending.spawn(async move {
+                        let lease = working.lease();
+                        working.drain(until).await;
+                        lease
+                    });
+                }
+                Unit::Starting(_, task) => task.abort(),
+                Unit::Ending(_) => {}
+            }
+        }
+        while let Some(ended) = ending.join_next().await {
+            self.ended(ended.ok()).await;
+        }
+        while let Some(ended) = self.ending.join_next().await {
+            self.ended(ended.ok()).await;
+        }
+        if let Err(error) = self.leases.leave().await {
+            tracing::warn!(%error, "the other workers see later that this one is gone");
+        }
+    }
+}
+
+impl Unit {
+    fn lease(&self) -> Lease {
+        match self {
+            Self::Starting(lease, _) | Self::Ending(lease) => *lease,
+            Self::Working(working) => working.lease(),
+        }
+    }
+}
+
+/// A name that no other process has.
+fn holder(config: &Config) -> anyhow::Result<String> {
+    let machine = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = config.worker.name.clone().unwrap_or_else(machine);
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
+    let name: String = name.chars().take(60).map(plain).collect();
+    Ok(format!("{name}.{:016x}", getrandom::u64().context("random bits")?))
+}

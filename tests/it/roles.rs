@@ -1,0 +1,246 @@
+//! Many machines: a node that takes events, workers that share the partitions of the log in Fluvio, one of which is killed under
+//! load. Every acknowledged event is in the database once, and the alerts are those of the single binary. Needs a Fluvio cluster
+//! (`TIDEGATE_TEST_FLUVIO`) and the PostgreSQL that `cargo xtask test` starts; without a cluster it says that it was not run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::server::{Caller, PATIENCE, Server, on_demand};
+use crate::tenants::key;
+use crate::timescale::{query, url};
+
+const TENANTS: [&str; 6] = ["acme", "beta", "coro", "delta", "echo", "foxtrot"];
+const PARTITIONS: &str = "4";
+/// Longer than all events take, so that the order in which tenants come does not matter to the windows.
+const LATENESS_MS: &str = "3600000";
+/// So that no alerts become one, which goes by when events came.
+const ALERTS_MAX: &str = "1000000";
+/// Events of a request.
+const EVENTS: u64 = 20;
+
+const RULES: &str = "title: Marked\nid: 11111111-2222-4333-8444-000000000001\nname: marked\nlogsource: {product: custom}\n\
+                     tidegate: {suppress: 0}\ndetection: {sel: {action: marked}, condition: sel}\nlevel: high\n";
+const ALONE: &str = "title: Marked alone\nid: 11111111-2222-4333-8444-000000000003\nlogsource: {product: custom}\n\
+                     tidegate: {suppress: 0}\ndetection: {sel: {action: marked}, condition: sel}\nlevel: low\n";
+const COUNTED: &str = "title: Many marked\nid: 11111111-2222-4333-8444-000000000002\ncorrelation:\n  type: event_count\n  \
+                       rules: [marked]\n  group-by: [user.name]\n  timespan: 10m\n  condition: {gte: 5}\nlevel: high\n";
+
+#[expect(clippy::disallowed_methods, reason = "tests are told by the environment where their servers are")]
+fn cluster(suite: &str) -> Option<String> {
+    let found = std::env::var("TIDEGATE_TEST_FLUVIO").ok().filter(|value| !value.is_empty());
+    if found.is_none() {
+        eprintln!("NOT RUN: {suite}: TIDEGATE_TEST_FLUVIO names no Fluvio cluster (host:port of its SC)");
+    }
+    found
+}
+
+/// Topics and a schema of their own.
+struct World {
+    settings: Vec<(&'static str, String)>,
+    schema: String,
+    _rules: TempDir,
+}
+
+impl World {
+    fn new(address: &str, name: &str) -> Self {
+        let rules = tempfile::tempdir().expect("a folder");
+        std::fs::write(rules.path().join("marked.yml"), RULES).expect("a rule");
+        std::fs::write(rules.path().join("alone.yml"), ALONE).expect("a rule");
+        std::fs::write(rules.path().join("counted.yml"), COUNTED).expect("a rule");
+        let schema = format!("{name}{}", std::process::id());
+        let settings = vec![
+            ("FLUVIO__ADDRESS", address.to_owned()),
+            ("FLUVIO__PREFIX", schema.clone()),
+            ("FLUVIO__PARTITIONS", PARTITIONS.to_owned()),
+            ("FLUVIO__REPLY_MS_MAX", "2000".to_owned()),
+            ("SINKS__TIMESCALE__URL", url()),
+            ("SINKS__TIMESCALE__SCHEMA", schema.clone()),
+            ("SINKS__TIMESCALE__AGGREGATES", "false".to_owned()),
+            ("SINKS__TIMESCALE__COMMIT_INTERVAL_MS", "100".to_owned()),
+            ("WORKER__LEASE_MS", "3000".to_owned()),
+            ("RUN__CHECKPOINT_INTERVAL_MS", "500".to_owned()),
+            ("RUN__LATENESS_MS_MAX", LATENESS_MS.to_owned()),
+            ("SIGMA__ALERTS_PER_SECOND_MAX", ALERTS_MAX.to_owned()),
+            ("STARTER_PACK", "false".to_owned()),
+            ("RULES", rules.path().to_str().expect("a path").to_owned()),
+        ];
+        Self { settings, schema, _rules: rules }
+    }
+
+    fn of<'a>(&'a self, role: &'a str) -> Vec<(&'a str, &'a str)> {
+        let settings = self.settings.iter().map(|(name, value)| (*name, value.as_str()));
+        settings.chain([("ROLE", role)]).collect()
+    }
+
+    fn start(&self, role: &str) -> Server {
+        Server::start(&self.of(role))
+    }
+
+    fn run(&self, server: &mut Server, role: &str) {
+        server.run(&self.of(role));
+    }
+
+    fn column(&self, sql: &str) -> Vec<String> {
+        query(&sql.replace("SCHEMA", &self.schema))
+    }
+
+    /// Ids of events, each as often as it is there.
+    fn stored(&self) -> Vec<String> {
+        self.column("SELECT org_id || '/' || event_id FROM SCHEMA.security_events")
+    }
+
+    /// Alerts by what they are about, each as often as it is there.
+    fn alerts(&self) -> Vec<String> {
+        let about = "concat_ws(' ', org_id, rule_id, group_key, event_count, first_time, last_time, event_ids)";
+        self.column(&format!("SELECT {about} FROM SCHEMA.alerts"))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            query(&format!("DROP SCHEMA IF EXISTS {} CASCADE", self.schema));
+        }
+    }
+}
+
+fn until(what: &str, mut so: impl FnMut() -> bool) -> Duration {
+    let started = Instant::now();
+    while !so() {
+        assert!(started.elapsed() < PATIENCE, "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    started.elapsed()
+}
+
+fn held(worker: &Server) -> u64 {
+    let page = worker.client().get("/metrics");
+    let page = String::from_utf8_lossy(&page.body).into_owned();
+    let line = page.lines().find_map(|line| line.strip_prefix("tidegate_worker_partitions_held "));
+    line.and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0) as u64
+}
+
+fn event(tenant: &str, at: u64) -> Value {
+    let action = if at.is_multiple_of(10) { "marked" } else { "other" };
+    let (minute, second) = (at / 60_000 % 60, at / 1_000 % 60);
+    json!({
+        "event_id": format!("{tenant}-{at}"),
+        "action": action,
+        "user": {"name": format!("u{}", at / 10 % 7)},
+        "@timestamp": format!("2026-11-20T10:{minute:02}:{second:02}.{:03}Z", at % 1_000),
+    })
+}
+
+/// A tenant's agent: sends in order, and again what was not acknowledged. How many events were, and whether the last request was
+/// without an answer.
+fn agent(url: &str, key: &str, tenant: &str, stop: &AtomicBool) -> (u64, usize) {
+    let mut client = Caller::new(url, Some(key));
+    let (mut at, mut refused) = (0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        let mut body = Vec::new();
+        for at in at..at + EVENTS {
+            body.extend_from_slice(format!("{}\n", event(tenant, at)).as_bytes());
+        }
+        let headers = [("content-type", "application/x-ndjson")];
+        match client.try_send("POST", "/v2/events/bulk?source=custom", &headers, &body) {
+            Some(reply) if reply.status.as_u16() == 200 => {
+                assert_eq!(reply.headers.get("tidegate-ack").and_then(|word| word.to_str().ok()), Some("broker"));
+                at += EVENTS;
+            }
+            _ => refused += 1,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    (at, refused)
+}
+
+/// The alerts of the single binary on these events.
+fn of_the_single_binary(world: &World, sent: &BTreeMap<&str, u64>) -> Vec<String> {
+    let schema = format!("{}one", world.schema);
+    let rules = &world.settings.iter().find(|(name, _)| *name == "RULES").expect("rules").1;
+    let (url, settings) =
+        (url(), [("STARTER_PACK", "false"), ("RULES", rules.as_str()), ("RUN__LATENESS_MS_MAX", LATENESS_MS)]);
+    let mut settings = settings.to_vec();
+    settings.push(("SIGMA__ALERTS_PER_SECOND_MAX", ALERTS_MAX));
+    settings.extend([("SINKS__TIMESCALE__URL", url.as_str()), ("SINKS__TIMESCALE__SCHEMA", schema.as_str())]);
+    settings.extend([("SINKS__TIMESCALE__AGGREGATES", "false"), ("SINKS__TIMESCALE__COMMIT_INTERVAL_MS", "100")]);
+    let mut server = Server::start(&settings);
+    for (tenant, count) in sent {
+        let mut client = server.client_with(&key(&server, tenant, "ingest"));
+        let events: Vec<Value> = (0..*count).map(|at| event(tenant, at)).collect();
+        for events in events.chunks(1_000) {
+            assert_eq!(client.bulk("/v2/events/bulk?source=custom", events).status.as_u16(), 200);
+        }
+    }
+    // Everything flows to its end.
+    server.stop();
+    let one = World { settings: Vec::new(), schema, _rules: tempfile::tempdir().expect("a folder") };
+    assert_eq!(one.stored().len() as u64, sent.values().sum::<u64>());
+    one.alerts()
+}
+
+#[test]
+fn a_worker_that_is_killed_loses_and_doubles_nothing() {
+    let suite = "two workers that share the partitions of a log in Fluvio, one of which is killed";
+    let Some(address) = cluster(suite) else { return };
+    let world = World::new(&address, "roles");
+    let ingest = world.start("ingest");
+    let keys: Vec<String> = TENANTS.iter().map(|tenant| key(&ingest, tenant, "ingest")).collect();
+    let refused = ingest.client_with(&keys[0]).get("/v2/alerts");
+    assert_eq!(refused.status.as_u16(), 403, "a key without the right to read: {:?}", refused.body);
+    let first = world.start("worker");
+    until("the first worker has all partitions", || held(&first) == 4);
+    let mut workers = [first, world.start("worker")];
+    let shared = |workers: &[Server; 2]| workers.iter().all(|worker| held(worker) == 2);
+    until("they share", || shared(&workers));
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let agents = TENANTS.iter().zip(&keys).map(|(tenant, key)| {
+        let (url, key, stop) = (ingest.url.clone(), key.clone(), stop.clone());
+        std::thread::spawn(move || (*tenant, agent(&url, &key, tenant, &stop)))
+    });
+    let agents: Vec<_> = agents.collect();
+    let mut taken = Vec::new();
+    for round in 0..on_demand("TIDEGATE_WORKER_KILLS", 1) {
+        std::thread::sleep(Duration::from_secs(3));
+        let killed = (round % 2) as usize;
+        workers[killed].kill();
+        taken.push(until("the survivor has all partitions", || held(&workers[1 - killed]) == 4));
+        std::thread::sleep(Duration::from_secs(1));
+        world.run(&mut workers[killed], "worker");
+        until("they share again", || shared(&workers));
+    }
+    stop.store(true, Ordering::Relaxed);
+    let sent: BTreeMap<&str, (u64, usize)> = agents.into_iter().map(|agent| agent.join().expect("an agent")).collect();
+    let refused: usize = sent.values().map(|(_, refused)| refused).sum();
+    let sent: BTreeMap<&str, u64> = sent.into_iter().map(|(tenant, (count, _))| (tenant, count)).collect();
+    let acknowledged: BTreeSet<String> =
+        sent.iter().flat_map(|(tenant, count)| (0..*count).map(move |at| format!("{tenant}/{tenant}-{at}"))).collect();
+    let all_there = until("all events are in the database", || world.stored().len() >= acknowledged.len());
+    std::thread::sleep(Duration::from_secs(1));
+    let stored = world.stored();
+    let distinct: BTreeSet<String> = stored.iter().cloned().collect();
+    assert_eq!(stored.len(), distinct.len(), "events are doubled");
+    assert!(distinct == acknowledged, "{} are there, {} were acknowledged", distinct.len(), acknowledged.len());
+
+    let mut expected = of_the_single_binary(&world, &sent);
+    expected.sort_unstable();
+    let mut found = Vec::new();
+    until("all alerts are in the database", || {
+        found = world.alerts();
+        found.len() >= expected.len()
+    });
+    found.sort_unstable();
+    assert!(!expected.is_empty() && found == expected, "{} alerts, and not {}", found.len(), expected.len());
+    println!(
+        "{} events acknowledged, {refused} requests refused, {} alerts; taken over after {taken:?}, all stored {all_there:?} after \
+         the end",
+        acknowledged.len(),
+        found.len()
+    );
+}
