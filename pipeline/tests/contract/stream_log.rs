@@ -112,9 +112,9 @@ fn offsets_rise_and_batches_come_back_in_order(name: &str, log: &Arc<dyn StreamL
 }
 
 fn offsets_count_rows(name: &str, log: &Arc<dyn StreamLog>) {
-    assert_eq!(append(log, events("a", &["1", "2"])).offsets, [0..2], "{name}");
-    assert_eq!(append(log, events("a", &["2", "3", "-x"])).offsets, [2..4], "{name}: duplicates take none");
-    assert_eq!(append(log, events("a", &["4"])).offsets, [4..5], "{name}");
+    assert_eq!(append(log, events("a", &["1", "2"])).offsets[0], 0..2, "{name}");
+    assert_eq!(append(log, events("a", &["2", "3", "-x"])).offsets[0], 2..4, "{name}: duplicates take none");
+    assert_eq!(append(log, events("a", &["4"])).offsets[0], 4..5, "{name}");
     assert_eq!((log.bounds().first, log.bounds().next), (0, 5), "{name}");
 }
 

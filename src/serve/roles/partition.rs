@@ -1,6 +1,6 @@
 //! One partition in the hands of a worker: its logs, the run loop over it, and the deliveries to the database.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,6 @@ use tidegate_pipeline::run::{CheckpointCopy, RunHandle, RunLoop, RunParts};
 use tidegate_pipeline::{Health, PipelineError, Stage, StreamLog};
 use tidegate_rules::SigmaOperator;
 use tidegate_sinks::fluvio::{FluvioLog, FluvioLogParts, LogTopic};
-use tidegate_sinks::parquet::LogSource;
 use tidegate_sinks::timescale::{Lease, LeasedCheckpoint, TimescaleConfig, TimescaleStore};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -113,13 +112,13 @@ impl Partition {
         };
         let run = RunLoop::start_with(parts, Some(copy(checkpoint)))?;
         let pace = DeliveryConfig { flush_interval_ms: commit_interval_ms, ..config.delivery.clone() };
-        let start = |((source, log), (from, stage)): ((LogSource, Arc<dyn StreamLog>), (u64, &Arc<Stage>))| {
+        let ways = SOURCES.into_iter().zip([log, output_log]).zip(cursors).zip(&stages.sinks);
+        let deliveries = ways.map(|(((source, log), from), stage)| {
             let sink = Box::new(store.sink(source, from));
             let (output, config, stage) = (writer.clone(), pace.clone(), stage.clone());
             deliver(DeliveryParts { sink, log, output, config, stage }, &Handle::current())
-        };
-        let logs = SOURCES.into_iter().zip([log, output_log]);
-        let deliveries = logs.zip(cursors.into_iter().zip(&stages.sinks)).map(start).collect();
+        });
+        let deliveries = deliveries.collect();
         // What a database wants done now and then, one worker does.
         let keep = || tokio::spawn(keep_database(store, refresh_s, stages.database.clone())).abort_handle();
         let housekeeping = (lease.partition == 0).then(keep);
@@ -163,7 +162,7 @@ impl Partition {
 /// Puts the checkpoint that the database has into the local folder, where the run loop looks for it.
 async fn adopt(
     fs: &Arc<dyn Fs>,
-    dir: &PathBuf,
+    dir: &Path,
     config: &Config,
     place: &LeasedCheckpoint,
 ) -> anyhow::Result<Option<Checkpoint>> {
@@ -178,7 +177,7 @@ async fn adopt(
         }
         found => found.and_then(Result::ok),
     };
-    let (fs, dir, bytes_max) = (fs.clone(), dir.clone(), config.run.checkpoint_bytes_max);
+    let (fs, dir, bytes_max) = (fs.clone(), dir.to_owned(), config.run.checkpoint_bytes_max);
     let put = move || Checkpoints::put(fs, &dir, bytes_max, found.as_ref()).map(|()| found);
     Ok(tokio::task::spawn_blocking(put).await.context("the thread that writes the checkpoint")??)
 }
