@@ -139,7 +139,8 @@ pub trait StreamLog: Send + Sync + 'static {
     fn append(&self, append: Append) -> AppendReply;
 
     /// Batches from the one that holds `from` (batches are not split: its first rows may lie below `from`) up to the
-    /// visible end, at least one if there is any, stopping once `bytes_max` of memory is reached.
+    /// visible end, at least one if there is any, stopping once `bytes_max` of memory is reached, or at what has come so far
+    /// when the rows are on another machine.
     ///
     /// Offsets may have gaps (burnt by a failed group commit, or lost to damage): the first batch may start after `from`. No
     /// batch at all, although `from` lies below the end, means that nothing up to the end as it is now can be read: wait for

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_events::Dataset;
 use tidegate_pipeline::tailing::read_on;
-use tidegate_pipeline::{Ack, Append, AppendError, Appended, EventBatch, Offset, PipelineError, StreamLog};
+use tidegate_pipeline::{Ack, Append, AppendError, Appended, EventBatch, LogBatch, Offset, PipelineError, StreamLog};
 
 use super::rows::{batch, events, ids, one};
 
@@ -70,12 +70,17 @@ fn append(log: &Arc<dyn StreamLog>, batch: EventBatch) -> Appended {
 
 /// All rows of a log, read as a follower does.
 fn whole(name: &str, log: &Arc<dyn StreamLog>) -> Vec<(Offset, String)> {
+    ids(&batches(name, log, 1))
+}
+
+/// All batches of a log, in reads of so many bytes.
+fn batches(name: &str, log: &Arc<dyn StreamLog>, bytes_max: usize) -> Vec<Arc<LogBatch>> {
     let end = log.bounds().next;
     let (mut from, mut all) = (log.bounds().first, Vec::new());
     while from < end {
-        let reading = read_on(&**log, from, 1).expect("batches");
+        let reading = read_on(&**log, from, bytes_max).expect("batches");
         assert!(reading.next > from && reading.forgotten == 0, "{name}: {reading:?}");
-        all.extend(ids(&reading.batches));
+        all.extend(reading.batches);
         from = reading.next;
     }
     all
@@ -98,7 +103,7 @@ fn offsets_rise_and_batches_come_back_in_order(name: &str, log: &Arc<dyn StreamL
     let expected: Vec<_> = offsets.iter().zip(1..).map(|(offset, id)| (*offset, id.to_string())).collect();
     let next = log.bounds().next;
     assert_eq!(Some(next), offsets.last().map(|last| last + 1), "{name}");
-    let all = log.read(offsets[0], usize::MAX).expect("batches");
+    let all = batches(name, log, usize::MAX);
     assert_eq!(ids(&all), expected, "{name}");
     assert_eq!(all.last().map(|batch| batch.dataset), Some(Dataset::Changes), "{name}");
     assert_eq!(ids(&log.read(offsets[1], 1).expect("batches")), expected[..2], "{name}: a batch is not split");
