@@ -13,7 +13,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::contract::rows::{events, ids, one};
 use crate::contract::stream_log::{Open, check, check_lasting};
-use crate::fluvio_world::{Cluster, spu, until};
+use crate::fluvio_world::{Cluster, disturb, until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -195,11 +195,11 @@ fn a_broker_that_dies_loses_nothing_that_was_acknowledged_and_doubles_nothing() 
     while started.elapsed() < Duration::from_secs(20) {
         let at = started.elapsed();
         if at > Duration::from_secs(4) && !killed {
-            spu("kill");
+            disturb("kill");
             killed = true;
         }
         if at > Duration::from_secs(8) && !up {
-            spu("start");
+            disturb("start");
             up = true;
         }
         let names: Vec<String> = (nth..nth + 50).map(|at| format!("e{at}")).collect();
