@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -118,6 +119,11 @@ fn until(what: &str, mut so: impl FnMut() -> bool) -> Duration {
     started.elapsed()
 }
 
+fn signal(server: &Server, signal: Signal) {
+    let pid = Pid::from_raw(server.pid().cast_signed()).expect("a pid");
+    kill_process(pid, signal).expect("the process is ours");
+}
+
 fn held(worker: &Server) -> u64 {
     let page = worker.client().get("/metrics");
     let page = String::from_utf8_lossy(&page.body).into_owned();
@@ -189,7 +195,7 @@ fn a_worker_that_is_killed_loses_and_doubles_nothing() {
     let suite = "two workers that share the partitions of a log in Fluvio, one of which is killed";
     let Some(address) = cluster(suite) else { return };
     let world = World::new(&address, "roles");
-    let ingest = world.start("ingest");
+    let mut ingest = world.start("ingest");
     let keys: Vec<String> = TENANTS.iter().map(|tenant| key(&ingest, tenant, "ingest")).collect();
     let refused = ingest.client_with(&keys[0]).get("/v2/alerts");
     assert_eq!(refused.status.as_u16(), 403, "a key without the right to read: {:?}", refused.body);
@@ -206,13 +212,23 @@ fn a_worker_that_is_killed_loses_and_doubles_nothing() {
     });
     let agents: Vec<_> = agents.collect();
     let mut taken = Vec::new();
-    for round in 0..on_demand("TIDEGATE_WORKER_KILLS", 1) {
+    for round in 0..on_demand("TIDEGATE_WORKER_KILLS", 2) {
         std::thread::sleep(Duration::from_secs(3));
-        let killed = (round % 2) as usize;
-        workers[killed].kill();
-        taken.push(until("the survivor has all partitions", || held(&workers[1 - killed]) == 4));
+        let victim = (round % 2) as usize;
+        // The second one is held up for longer than its leases last, and then goes on with what it believes.
+        let held_up = round % 2 == 1;
+        if held_up {
+            signal(&workers[victim], Signal::STOP);
+        } else {
+            workers[victim].kill();
+        }
+        taken.push(until("the survivor has all partitions", || held(&workers[1 - victim]) == 4));
         std::thread::sleep(Duration::from_secs(1));
-        world.run(&mut workers[killed], "worker");
+        if held_up {
+            signal(&workers[victim], Signal::CONT);
+        } else {
+            world.run(&mut workers[victim], "worker");
+        }
         until("they share again", || shared(&workers));
     }
     stop.store(true, Ordering::Relaxed);
@@ -237,6 +253,12 @@ fn a_worker_that_is_killed_loses_and_doubles_nothing() {
     });
     found.sort_unstable();
     assert!(!expected.is_empty() && found == expected, "{} alerts, and not {}", found.len(), expected.len());
+    // Told to stop, a worker gives its partitions back at once, before their leases are over.
+    let [mut first, second] = workers;
+    first.stop();
+    let given_back = until("the other has all partitions", || held(&second) == 4);
+    ingest.stop();
+    println!("given back after {given_back:?}");
     println!(
         "{} events acknowledged, {refused} requests refused, {} alerts; taken over after {taken:?}, all stored {all_there:?} after \
          the end",
