@@ -26,6 +26,10 @@ use crate::config::Config;
 const FORGET_EVERY: Duration = Duration::from_secs(1);
 /// Between two looks at the rule folder.
 const RULES_EVERY: Duration = Duration::from_secs(2);
+/// After so long without another change a rule file is taken to be whole.
+const RULES_SETTLE: Duration = Duration::from_millis(250);
+/// A folder that never comes to rest is read all the same.
+const RULES_LOOKS_MAX: usize = 20;
 /// Between two looks for files to compact.
 const COMPACT_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks for expired rows.
@@ -156,12 +160,22 @@ fn forget(log: &SegmentLog, below: Offset) {
     }
 }
 
+/// Brings the rule folder into force when it changes. An editor may empty a file before it writes it, and what is read between
+/// would take the file's rules out of force: so the folder must look the same twice.
 pub(super) async fn watch_rules(rules: Arc<Mutex<RulesSync>>) {
     let mut ticks = tokio::time::interval(RULES_EVERY);
     loop {
         ticks.tick().await;
+        for _ in 0..RULES_LOOKS_MAX {
+            let mut rules = rules.lock().await;
+            if !tokio::task::block_in_place(|| rules.look()) {
+                break;
+            }
+            drop(rules);
+            tokio::time::sleep(RULES_SETTLE).await;
+        }
         let mut rules = rules.lock().await;
-        if tokio::task::block_in_place(|| rules.changed()) {
+        if rules.is_dirty() {
             match rules.sync().await {
                 Ok(changed) => tracing::info!(changed, "the rule folder changed"),
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "rules not read; those in force stay"),

@@ -195,7 +195,7 @@ impl Server {
         let shelf = Arc::new(Shelf::new(registry.clone(), config.sigma.clone(), ahead.clone()));
         let mut rules = RulesSync::new(registry.clone(), shelf.clone(), config);
         rules.check_folder()?;
-        rules.changed();
+        rules.look();
         if let Err(error) = rules.sync().await {
             // A full log takes no changes; it gets room once everything runs, and then the housekeeping tries again.
             tracing::warn!(

@@ -51,14 +51,23 @@ impl RulesSync {
         Ok(())
     }
 
-    /// Whether there is something to [`sync`](Self::sync): the folder looks different than at the last look, or the last
-    /// sync did not come to its end. Blocks on files.
-    pub fn changed(&mut self) -> bool {
-        match self.folder.as_mut().map(RuleFolder::changed) {
-            Some(Ok(changed)) => self.dirty |= changed,
-            Some(Err(error)) => tracing::warn!(%error, "cannot look at the rule folder; the rules in force stay"),
-            None => {}
-        }
+    /// Looks at the folder: whether it is another than at the last look. Blocks on files.
+    pub fn look(&mut self) -> bool {
+        let moved = match self.folder.as_mut().map(RuleFolder::changed) {
+            Some(Ok(moved)) => moved,
+            Some(Err(error)) => {
+                tracing::warn!(%error, "cannot look at the rule folder; the rules in force stay");
+                false
+            }
+            None => false,
+        };
+        self.dirty |= moved;
+        moved
+    }
+
+    /// Whether there is something to [`sync`](Self::sync): the folder was another at a look, or the last sync did not come to
+    /// its end.
+    pub fn is_dirty(&self) -> bool {
         self.dirty
     }
 

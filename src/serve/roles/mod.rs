@@ -120,7 +120,7 @@ impl Node {
     async fn sync_rules(&mut self) -> anyhow::Result<()> {
         let mut rules = self.rules.lock().await;
         rules.check_folder()?;
-        rules.changed();
+        rules.look();
         if let Err(error) = rules.sync().await {
             tracing::warn!(
                 error = format!("{error:#}"),
