@@ -325,7 +325,7 @@ impl Server {
     /// # Errors
     /// When signals cannot be waited for.
     pub async fn until_signal(&self) -> anyhow::Result<()> {
-        until_signal(&self.rules).await
+        until_signal(Some(&self.rules)).await
     }
 
     /// Stops accepting, answers what was sent, then lets everything flow to its end: log, run loop, store.
@@ -364,8 +364,8 @@ impl Server {
     }
 }
 
-/// Waits for SIGTERM or SIGINT. SIGHUP reads the rules again.
-async fn until_signal(rules: &Arc<tokio::sync::Mutex<RulesSync>>) -> anyhow::Result<()> {
+/// Waits for SIGTERM or SIGINT. SIGHUP reads the rules again, of a node that has some.
+async fn until_signal(rules: Option<&Arc<tokio::sync::Mutex<RulesSync>>>) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
@@ -375,7 +375,7 @@ async fn until_signal(rules: &Arc<tokio::sync::Mutex<RulesSync>>) -> anyhow::Res
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => {
-                let rules = rules.clone();
+                let Some(rules) = rules.cloned() else { continue };
                 // Beside this loop, so that a log that hangs does not keep SIGTERM from being heard.
                 tokio::spawn(async move {
                     match rules.lock().await.sync().await {

@@ -218,6 +218,10 @@ impl StreamLog for FluvioLog {
         while from >= cache.start() {
             let batches = cache.batches(from, bytes_max);
             if !batches.is_empty() || offset_of(cache.next()) >= next {
+                // Who has it all asks again only once there is more, which comes only if this does not count as ahead of him.
+                let handed_out = batches.last().map_or(offset_of(cache.next()), |last| last.next_offset());
+                cache.want(handed_out);
+                self.shared.room.notify_one();
                 return Ok(batches);
             }
             if self.shared.filled.wait_until(&mut cache, deadline).timed_out() {
@@ -225,7 +229,12 @@ impl StreamLog for FluvioLog {
             }
         }
         drop(cache);
-        self.read_behind(from, bytes_max)
+        let batches = self.read_behind(from, bytes_max)?;
+        if let Some(last) = batches.last() {
+            self.shared.cache.lock().want(last.next_offset());
+            self.shared.room.notify_one();
+        }
+        Ok(batches)
     }
 
     /// Nothing is forgotten but by the retention of the topic.

@@ -3,6 +3,7 @@
 //! A field stands there before the first row that has it. Its type is the join of all types that it came with, so that a type
 //! only ever widens, and `(count(*), sum(type))` tells whether anything is new.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidegate_events::{Dataset, FieldType};
@@ -59,17 +60,26 @@ pub(super) async fn store(client: &impl GenericClient, schema: &str, fields: &[F
     // Codes of types: bits 0 and 1 are boolean, integer, float, text; bit 2 is a list.
     let joined = "((f.type | excluded.type) & 4) | CASE WHEN (f.type & 3) = (excluded.type & 3) THEN f.type & 3 \
          WHEN (f.type & 3) IN (1, 2) AND (excluded.type & 3) IN (1, 2) THEN 2 ELSE 3 END";
+    // One statement may not meet a row of the table twice, and two names may be one there.
     let sql = format!(
-        "INSERT INTO {} AS f (dataset, org_id, name, type) SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int2[]) \
+        "INSERT INTO {} AS f (dataset, org_id, name, type) SELECT DISTINCT ON (s.org_id, s.dataset, md5(s.name)) s.* \
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::int2[]) AS s (dataset, org_id, name, type) \
+         ORDER BY s.org_id, s.dataset, md5(s.name) \
          ON CONFLICT (org_id, dataset, md5(name)) DO UPDATE SET type = {joined} WHERE f.type <> ({joined})",
         qualified(schema, TABLE)
     );
     // As the keys in `attributes`: the database has no NUL.
     let clean = |text: &str| text.replace('\0', "\u{fffd}");
-    let datasets: Vec<&str> = fields.iter().map(|field| field.dataset.table_name()).collect();
-    let orgs: Vec<String> = fields.iter().map(|field| clean(&field.org_id)).collect();
-    let names: Vec<String> = fields.iter().map(|field| clean(&field.name)).collect();
-    let kinds: Vec<i16> = fields.iter().map(|field| i16::from(field.kind.code())).collect();
+    let mut joined_here: BTreeMap<(String, &str, String), FieldType> = BTreeMap::new();
+    for field in fields {
+        let key = (clean(&field.org_id), field.dataset.table_name(), clean(&field.name));
+        let kind = joined_here.get(&key).map_or(field.kind, |before| before.join(field.kind));
+        joined_here.insert(key, kind);
+    }
+    let datasets: Vec<&str> = joined_here.keys().map(|(_, dataset, _)| *dataset).collect();
+    let orgs: Vec<&str> = joined_here.keys().map(|(org, ..)| org.as_str()).collect();
+    let names: Vec<&str> = joined_here.keys().map(|(.., name)| name.as_str()).collect();
+    let kinds: Vec<i16> = joined_here.values().map(|kind| i16::from(kind.code())).collect();
     let types = [Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::INT2_ARRAY];
     let statement = client.prepare_typed(&sql, &types).await?;
     client.execute(&statement, &[&datasets, &orgs, &names, &kinds]).await.map(drop)

@@ -87,6 +87,26 @@ fn every_type_arrives_as_it_was_and_own_fields_in_attributes() {
 }
 
 #[test]
+fn two_names_that_the_database_cannot_tell_apart_are_one_field() {
+    let schema = Schema::new();
+    let rows = batch(
+        Dataset::SecurityEvents,
+        0,
+        vec![
+            ("time", times(vec![DAY])),
+            ("event_id", texts(&[Some("1")])),
+            ("org_id", texts(&[Some("acme")])),
+            ("a\0", Arc::new(Int64Array::from(vec![7]))),
+            ("a\u{fffd}", texts(&[Some("text")])),
+        ],
+    );
+    store(&schema, vec![rows]);
+    assert_eq!(schema.query("SELECT attributes FROM security_events"), [["{\"a\u{fffd}\": \"text\"}"]]);
+    // The type that both fit into.
+    assert_eq!(schema.query("SELECT name, type FROM fields"), [["a\u{fffd}", "3"]]);
+}
+
+#[test]
 fn lists_of_core_columns_are_arrays() {
     let schema = Schema::new();
     let mut tags = ListBuilder::new(StringBuilder::new());

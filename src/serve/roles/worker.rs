@@ -33,7 +33,7 @@ pub(super) async fn run(mut node: Node, config: &Config, metrics: PrometheusHand
     node.sync_rules().await?;
     let doors = node.listen(config, None, metrics).await?;
     let mut worker = Worker::new(&node, config)?;
-    worker.work(until_signal(&node.rules)).await?;
+    worker.work(until_signal(Some(&node.rules))).await?;
     let deadline = Instant::now() + Duration::from_millis(config.shutdown.drain_ms_max);
     worker.end(deadline).await;
     doors.close().await?;
