@@ -4,6 +4,7 @@
 //! synced). An edit in doubt is put again, the very same one, before any other: so it is known what became of it, and the files
 //! that it names are neither removed nor written twice.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -12,7 +13,7 @@ use metrics::gauge;
 use super::bucket::Writer;
 use super::manifest::{Cursors, Diff, Edit, FileMeta, Table, TenantFields, Why};
 use super::place::{Place, PutError};
-use super::recover::edit_path;
+use super::recover::{edit_path, manifest_dir, number_in};
 use super::store::ParquetStore;
 use crate::error::SinksError;
 use crate::metrics as names;
@@ -164,10 +165,21 @@ impl ParquetStore {
     fn put_edit(&self, journal: &mut Journal, edit: Edit, bytes: Vec<u8>) -> Result<(), SinksError> {
         let path = edit_path(&self.dir, edit.number);
         match self.place.put(&path, &bytes) {
-            Ok(()) => {
-                self.accept(journal, edit);
-                Ok(())
-            }
+            Ok(()) => match self.newest_edit() {
+                Ok(newest) if newest > edit.number => {
+                    // Perhaps it came in time, and its files count: they are left to the next start of the other one.
+                    journal.doubt = Some((edit, bytes));
+                    Err(self.replaced(journal, "another writer".to_owned()))
+                }
+                Ok(_) => {
+                    self.accept(journal, edit);
+                    Ok(())
+                }
+                Err(error) => {
+                    journal.doubt = Some((edit, bytes));
+                    Err(SinksError::io("list", &path)(error))
+                }
+            },
             Err(PutError::Refused(error)) => Err(SinksError::io("write", &path)(error)),
             Err(PutError::Doubt(error)) => {
                 journal.doubt = Some((edit, bytes));
@@ -180,11 +192,27 @@ impl ParquetStore {
                     }
                     _ => "another writer".to_owned(),
                 };
-                let place = self.shown();
-                gauge!(names::PARQUET_REPLACED).set(1.0);
-                tracing::error!(by, place, "another server has taken over the store; this one writes to it no more");
-                journal.lost_to = Some(by.clone());
-                Err(SinksError::Replaced { place, by })
+                Err(self.replaced(journal, by))
+            }
+        }
+    }
+
+    fn replaced(&self, journal: &mut Journal, by: String) -> SinksError {
+        let place = self.shown();
+        gauge!(names::PARQUET_REPLACED).set(1.0);
+        tracing::error!(by, place, "another server has taken over the store; this one writes to it no more");
+        journal.lost_to = Some(by.clone());
+        SinksError::Replaced { place, by }
+    }
+
+    /// The newest edit of an object store. That a number was free says nothing by itself: a writer that was held up for long finds
+    /// the number of its next edit free again once others have put that edit, gone on, and removed it as an old one.
+    fn newest_edit(&self) -> io::Result<u64> {
+        match &self.place {
+            Place::Disk(_) => Ok(0),
+            Place::Bucket(_) => {
+                let listed = self.place.list(&manifest_dir(&self.dir))?;
+                Ok(listed.iter().filter_map(|edit| number_in(&edit.path, "edit")).max().unwrap_or(0))
             }
         }
     }

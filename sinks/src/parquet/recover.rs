@@ -81,9 +81,14 @@ pub(crate) struct Opened {
     pub(crate) report: OpenReport,
 }
 
+/// Where the edits are.
+pub(crate) fn manifest_dir(dir: &Path) -> PathBuf {
+    dir.join(MANIFEST)
+}
+
 /// Where the edit with this number is.
 pub(crate) fn edit_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(MANIFEST).join(format!("{number:020}.edit"))
+    manifest_dir(dir).join(format!("{number:020}.edit"))
 }
 
 /// Reads the store in `dir` and changes nothing but to make folders.
@@ -136,7 +141,8 @@ pub(crate) fn load(place: &Place, dir: &Path) -> Result<Opened, SinksError> {
     Ok(Opened { table, journal, cursors_before, bad_files, strays, report })
 }
 
-fn number_in(path: &Path, extension: &str) -> Option<u64> {
+/// The number in a file's name.
+pub(super) fn number_in(path: &Path, extension: &str) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
     let digits = name.strip_suffix(extension)?.strip_suffix('.')?;
     (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
