@@ -347,12 +347,12 @@ proptest! {
         prop_assert!(whole.iter().all(|alert| alert.event_ids.len() <= 2));
         prop_assert_eq!(&run(&config, &rows, &cuts, true), &whole);
         // What is too much for a second goes out when it is over, wherever batches begin and end.
-        let few = RulesConfig { alerts_per_second_max: 1, ..config };
+        let few = RulesConfig { alerts_per_second_max: 1, ..config.clone() };
         rows.push(Row { received: 1_000_001, ..last_of("globex") });
         let few_alerts = run(&few, &rows, &[], false);
         prop_assert_eq!(counted(&few_alerts), matches(&rows));
         prop_assert_eq!(&run(&few, &rows, &cuts, true), &few_alerts);
-        prop_assert!(few_alerts.len() <= whole.len());
+        prop_assert!(few_alerts.len() <= run(&config, &rows, &[], false).len());
     }
 
     #[test]
