@@ -4,6 +4,8 @@
 //! a shared set of ids before it when there is a Redis: [`redis_use`]) → `tidegate_pipeline::run` → the output log →
 //! `tidegate_sinks::feed`; and from both logs through `tidegate_pipeline::delivery` → `tidegate_sinks::parquet` and what
 //! else the configuration names ([`destinations`]). `tidegate_query` reads the [`store`] and the logs.
+//!
+//! That is the role `all`; a node among many machines does a part of it, with its log in Fluvio: [`roles`].
 
 pub mod demo;
 pub mod destinations;
