@@ -188,13 +188,13 @@ async fn compact(store: Arc<ParquetStore>, stopping: Arc<AtomicBool>) {
     let mut ticks = tokio::time::interval(COMPACT_EVERY);
     loop {
         ticks.tick().await;
-        let (store, stopping) = (store.clone(), stopping.clone());
+        let (at, stopping) = (store.clone(), stopping.clone());
         let work = move || {
-            while !stopping.load(Ordering::Relaxed) && store.compact_once()?.files_in > 0 {}
-            store.sweep()?;
+            while !stopping.load(Ordering::Relaxed) && at.compact_once()?.files_in > 0 {}
+            at.sweep()?;
             Ok(())
         };
-        aside("compaction", work).await;
+        aside(&store, "compaction", work).await;
     }
 }
 
@@ -202,13 +202,13 @@ async fn retain(store: Arc<ParquetStore>, config: RetentionConfig, stopping: Arc
     let mut ticks = tokio::time::interval(RETAIN_EVERY);
     loop {
         ticks.tick().await;
-        let (store, config, stopping) = (store.clone(), config.clone(), stopping.clone());
+        let (at, config, stopping) = (store.clone(), config.clone(), stopping.clone());
         let work = move || {
-            while !stopping.load(Ordering::Relaxed) && store.retain(now_us(), &config)?.more {}
-            store.sweep()?;
+            while !stopping.load(Ordering::Relaxed) && at.retain(now_us(), &config)?.more {}
+            at.sweep()?;
             Ok(())
         };
-        aside("retention", work).await;
+        aside(&store, "retention", work).await;
     }
 }
 
@@ -229,9 +229,9 @@ pub(super) async fn keep_database(store: Arc<TimescaleStore>, every_s: u64, stag
     }
 }
 
-/// Runs work that blocks on files on a thread of its own.
-async fn aside(what: &str, work: impl FnOnce() -> Result<(), SinksError> + Send + 'static) {
-    match tokio::task::spawn_blocking(work).await {
+/// Runs work that blocks on files on a thread of the store.
+async fn aside(store: &ParquetStore, what: &str, work: impl FnOnce() -> Result<(), SinksError> + Send + 'static) {
+    match store.spawn_upkeep(work).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, what, "failed; it is tried again"),
         Err(error) => tracing::error!(%error, what, "ended early; it is tried again"),

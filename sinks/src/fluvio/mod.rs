@@ -25,8 +25,11 @@ mod writer;
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::buffer::Buffer;
+use arrow::error::ArrowError;
 use tidegate_pipeline::fs::Fs;
-use tidegate_pipeline::{Offset, PipelineError};
+use tidegate_pipeline::log::carried::Carrier;
+use tidegate_pipeline::{EventBatch, LogBatch, Offset, PipelineError};
 
 pub use config::{AcknowledgedBy, BatchCompression, ClusterConfig, FluvioConfig};
 pub use failure::FluvioFailure;
@@ -45,6 +48,26 @@ use link::Cluster;
 /// [`PipelineError::Io`] when the folder cannot be made or read.
 pub fn noted_cursor(fs: &Arc<dyn Fs>, dir: &Path) -> Result<Offset, PipelineError> {
     CursorFile::open(fs.clone(), dir, sink::NOTE_PAUSE).map(|(_, noted)| noted)
+}
+
+/// The rows of the record `record` of a log's partition, from its value, with all that it holds twice.
+///
+/// # Errors
+/// What is wrong with the record: it may come from anybody who may write to the topic.
+pub fn rows_of_record(carrier: &Carrier, record: u64, value: &[u8]) -> Result<Vec<Arc<LogBatch>>, String> {
+    Ok(frames::decode(carrier, &Buffer::from(value))?.into_batches(record, &[]))
+}
+
+/// The value of one record of a log's partition with all these rows.
+///
+/// # Errors
+/// Arrow's, and one for rows that do not fit a record.
+pub fn record_of_rows(carrier: &Carrier, batches: &[EventBatch], time_us: i64) -> Result<Vec<u8>, ArrowError> {
+    let frames = frames::encode(carrier, batches, frames::RECORD_BYTES_MAX, time_us)?;
+    match <[frames::Frame; 1]>::try_from(frames) {
+        Ok([frame]) => Ok(frame.value),
+        Err(frames) => Err(ArrowError::InvalidArgumentError(format!("rows for {} records", frames.len()))),
+    }
 }
 
 /// A Fluvio cluster that gets events. Making one connects to nothing.

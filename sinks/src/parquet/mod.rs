@@ -56,6 +56,7 @@ mod rewrite;
 mod sink;
 mod splice;
 mod store;
+mod threads;
 mod upload;
 mod verify;
 

@@ -12,8 +12,8 @@ use super::store::{LogSource, ParquetStore};
 use crate::error::SinksError;
 use crate::metrics as names;
 
-/// Writes one log into a [`ParquetStore`]. Sorting and encoding run on a thread of tokio's blocking pool
-/// ([`tokio::task::spawn_blocking`]), never on the threads of the runtime that awaits the sink.
+/// Writes one log into a [`ParquetStore`]. Sorting and encoding run on a thread of the
+/// store, never on the threads of the runtime that awaits the sink.
 #[derive(Debug)]
 pub struct ParquetSink {
     store: Arc<ParquetStore>,
@@ -110,9 +110,8 @@ impl ParquetSink {
     async fn commit_from(&mut self, from: Offset) -> Result<(), SinksError> {
         let batches = rows_from(&self.buffer, from);
         let commit = Commit { source: self.source, from, to: self.taken, batches };
-        let store = self.store.clone();
         let started = Instant::now();
-        let done = tokio::task::spawn_blocking(move || store.commit(commit)).await;
+        let done = self.store.spawn_commit(commit).await;
         self.panics = if done.as_ref().is_err_and(tokio::task::JoinError::is_panic) { self.panics + 1 } else { 0 };
         let done = done.unwrap_or_else(|stopped| Err(SinksError::Stopped(stopped.to_string())));
         self.count(&done, started);

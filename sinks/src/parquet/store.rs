@@ -12,8 +12,10 @@ use serde::Serialize;
 use tidegate_events::Dataset;
 use tidegate_pipeline::fs::Fs;
 use tidegate_pipeline::{History, HistoryFile, Offset, Snapshot};
+use tokio::task::JoinHandle;
 
 use super::bucket::Bucket;
+use super::commit::{Commit, Committed};
 use super::config::ParquetConfig;
 use super::encode::file_path;
 use super::manifest::{Cursors, Diff, FileMeta, Ledger, Table, Why};
@@ -21,6 +23,7 @@ use super::place::Place;
 use super::publish::{Change, Journal};
 use super::recover::{self, OpenReport, Opened};
 use super::sink::ParquetSink;
+use super::threads::OwnThread;
 use crate::error::SinksError;
 use crate::metrics as names;
 
@@ -105,6 +108,8 @@ pub struct ParquetStore {
     pub(crate) spoiled: Mutex<BTreeSet<u64>>,
     /// Files that no edit names and that could not be removed yet.
     pub(crate) litter: Mutex<Vec<PathBuf>>,
+    commits: OwnThread,
+    upkeep: OwnThread,
 }
 
 /// What is visible.
@@ -155,6 +160,8 @@ impl ParquetStore {
 
     fn open_in(place: Place, dir: PathBuf, config: ParquetConfig) -> Result<(Arc<Self>, OpenReport), SinksError> {
         config.check()?;
+        let own_thread = |name| OwnThread::new(name).map_err(SinksError::io("start a thread for", &dir));
+        let (commits, upkeep) = (own_thread("commits")?, own_thread("upkeep")?);
         let Opened { table, journal, cursors_before, bad_files, strays, mut report } = recover::load(&place, &dir)?;
         let files = table.files.values().map(|file| (file.id, history_file(&dir, file))).collect();
         let next_file = AtomicU64::new(table.next_file);
@@ -171,6 +178,8 @@ impl ParquetStore {
             maintenance: Mutex::new(()),
             spoiled: Mutex::default(),
             litter: Mutex::default(),
+            commits,
+            upkeep,
         };
         store.claim()?;
         store.settle_files(&bad_files, &strays, &mut report);
@@ -195,6 +204,22 @@ impl ParquetStore {
     /// A sink for one log. Use one at a time for each log.
     pub fn sink(self: &Arc<Self>, source: LogSource) -> ParquetSink {
         ParquetSink::new(self.clone(), source)
+    }
+
+    /// Runs [`Self::compact_once`], [`Self::retain`] or [`Self::sweep`], which block, on the store's thread for them. May be
+    /// called outside of a runtime.
+    pub fn spawn_upkeep<T, F>(&self, work: F) -> JoinHandle<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        self.upkeep.spawn(work)
+    }
+
+    /// Runs a commit on the store's thread for commits.
+    pub(super) fn spawn_commit(self: &Arc<Self>, commit: Commit) -> JoinHandle<Result<Committed, SinksError>> {
+        let store = self.clone();
+        self.commits.spawn(move || store.commit(commit))
     }
 
     /// The offset up to which the rows of a log are in the store. Never waits for the disk.

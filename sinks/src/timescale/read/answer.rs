@@ -227,6 +227,20 @@ impl Values {
     }
 }
 
+/// A column of the type of `field`, from the values of a column of a table as PostgreSQL sends them in binary; own fields come as
+/// `jsonb`.
+///
+/// # Errors
+/// What is wrong: a type that no table has, or a value that is none of its type.
+pub fn column_of(field: &Field, own: bool, values: &[Option<&[u8]>]) -> Result<ArrayRef, String> {
+    let place = if own { Place::Json(0) } else { Place::Plain(0) };
+    let mut column = Values::new(field, &place)?;
+    for value in values {
+        column.push(*value, &Type::UNKNOWN)?;
+    }
+    Ok(column.finish())
+}
+
 impl Own {
     fn new(kind: FieldType) -> Self {
         match (kind.scalar, kind.list) {
@@ -355,7 +369,7 @@ fn decimal(raw: &[u8], scale: i8) -> Result<i128, Misfit> {
         };
         sum = sum.checked_add(value).ok_or_else(too_large)?;
     }
-    Ok(if sign == 0 { sum } else { -sum })
+    if sign == 0 { Ok(sum) } else { sum.checked_neg().ok_or_else(too_large) }
 }
 
 /// The items of a `text[]` of one dimension.

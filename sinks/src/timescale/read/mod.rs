@@ -14,6 +14,8 @@ mod answer;
 mod json;
 mod question;
 
+pub use answer::column_of;
+
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
