@@ -24,8 +24,18 @@ fn csv_body() {
 }
 
 #[test]
+fn database_value() {
+    run("database_value");
+}
+
+#[test]
 fn feed_filter() {
     run("feed_filter");
+}
+
+#[test]
+fn fluvio_record() {
+    run("fluvio_record");
 }
 
 #[test]

@@ -84,9 +84,23 @@ pub fn words(target: &str) -> &'static [&'static str] {
             "\u{feff}",
             ",,,,,,",
         ],
-        "arrow_body" | "log_segment" => {
+        "arrow_body" | "fluvio_record" | "log_segment" => {
             &["\u{0}\u{0}\u{0}\u{0}", "TGF1", "TIDELOG1", "\u{1}\u{0}\u{0}\u{0}", "\u{7f}\u{7f}\u{7f}\u{7f}"]
         }
+        "database_value" => &[
+            "\u{1}",
+            "\u{1}{}",
+            "\u{1}[1,2.5,\"x\"]",
+            "\u{1}[null,[1],{\"a\":1}]",
+            "\u{1}\"\\ud800\"",
+            "1e999",
+            "-0.0",
+            "9223372036854775808",
+            "\u{0}\u{0}\u{0}\u{1}",
+            "\u{0}\u{0}\u{0}\u{19}",
+            "\u{7f}\u{7f}",
+            "\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}",
+        ],
         "rule_text" => &[
             "|contains",
             "|re",

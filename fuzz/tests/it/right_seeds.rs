@@ -32,6 +32,10 @@ fn right_seeds_are_taken() {
         let (mapping, _) = text.split_once("\n---\n").ok_or("no event")?;
         Mappings::with_texts(&[("a.toml".to_owned(), mapping.to_owned())]).map(drop).map_err(|error| error.to_string())
     });
+    for (path, bytes) in files(&folder("corpus", "database_value")) {
+        let taken = tidegate_fuzz::values_taken(&bytes);
+        assert_eq!(taken, Ok(2), "{}", path.display());
+    }
     let keys = Keys::of_config();
     check("configuration", |text| {
         let mut raw = Raw::default();

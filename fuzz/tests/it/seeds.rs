@@ -64,6 +64,11 @@ fn write_the_seeds_that_are_not_text() {
     write("inflate", "skippable_and_frame.zst", &[&[0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 9, 9], &frame[..]].concat());
     write("inflate", "bomb.zst", &zstd::encode_all(&vec![0; 1 << 20][..], 19).expect("memory"));
 
+    write("fluvio_record", "rows.record", &tidegate_fuzz::seed_of_record(&["one", "two", "three"]));
+    for (at, seed) in tidegate_fuzz::seeds_of_values().iter().enumerate() {
+        write("database_value", &format!("column_{at:02}"), seed);
+    }
+
     let (segment, summary, edits) = tidegate_fuzz::seeds_of_disk();
     write("log_segment", "three_groups.log", &segment);
     write("log_summary", "first.sum", &summary);
