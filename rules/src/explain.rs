@@ -12,6 +12,9 @@ use crate::datetime::TimePart;
 use crate::eval::witness::Witnesses;
 use crate::number::{Comparison, Number};
 
+/// Zeros, and digits after the point, with which a number is written out.
+const PLACES_MAX: usize = 40;
+
 /// A rule as it runs.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Explanation {
@@ -341,13 +344,15 @@ fn sign(comparison: Comparison) -> &'static str {
 fn shown(number: Number) -> String {
     match number {
         Number::Int(number) => number.to_string(),
-        Number::Float(bits) => f64::from_bits(bits).to_string(),
-        Number::Decimal { digits, scale } => {
-            let scale = usize::from(scale);
-            let text = format!("{:0>width$}", digits.unsigned_abs(), width = scale + 1);
-            let (whole, fraction) = text.split_at(text.len().saturating_sub(scale));
-            format!("{}{whole}.{fraction}", if digits < 0 { "-" } else { "" })
-        }
+        Number::Decimal { digits, exponent } => match usize::try_from(exponent.unsigned_abs()) {
+            Ok(scale) if exponent < 0 && scale <= PLACES_MAX => {
+                let text = format!("{:0>width$}", digits.unsigned_abs(), width = scale + 1);
+                let (whole, fraction) = text.split_at(text.len().saturating_sub(scale));
+                format!("{}{whole}.{fraction}", if digits < 0 { "-" } else { "" })
+            }
+            Ok(zeros) if zeros <= PLACES_MAX => format!("{digits}{}", "0".repeat(zeros)),
+            _ => format!("{digits}e{exponent}"),
+        },
     }
 }
 

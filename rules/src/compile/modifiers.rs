@@ -11,6 +11,9 @@ use crate::fold::fold_char;
 use crate::number::{Comparison, Number};
 use crate::problem::Fault;
 
+/// From here on, whole numbers in YAML do not fit 64 bits: 2^63.
+const LONG_FROM: f64 = 9_223_372_036_854_775_808.0;
+
 /// What an item asks of its field, before it meets a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Test {
@@ -68,6 +71,8 @@ pub(crate) fn apply(
         return Err(Fault::new("null cannot be in a list of values")
             .hint("give it a selection of its own, and join the two in the condition"));
     }
+    // Without a place of its own a keyword may be anywhere in a value.
+    let anywhere = keyword && !has(Modifier::StartsWith) && !has(Modifier::EndsWith);
     let mut chain = Vec::with_capacity(values.len());
     for value in values {
         let mut alternatives = start(value, modifiers, config)?;
@@ -79,7 +84,7 @@ pub(crate) fn apply(
             alternatives = next;
         }
         let finished: Result<Vec<Test>, Fault> =
-            alternatives.into_iter().map(|value| finish(value, has(Modifier::Cased), keyword)).collect();
+            alternatives.into_iter().map(|value| finish(value, has(Modifier::Cased), (keyword, anywhere))).collect();
         chain.push(finished?);
     }
     if chain.is_empty() {
@@ -128,6 +133,11 @@ fn start(value: &SigmaValue, modifiers: &[Modifier], config: &RulesConfig) -> Re
         SigmaValue::String(text) => vec![text_value(text)],
         SigmaValue::Integer(_) | SigmaValue::Float(_) if raw(Modifier::Re) => vec![Value::Regex(value.to_string())],
         SigmaValue::Integer(number) => vec![Value::Int(*number)],
+        // YAML gives a float where a whole number does not fit 64 bits: its last digits are not those of the rule any more.
+        SigmaValue::Float(number) if number.is_finite() && number.abs() >= LONG_FROM => {
+            return Err(Fault::new(format!("a number of 2^63 or more, as {number:e}, loses digits in YAML"))
+                .hint("write it in quotes: it is compared exactly all the same"));
+        }
         SigmaValue::Float(number) => vec![Value::Float(*number)],
         SigmaValue::Bool(truth) => vec![Value::Bool(*truth)],
         SigmaValue::Null => vec![Value::Null],
@@ -380,7 +390,7 @@ fn exists(value: &Value) -> Result<Test, Fault> {
 fn compared(value: Value, comparison: Comparison, chain: &[Modifier]) -> Result<Value, Fault> {
     let number = match value {
         Value::Int(number) => Some(Number::Int(number)),
-        Value::Float(number) if number.is_finite() => Some(Number::from_f64(number)),
+        Value::Float(number) => Number::from_f64(number),
         other => plain_text(other, "comparison").ok().and_then(|text| Number::parse(&text)),
     };
     let Some(number) = number else {
@@ -411,7 +421,7 @@ fn flagged(value: Value, flag: char) -> Result<Value, Fault> {
 }
 
 /// What the value at the end of the chain asks for.
-fn finish(value: Value, cased: bool, keyword: bool) -> Result<Test, Fault> {
+fn finish(value: Value, cased: bool, (keyword, anywhere): (bool, bool)) -> Result<Test, Fault> {
     let value = match value {
         Value::Done(test) => return Ok(test),
         Value::Field(other, place) => return Ok(Test::Field { other, place, cased }),
@@ -419,10 +429,13 @@ fn finish(value: Value, cased: bool, keyword: bool) -> Result<Test, Fault> {
         Value::Null => return Ok(Test::Absent),
         Value::Regex(pattern) => return Ok(Test::Value(Matcher::Regex(pattern.into()))),
         Value::Int(number) if !keyword => return Ok(Test::Value(equal(Number::Int(number)))),
-        Value::Float(number) if !keyword => return Ok(Test::Value(equal(Number::from_f64(number)))),
+        Value::Float(number) if !keyword => {
+            let fault = || Fault::new("the value is no number").hint("write text in quotes");
+            return Number::from_f64(number).map(|number| Test::Value(equal(number))).ok_or_else(fault);
+        }
         other => other,
     };
-    let value = if keyword { placed(value, Place::Anywhere)? } else { to_text(value) };
+    let value = if anywhere { placed(value, Place::Anywhere)? } else { to_text(value) };
     match value {
         Value::Text(pieces) => Ok(text_test(&pieces, cased)),
         _ => Err(Fault::new("the value cannot be matched")),

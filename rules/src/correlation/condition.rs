@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::correlation::amount::Amount;
+use crate::correlation::amount::{Amount, Unit};
 use crate::problem::Fault;
 
 /// How a measured value must stand to a bound.
@@ -59,15 +59,15 @@ impl Bounds {
         self.0.iter().all(|(relation, bound)| relation.holds(value.compare_value(*bound)))
     }
 
-    /// Whether the average of `count` exact amounts that add up to `sum` satisfies them, without rounding.
-    pub fn hold_average(&self, sum: i128, count: u64) -> bool {
-        self.0.iter().all(|(relation, bound)| {
-            let exact = match bound {
-                Amount::Exact(bound) => bound.checked_mul(i128::from(count)).map(|bound| sum.cmp(&bound)),
-                Amount::Float(_) => None,
-            };
-            relation.holds(exact.unwrap_or_else(|| Amount::Exact(sum).divided(count).compare_value(*bound)))
-        })
+    /// What sums are counted in.
+    pub fn unit(&self) -> Unit {
+        Unit::of(self.0.iter().map(|(_, bound)| *bound))
+    }
+
+    /// Whether a sum of so many units satisfies them; of an average, the sum of `count` amounts: the quotient would be rounded.
+    pub fn hold_sum(&self, unit: Unit, sum: i128, count: u64) -> bool {
+        let bound = |bound: Amount| unit.count(bound).saturating_mul(i128::from(count));
+        self.0.iter().all(|(relation, own)| relation.holds(sum.cmp(&bound(*own))))
     }
 
     /// Whether more can only help, so that a window may be judged before it is over.

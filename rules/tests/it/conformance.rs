@@ -23,15 +23,15 @@ const ITEMS: &str = "
     modifiers/fieldref modifiers/fieldref-neq modifiers/fieldref-placed modifiers/expand
     modifiers/minute modifiers/hour modifiers/day modifiers/week modifiers/month modifiers/year modifiers/time-compared
     chains/encode-then-contain chains/order
-    values/number values/bool values/empty values/null values/list values/event-lists
+    values/number values/number-exact values/bool values/empty values/null values/list values/event-lists
     values/fields-dotted values/fields-with-spaces values/fields-mind-case values/fields-with-brackets
     structure/map structure/list-of-maps structure/keywords structure/keywords-numbers structure/keywords-all
-    structure/keywords-modified structure/keywords-and-maps
+    structure/keywords-modified structure/keywords-placed structure/keywords-and-maps
     condition/precedence condition/parentheses condition/of-them condition/any-of condition/count-of condition/of-pattern
     condition/names condition/list condition/not-absent
     refused/aggregation refused/near refused/placeholder refused/null-in-list refused/unknown-modifier
     refused/unknown-selection refused/regex refused/wildcards-encoded refused/order refused/exists-keyword
-    refused/fieldref-wildcard refused/cidr refused/comparison refused/nested-value refused/empty refused/timeframe";
+    refused/fieldref-wildcard refused/cidr refused/comparison refused/long-number refused/nested-value refused/empty refused/timeframe";
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
