@@ -51,6 +51,7 @@ pub mod operator;
 mod outline;
 pub mod pack;
 mod problem;
+mod proof;
 mod raise;
 mod rehearsal;
 mod sections;

@@ -10,6 +10,7 @@ use crate::compile::program::ViewId;
 use crate::compile::{Rule, RuleSet};
 use crate::config::RulesConfig;
 use crate::group_key;
+use crate::proof::{Proof, prove};
 use crate::shown::ShownRows;
 
 /// The most fields shown in one alert.
@@ -51,6 +52,7 @@ impl Moment {
 /// The events of a batch, as far as alerts are made of them.
 pub(crate) struct Events<'a> {
     config: &'a RulesConfig,
+    rules: &'a RuleSet,
     shown: ShownRows<'a>,
     times: Option<&'a TimestampMicrosecondArray>,
     received: Option<&'a TimestampMicrosecondArray>,
@@ -75,6 +77,7 @@ impl<'a> Events<'a> {
         };
         Self {
             config,
+            rules,
             shown: ShownRows::new(rows, &rules.views),
             times: times(Dataset::TIME),
             received: times("received_time"),
@@ -153,7 +156,8 @@ impl<'a> Events<'a> {
         let event_id = self.event_id(row);
         let owned = |column| value(column, row).map(str::to_owned);
         let group_key = if rule.group_by.is_some() { &self.named } else { &self.entities }.clone();
-        let shown = if rule.shown.is_empty() { &rule.fields } else { &rule.shown };
+        let proof = prove(self.rules, rule, &mut self.shown, row);
+        let shown = if rule.shown.is_empty() { proof.fields.clone() } else { rule.shown.iter().collect() };
         let time = self.time(row).unwrap_or_default();
         Alert {
             alert_id: alert_id(self.org_id(row), &rule.id, &group_key, event_id),
@@ -171,24 +175,30 @@ impl<'a> Events<'a> {
             actor: owned(self.actor),
             asset: owned(self.asset),
             resource: owned(self.resource),
-            message: message(&rule.title, &self.fields(row, shown, MESSAGE_VALUE_BYTES_MAX)),
-            matched: self.matched(row, rule),
+            message: message(&rule.title, &self.fields(row, &shown, MESSAGE_VALUE_BYTES_MAX)),
+            matched: self.proved(row, &proof),
             continues: None,
         }
     }
 
-    /// The fields of the rule with the event's values; for keywords, the columns that hold one.
+    /// The fields of what the rule found in an event, with their values; for keywords, the columns that hold one.
     pub fn matched(&mut self, row: usize, rule: &Rule) -> String {
+        let proof = prove(self.rules, rule, &mut self.shown, row);
+        self.proved(row, &proof)
+    }
+
+    fn proved(&mut self, row: usize, proof: &Proof<'_>) -> String {
         let bytes_max = self.config.alert_value_bytes_max;
-        let mut shown = self.fields(row, &rule.fields, bytes_max);
-        if !rule.keywords.is_empty() {
-            shown.extend(self.shown.holding(row, &rule.keywords, bytes_max).into_iter().take(FIELDS_MAX));
+        let mut shown = self.fields(row, &proof.fields, bytes_max);
+        if !proof.keywords.is_empty() {
+            let holding = self.shown.searched(row, |value| proof.shown(value, bytes_max));
+            shown.extend(holding.into_iter().take(FIELDS_MAX));
         }
         matched(&shown, bytes_max.saturating_mul(LONG_VALUES_MAX))
     }
 
     /// The fields that have a value in the row, in the order of the rule.
-    fn fields<'r>(&mut self, row: usize, fields: &'r [(String, ViewId)], bytes_max: usize) -> Shown<'r> {
+    fn fields<'r>(&mut self, row: usize, fields: &[&'r (String, ViewId)], bytes_max: usize) -> Shown<'r> {
         let mut shown = Vec::new();
         for (name, view) in fields.iter().take(FIELDS_MAX) {
             let values = self.shown.values(*view, row, bytes_max);

@@ -61,8 +61,8 @@ impl<'a> ShownRows<'a> {
         values
     }
 
-    /// The values of a row that hold one of the keywords (folded), by column: of each the part around the keyword.
-    pub fn holding(&self, row: usize, keywords: &[String], bytes_max: usize) -> Vec<(&'a str, Vec<String>)> {
+    /// What `show` makes of the values of a row that keywords are searched in, by column.
+    pub fn searched(&self, row: usize, mut show: impl FnMut(&str) -> Option<String>) -> Vec<(&'a str, Vec<String>)> {
         let mut found = Vec::new();
         let mut buffer = String::new();
         for (field, array) in self.rows.schema_ref().fields().iter().zip(self.rows.columns()) {
@@ -70,7 +70,7 @@ impl<'a> ShownRows<'a> {
             let mut values = Vec::new();
             column.read(row, &mut buffer, &mut |value| {
                 if values.len() < VALUES_MAX {
-                    values.extend(around(value, keywords, bytes_max));
+                    values.extend(show(value));
                 }
             });
             if !values.is_empty() {
@@ -129,12 +129,12 @@ fn collect(value: &serde_json::Value, path: &mut String, names: &[String], best:
     }
 }
 
-fn shortened(value: &str, bytes_max: usize) -> String {
+pub(crate) fn shortened(value: &str, bytes_max: usize) -> String {
     value.get(..value.floor_char_boundary(bytes_max)).unwrap_or_default().to_owned()
 }
 
-/// The part of a value around the first of the keywords that is in it; `None` when none is.
-fn around(value: &str, keywords: &[String], bytes_max: usize) -> Option<String> {
+/// The part of a value around the first of the keywords (folded) that is in it; `None` when none is.
+pub(crate) fn around(value: &str, keywords: &[String], bytes_max: usize) -> Option<String> {
     let mut folded = String::with_capacity(value.len());
     folded.extend(value.chars().map(fold_char));
     let at = keywords.iter().filter_map(|keyword| folded.find(keyword.as_str())).min()?;

@@ -13,7 +13,6 @@ use crate::compile::matcher::Matcher;
 use crate::compile::modifiers::{Test, apply};
 use crate::compile::program::Node;
 use crate::config::RulesConfig;
-use crate::fold::fold;
 use crate::logsource::Resolved;
 use crate::problem::Fault;
 
@@ -26,8 +25,6 @@ pub(crate) struct DetectionCompiler<'a> {
     config: &'a RulesConfig,
     /// The fields that the rule names, in the order they are met, for the alert.
     pub fields: Vec<String>,
-    /// The keywords met, folded, as far as they are plain text.
-    pub keywords: Vec<String>,
     /// Predicates so far.
     predicates: usize,
 }
@@ -39,7 +36,7 @@ impl<'a> DetectionCompiler<'a> {
         (resolved, log_source): (&'a Resolved, usize),
         config: &'a RulesConfig,
     ) -> Self {
-        Self { interner, resolved, log_source, config, fields: Vec::new(), keywords: Vec::new(), predicates: 0 }
+        Self { interner, resolved, log_source, config, fields: Vec::new(), predicates: 0 }
     }
 
     /// The program: any of the conditions.
@@ -136,11 +133,6 @@ impl<'a> DetectionCompiler<'a> {
             return Err(Fault::new("this modifier needs a field").hint("write `Field|exists: true`").near("|exists"));
         }
         let tests = apply(modifiers, values, true, self.config)?;
-        let plain = |test: &Test| match test {
-            Test::Value(Matcher::Text { literal, .. }) => Some(fold(literal).into_owned()),
-            _ => None,
-        };
-        self.keywords.extend(tests.values.iter().flatten().filter_map(plain));
         let view = self.interner.keyword_view(self.log_source);
         self.combine(&tests.values, tests.all, tests.negated, &mut |this, test| match test {
             Test::Value(matcher) => this.predicate(view, matcher.clone()),

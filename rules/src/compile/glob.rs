@@ -39,24 +39,35 @@ impl Glob {
     /// Whether the whole of `text` is what the pattern asks for. Takes the leftmost place for each segment, so it never goes
     /// back: at most |text| × |pattern| steps.
     pub fn matches(&self, text: &str) -> bool {
+        self.matches_while(text, usize::MAX, || true) == Some(true)
+    }
+
+    /// How many steps a letter of a text may take.
+    pub fn steps(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.len() as u64).max().unwrap_or(0)
+    }
+
+    /// The same, if `goes_on`, which is asked after every so many letters, always says so; else `None`.
+    pub fn matches_while(&self, text: &str, letters: usize, mut goes_on: impl FnMut() -> bool) -> Option<bool> {
         let Some((last, firsts)) = self.segments.split_last() else {
-            return !(self.anchored_start && self.anchored_end) || text.is_empty();
+            return Some(!(self.anchored_start && self.anchored_end) || text.is_empty());
         };
+        let mut find = |text, segment| find(text, segment, letters, &mut goes_on);
         let mut rest = text;
         for (at, segment) in firsts.iter().enumerate() {
-            let found = if at == 0 && self.anchored_start { strip(rest, segment) } else { find(rest, segment) };
+            let found = if at == 0 && self.anchored_start { strip(rest, segment) } else { find(rest, segment)? };
             match found {
                 Some(after) => rest = after,
-                None => return false,
+                None => return Some(false),
             }
         }
         let start = firsts.is_empty() && self.anchored_start;
-        match (start, self.anchored_end) {
+        Some(match (start, self.anchored_end) {
             (true, true) => strip(rest, last).is_some_and(str::is_empty),
             (true, false) => strip(rest, last).is_some(),
             (false, true) => ends(rest, last),
-            (false, false) => find(rest, last).is_some(),
-        }
+            (false, false) => find(rest, last)?.is_some(),
+        })
     }
 
     /// The longest run of plain characters that every matching text has in it; empty if there is none.
@@ -91,14 +102,28 @@ fn strip<'a>(text: &'a str, segment: &[Element]) -> Option<&'a str> {
     Some(letters.as_str())
 }
 
-/// What is left of `text` after the leftmost `segment` in it.
-fn find<'a>(text: &'a str, segment: &[Element]) -> Option<&'a str> {
-    let mut letters = text.chars();
+/// What is left of `text` after the leftmost `segment` in it; `None` when it was not to go on.
+fn find<'a>(
+    text: &'a str,
+    segment: &[Element],
+    piece: usize,
+    goes_on: &mut impl FnMut() -> bool,
+) -> Option<Option<&'a str>> {
+    let (mut letters, mut left) = (text.chars(), piece);
     loop {
         if let Some(after) = strip(letters.as_str(), segment) {
-            return Some(after);
+            return Some(Some(after));
         }
-        letters.next()?;
+        if letters.next().is_none() {
+            return Some(None);
+        }
+        left -= 1;
+        if left == 0 {
+            left = piece;
+            if !goes_on() {
+                return None;
+            }
+        }
     }
 }
 
@@ -143,8 +168,21 @@ mod tests {
         #[test]
         fn a_glob_matches_what_its_definition_does(pattern in "[ab*?é]{0,8}", text in "[abé]{0,10}") {
             let (letters, pattern_letters): (Vec<_>, Vec<_>) = (text.chars().collect(), pattern.chars().collect());
-            prop_assert_eq!(glob(&pattern).matches(&text), naive(&pattern_letters, &letters));
+            let found = naive(&pattern_letters, &letters);
+            prop_assert_eq!(glob(&pattern).matches(&text), found);
+            prop_assert_eq!(glob(&pattern).matches_while(&text, 1, || true), Some(found));
         }
+    }
+
+    #[test]
+    fn a_search_can_be_given_up() {
+        let text = "ab".repeat(50);
+        let mut asked = 0;
+        let ended = glob("*b?b?c*").matches_while(&text, 10, || {
+            asked += 1;
+            asked < 3
+        });
+        assert_eq!((ended, asked), (None, 3));
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 use std::net::IpAddr;
 
+use regex::Regex;
+
 use crate::compile::glob::Glob;
-use crate::datetime::TimePart;
+use crate::datetime::{TimePart, parse_time};
 use crate::number::{Comparison, Number};
 
 /// Where in the value a literal must be.
@@ -13,6 +15,18 @@ pub(crate) enum Place {
     Anywhere,
     Start,
     End,
+}
+
+impl Place {
+    /// Whether a text has another one there.
+    pub fn holds(self, text: &str, other: &str) -> bool {
+        match self {
+            Self::Whole => text == other,
+            Self::Anywhere => text.contains(other),
+            Self::Start => text.starts_with(other),
+            Self::End => text.ends_with(other),
+        }
+    }
 }
 
 /// A test of one value, given as text.
@@ -74,6 +88,24 @@ impl Cidr {
 }
 
 impl Matcher {
+    /// Whether one value, given as it is and folded, satisfies it; `regex` is that of a [`Matcher::Regex`]. The
+    /// [`Evaluator`](crate::Evaluator) asks many at once.
+    pub fn holds(&self, value: &str, folded: &str, regex: Option<&Regex>) -> bool {
+        let text = |cased: bool| if cased { value } else { folded };
+        match self {
+            Self::Text { place, literal, cased } => place.holds(text(*cased), literal),
+            Self::Glob { glob, cased } => glob.matches(text(*cased)),
+            Self::Regex(_) => regex.is_some_and(|regex| regex.is_match(value)),
+            Self::Cidr(cidr) => value.trim().parse().is_ok_and(|address| cidr.contains(address)),
+            Self::Number { comparison, number } => {
+                Number::parse(value).is_some_and(|own| comparison.holds(own, *number))
+            }
+            Self::Time { part, comparison, number } => {
+                parse_time(value).is_some_and(|time| comparison.holds(Number::Int(part.of(time)), *number))
+            }
+        }
+    }
+
     /// How rarely it is satisfied, as a guess: what to test first.
     pub fn selectivity(&self) -> usize {
         match self {

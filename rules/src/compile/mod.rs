@@ -61,8 +61,6 @@ pub struct Rule {
     pub(crate) group_by: Option<Vec<(String, ViewId)>>,
     /// How long further matches are counted before the next alert (µs); `None` for what the configuration says.
     pub(crate) suppress_us: Option<i64>,
-    /// The keywords that are searched in the whole event, folded, as far as they are plain text.
-    pub(crate) keywords: Vec<String>,
     /// The filters on it alone; those on all rules of its log source are there.
     pub(crate) filters: Filters,
 }
@@ -256,7 +254,7 @@ impl<'a> Compiler<'a> {
         let resolved = self.resolved(log_source)?;
         let mut detection = DetectionCompiler::new(&mut self.interner, (&resolved, log_source), self.config);
         let program = detection.compile(&rule.detection).map_err(|fault| fault.within("detection:"))?;
-        let (fields, keywords) = (detection.fields, detection.keywords);
+        let fields = detection.fields;
         let wanted = attribute::attribute(&rule.custom_attributes)?;
         let interner = &mut self.interner;
         let mut with_view = |field: String| {
@@ -283,7 +281,6 @@ impl<'a> Compiler<'a> {
             log_source,
             group_by,
             suppress_us: wanted.suppress_us,
-            keywords,
             filters: Filters::default(),
         });
         Ok(())

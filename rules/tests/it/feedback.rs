@@ -101,10 +101,43 @@ fn matched_shows_the_values_of_the_rule_within_bounds() {
             json!({"f": around, "g": "a needle"}),
         ),
         (
+            // What is asked not to be is not what matched.
             "detection: {s: {f: a}, n: {g: b}, condition: s and not n}",
             json!({"f": "a", "g": "c"}),
-            json!({"f": "a", "g": "c"}),
+            json!({"f": "a"}),
         ),
+        (
+            "detection: {s: {f: a}, n: {g: b}, o: {h: c}, condition: s and not (n and not o)}",
+            json!({"f": "a", "g": "b", "h": "c"}),
+            json!({"f": "a", "h": "c"}),
+        ),
+        // Nor what is not the case.
+        (
+            "detection: {s: {f: a}, t: {g: b, h: c}, u: {i|exists: true}, condition: 1 of them}",
+            json!({"f": "x", "g": "b", "h": "d", "i": 1}),
+            json!({"i": "1"}),
+        ),
+        (
+            "detection: {s: {f: a}, t: {g: b}, u: {h: c}, condition: 2 of them}",
+            json!({"f": "a", "g": "x", "h": "c"}),
+            json!({"f": "a", "h": "c"}),
+        ),
+        (
+            "detection: {s: {f|neq: a, g|contains: [x, y], h|fieldref: g, i: null, 'j|re': '^z'}, condition: s}",
+            json!({"f": "b", "g": "xy", "h": "XY", "j": "zz"}),
+            json!({"g": "xy", "h": "XY", "j": "zz"}),
+        ),
+        (
+            "detection: {s: [needle, other], n: [hay], condition: s and not n}",
+            json!({"f": "a Needle", "g": "nothing", "h": "another"}),
+            json!({"f": "a Needle", "h": "another"}),
+        ),
+        (
+            "detection: {s: {'|startswith': [needle]}, t: {'|re': '[0-9]{3}$'}, condition: s or t}",
+            json!({"f": "needle", "g": "a needle", "h": "x123"}),
+            json!({"f": "needle", "h": "x123"}),
+        ),
+        ("detection: {n: {g: b}, condition: not n}", json!({"f": "a"}), json!({})),
     ] {
         let alerts = alerts(rule, std::slice::from_ref(&event));
         let [alert] = alerts.as_slice() else { panic!("{rule}: {alerts:?}") };
