@@ -65,6 +65,9 @@ pub struct RulesConfig {
     /// tenth of the time that goes by. What counts is its own: its condition, its regular expressions and patterns, its part
     /// of the search for keywords.
     pub rule_event_ns_max: u64,
+    /// A correlation stops when it takes longer than this for each event that it is given, in nanoseconds and on average over a
+    /// window, and more than a tenth of the time that goes by.
+    pub correlation_event_ns_max: u64,
     /// Values of `%placeholder%`s for rules that use the `expand` modifier. A rule with a placeholder that has no value here
     /// is reported and not loaded.
     pub placeholders: BTreeMap<String, Vec<String>>,
@@ -98,6 +101,7 @@ impl Default for RulesConfig {
             alert_event_ids_max: 100,
             alert_value_bytes_max: 1024,
             rule_event_ns_max: 300,
+            correlation_event_ns_max: 5_000,
             placeholders: BTreeMap::new(),
         }
     }

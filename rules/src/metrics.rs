@@ -5,7 +5,7 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (LOADED, "gauge", "Rules that are loaded"),
     (PROBLEMS, "gauge", "Rules that could not be loaded"),
     (PREDICATES, "gauge", "Distinct predicates of all loaded rules"),
-    (PARKED, "gauge", "Rules that were parked because they took too much time"),
+    (PARKED, "gauge", "Rules, filters and correlations that were parked because they took too much time"),
     (ROWS, "counter", "Events that rules looked at"),
     (VALUES, "counter", "Field values that were looked up in the memo"),
     (DECIDED, "counter", "Field values that were not in the memo and were decided"),
@@ -28,7 +28,11 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (CORRELATION_UNGROUPED, "counter", "Matches that correlations did not count because a field was missing"),
     (CORRELATION_DROPPED, "counter", "Events that were forgotten because of correlation_group_events_max"),
     (CORRELATION_EVICTED, "counter", "Groups forgotten because of correlation_groups_max or correlation_bytes_max"),
-    (CORRELATION_UNJUDGED, "counter", "Windows of correlations that were not judged because too many overlap"),
+    (
+        CORRELATION_UNJUDGED,
+        "counter",
+        "Windows of correlations that were not judged because too many overlap, or because a percentile would have taken too long",
+    ),
     (CORRELATION_STEPS, "counter", "Events and steps of indexes that were looked at to judge windows of correlations"),
     (
         CORRELATION_UNSAVED,
@@ -50,7 +54,7 @@ pub const LOADED: &str = "tidegate_rules_loaded";
 pub const PROBLEMS: &str = "tidegate_rules_problems";
 /// Distinct predicates of all loaded rules.
 pub const PREDICATES: &str = "tidegate_rules_predicates";
-/// Rules that were parked.
+/// Rules, filters and correlations that were parked.
 pub const PARKED: &str = "tidegate_rules_parked";
 /// Events that rules looked at.
 pub const ROWS: &str = "tidegate_rules_rows_total";

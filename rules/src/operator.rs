@@ -54,6 +54,8 @@ pub struct SigmaOperator {
     alerting: Alerting,
     /// Rules that tenants turned off.
     off: Arc<Off>,
+    /// What no longer runs because it took too much time.
+    parked: Vec<Parked>,
     status: StatusBoard,
 }
 
@@ -109,6 +111,7 @@ impl SigmaOperator {
             correlations,
             alerting,
             off: Arc::default(),
+            parked: Vec::new(),
             status: StatusBoard::default(),
         })
     }
@@ -132,9 +135,9 @@ impl SigmaOperator {
         &self.problems
     }
 
-    /// Rules that were parked since rules last changed.
+    /// Rules, filters and correlations that were parked since rules last changed.
     pub fn parked(&self) -> &[Parked] {
-        self.evaluators.parked()
+        &self.parked
     }
 
     /// Where the operator says how its rules are, for other threads.
@@ -207,6 +210,7 @@ impl SigmaOperator {
         ::metrics::gauge!(metrics::PROBLEMS).set(problems.len() as f64);
         ::metrics::gauge!(metrics::PREDICATES).set(rules.predicates() as f64);
         ::metrics::gauge!(metrics::PARKED).set(0.0);
+        self.parked.clear();
         self.reported = Counts::default();
         self.problems = problems;
         self.evaluators.replace(new).collect()
@@ -307,7 +311,12 @@ impl SigmaOperator {
         ::metrics::gauge!(metrics::REMEMBERED).set(self.evaluators.remembered() as f64);
         ::metrics::histogram!(metrics::BATCH_SECONDS).record(seconds);
         self.reported = now;
-        self.status.tell(self.evaluators.parked());
+        let (rules, correlations) = (self.evaluators.parked(), self.correlations.parked());
+        if self.parked.iter().ne(rules.iter().chain(correlations)) {
+            self.parked = rules.iter().chain(correlations).cloned().collect();
+            ::metrics::gauge!(metrics::PARKED).set(self.parked.len() as f64);
+        }
+        self.status.tell(&self.parked);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::eval::Parked;
 /// What became of the rules in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RulesStatus {
-    /// Rules and filters that no longer run because they took too much time.
+    /// Rules, filters and correlations that no longer run because they took too much time.
     pub parked: Vec<Parked>,
 }
 

@@ -6,6 +6,7 @@ use rustc_hash::FxHashMap;
 
 use crate::compile::RuleSet;
 use crate::correlation::clock::Timer;
+use crate::correlation::costs::Costs;
 use crate::correlation::group::Terms;
 use crate::correlation::run::Correlations;
 use crate::correlation::saved::{Identity, Kept};
@@ -18,6 +19,8 @@ impl Correlations {
             return;
         }
         let known = self.rules.replace(rules.clone());
+        // Nothing is stopped any more: whoever changed rules may have mended it.
+        self.costs = Costs::new(&rules.correlations, self.event_ns_max);
         let same =
             known.as_ref().is_some_and(|known| identities(&known.correlations) == identities(&rules.correlations));
         if same {

@@ -23,8 +23,12 @@ const GROUP_BYTES: usize = size_of::<Group>() + 64;
 /// The most events after one, within a span, with which the windows that end at them are judged one by one: with more of them
 /// the window is looked for in an index.
 const NEAR_MAX: usize = 64;
-/// The most events that are gone through for one window where an index cannot tell.
-const FAR_MAX: usize = 4_096;
+/// The most events that a gauge is moved over to judge a window: past that the index tells.
+const SEEK_MAX: usize = 1_024;
+/// Unless it was moved that far so long ago that it comes to this for each event since.
+const SEEK_EACH: usize = 32;
+/// What the events of a large group take in the set that tells which of them are there.
+const REPEATS_BYTES: usize = 16;
 /// The most windows of a group that may be open over one moment.
 const OVERLAPS_MAX: usize = 32;
 
@@ -62,6 +66,8 @@ pub(crate) struct Group {
     index: Option<Box<Index>>,
     /// What tells quickly that an event is new among very many of its time.
     repeats: Option<Box<Repeats>>,
+    /// Events since the gauge was moved far.
+    since_seek: u32,
     /// How many events come in before it is tried again to make room by leaving out repetitions.
     pub crowded: u32,
     /// Windows that wait for their end, by start.
@@ -149,6 +155,7 @@ impl Group {
             gauge: None,
             index: None,
             repeats: None,
+            since_seek: u32::MAX,
             crowded: 0,
             windows: VecDeque::new(),
             fires: Vec::new(),
@@ -193,7 +200,11 @@ impl Group {
             None => 0,
         };
         let gauge = self.gauge.as_ref().map_or(0, |gauge| gauge.bytes(entries.len()) + size_of::<Gauge>() + 16);
-        let indexed = if entries.len() > NEAR_MAX { Index::bytes(definition.kind, entries.len()) } else { 0 };
+        let indexed = if entries.len() > NEAR_MAX {
+            Index::bytes(definition.kind, entries.len()) + entries.len() * REPEATS_BYTES
+        } else {
+            0
+        };
         let windows = self.windows.len() * (size_of::<OpenWindow>() + size_of::<Completing>() + 64);
         GROUP_BYTES
             + self.key.len().next_multiple_of(16)
@@ -245,7 +256,9 @@ impl Group {
         let at = known.partition_point(|known| known.time <= entry.time);
         let first = known.partition_point(|known| known.time < entry.time);
         let same_time = known.get(first..at).unwrap_or_default();
-        let may_repeat = same_time.len() <= NEAR_MAX || repeats.get_or_insert_default().may_have(&entry, same_time);
+        let oldest = known.first().map_or(i64::MAX, |first| first.time);
+        let may_repeat =
+            same_time.len() <= NEAR_MAX || repeats.get_or_insert_default().may_have(&entry, same_time, oldest);
         fed.looked_at += if may_repeat { same_time.len() as u64 } else { 1 };
         if may_repeat && same_time.iter().any(|known| known.repeats(&entry)) {
             return false;
@@ -316,12 +329,30 @@ impl Group {
         // By what is in the group alone: a group that was saved and restored must go the same way.
         let ordered = terms.definition.kind == CorrelationType::TemporalOrdered;
         let near = last_end - own_end <= terms.near_max && (!ordered || own_end - begin <= terms.near_max);
-        if near {
+        if near && !self.is_far((begin, own_end), terms) {
             self.judge_each(reach, (own_end, last_end), terms, &mut fed);
         } else {
-            self.look_up(&about, reach, (own_end, last_end), terms, &mut fed);
+            self.look_up(&about, reach, terms, &mut fed);
         }
         fed
+    }
+
+    /// Whether the gauge is so far from a window that to move it there costs more than the index. What is between two events of a
+    /// percentile only the gauge knows.
+    fn is_far(&mut self, (from, to): (usize, usize), terms: &Terms<'_>) -> bool {
+        self.since_seek = self.since_seek.saturating_add(1);
+        let kind = terms.definition.kind;
+        let between = matches!(kind, CorrelationType::ValuePercentile | CorrelationType::ValueMedian);
+        let Some(gauge) = self.gauge.as_deref().filter(|_| !between) else { return false };
+        let distance = gauge.distance(from, to);
+        if distance <= SEEK_MAX || gauge.is_hopeless(terms.definition, terms.needed, gauge.outside(from, to)) {
+            return false;
+        }
+        let far = distance / SEEK_EACH > self.since_seek as usize;
+        if !far {
+            self.since_seek = 0;
+        }
+        far
     }
 
     /// Judges the windows that end at each of these entries, until one holds.
@@ -348,25 +379,11 @@ impl Group {
     }
 
     /// Finds the first window that holds in the index.
-    fn look_up(&mut self, about: &Entry, reach: (i64, i64), ends: (usize, usize), terms: &Terms<'_>, fed: &mut Fed) {
+    fn look_up(&mut self, about: &Entry, reach: (i64, i64), terms: &Terms<'_>, fed: &mut Fed) {
         let stretches = self.loud(reach, terms.span());
         let Self { line, index, .. } = self;
         let make = || Box::new(Index::new(terms.definition, terms.needed, line.as_slice()));
         let index = index.get_or_insert_with(make);
-        if !index.tells() {
-            // Of what cannot be told quickly, only the window that it ends is judged.
-            fed.unjudged += (ends.1 - ends.0) as u64;
-            let begin = self.entries().partition_point(|entry| entry.time <= about.time.saturating_sub(terms.span()));
-            let few = ends.0 - begin <= FAR_MAX;
-            fed.unjudged += u64::from(!few);
-            if few && !self.is_quiet(about.time, terms.span()) {
-                // Apart from what is known of another window, which may be far off.
-                let known = self.gauge.replace(Box::new(Gauge::new(terms.definition)));
-                self.judge_end(about.time, ends.0, terms, fed);
-                self.gauge = known;
-            }
-            return;
-        }
         let found = index.first(about, line.as_slice(), &stretches, terms.definition);
         fed.looked_at += index.take_looked_at();
         fed.unjudged += found.unjudged;
@@ -424,12 +441,12 @@ impl Group {
                 Gauge::new(terms.definition).measure(terms.definition, window)?
             }
             Some(gauge) => {
-                let outside = gauge.from.saturating_sub(from) + to.saturating_sub(gauge.to);
+                let outside = gauge.outside(from, to);
                 if gauge.is_hopeless(terms.definition, terms.needed, outside) {
                     return None;
                 }
                 fed.looked_at += gauge.seek(entries, from, to) + 1;
-                if gauge.goes_through(terms.definition) {
+                if terms.definition.kind == CorrelationType::TemporalOrdered {
                     fed.looked_at += window.len() as u64;
                 }
                 gauge.measure(terms.definition, window)?

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use rsigma_parser::CorrelationType;
 use rustc_hash::FxHashMap;
 
-use crate::correlation::amount::Amount;
+use crate::correlation::amount::{Amount, Unit};
 use crate::correlation::condition::{Bounds, Expression, Relation};
 use crate::correlation::definition::{Condition, Definition};
 use crate::correlation::entry::Entry;
@@ -27,9 +27,6 @@ use crate::correlation::levels::Levels;
 
 /// The most events that are gone through, for one event, to judge windows whose percentile lies between two events.
 const BETWEEN_STEPS_MAX: usize = 4_096;
-
-/// More than exact amounts add up to.
-const FAR: f64 = 1e30;
 
 /// What is known of the windows of a group.
 #[derive(Debug)]
@@ -49,8 +46,6 @@ enum Kind {
         least: i128,
         /// When each value was seen.
         values: FxHashMap<[u64; 2], Times>,
-        /// Events whose amount is no exact one, where those do not add up.
-        floats: u32,
     },
     Rules {
         /// When each was seen, and how often then.
@@ -58,8 +53,6 @@ enum Kind {
         /// The least sets of rules that satisfy an ordered condition.
         ways: Vec<Vec<usize>>,
     },
-    /// There is none for this condition.
-    None,
 }
 
 /// What an event adds to the windows that it is in.
@@ -67,9 +60,9 @@ enum Kind {
 enum Weigh {
     Each,
     Distinct,
-    Amount,
-    /// What it has more than this.
-    Above(i128),
+    Amount(Unit),
+    /// What it has more than so many units.
+    Above(Unit, i128),
     /// So much, and 100 less where its amount is below the bound: not above it when that is strict.
     Rank {
         percent: i128,
@@ -160,23 +153,14 @@ impl Index {
         events * each
     }
 
-    /// Whether it can tell anything now.
-    pub fn tells(&self) -> bool {
-        match &self.kind {
-            Kind::Levels { floats, .. } => *floats == 0,
-            Kind::Rules { .. } => true,
-            Kind::None => false,
-        }
-    }
-
     /// Takes up an event.
     pub fn insert(&mut self, entry: &Entry) {
         let end = entry.time.saturating_add(self.span);
         match &mut self.kind {
-            Kind::Levels { levels, weigh, values, floats, .. } => {
+            Kind::Levels { levels, weigh, values, .. } => {
                 match weigh.of(entry) {
                     Some(weight) => levels.raise(entry.time, end, weight),
-                    None if matches!(weigh, Weigh::Distinct) => {
+                    None => {
                         let mut new = true;
                         let times = values.entry(entry.value.hash());
                         let times =
@@ -186,7 +170,6 @@ impl Index {
                             levels.raise(from, to, 1);
                         }
                     }
-                    None => *floats += 1,
                 }
                 levels.set_end(entry.time, true);
             }
@@ -195,7 +178,6 @@ impl Index {
                     *times.entry(entry.time).or_default() += 1;
                 }
             }
-            Kind::None => {}
         }
         self.looked_at += 1;
     }
@@ -204,10 +186,10 @@ impl Index {
     pub fn cut(&mut self, entry: &Entry, next: Option<i64>) {
         let end = entry.time.saturating_add(self.span);
         match &mut self.kind {
-            Kind::Levels { levels, weigh, values, floats, .. } => {
+            Kind::Levels { levels, weigh, values, .. } => {
                 match weigh.of(entry) {
                     Some(weight) => levels.raise(entry.time, end, weight.wrapping_neg()),
-                    None if matches!(weigh, Weigh::Distinct) => {
+                    None => {
                         if let Some(times) = values.get_mut(&entry.value.hash()) {
                             let (gone, none) = times.remove(entry.time);
                             if gone {
@@ -219,7 +201,6 @@ impl Index {
                             }
                         }
                     }
-                    None => *floats = floats.saturating_sub(1),
                 }
                 if next != Some(entry.time) {
                     levels.set_end(entry.time, false);
@@ -230,7 +211,6 @@ impl Index {
                     take(times, entry.time);
                 }
             }
-            Kind::None => {}
         }
     }
 
@@ -294,7 +274,6 @@ impl Index {
                 };
                 Found { end, unjudged: 0 }
             }
-            Kind::None => Found::default(),
         }
     }
 
@@ -310,35 +289,29 @@ impl Index {
 
 impl Kind {
     fn new(definition: &Definition, needed: u64) -> Self {
-        let levels = |weigh: Option<(Weigh, i128)>| match weigh {
-            Some((weigh, least)) => {
-                Self::Levels { levels: Levels::default(), weigh, least, values: FxHashMap::default(), floats: 0 }
-            }
-            None => Self::None,
+        let levels =
+            |weigh, least| Self::Levels { levels: Levels::default(), weigh, least, values: FxHashMap::default() };
+        let none = Bounds(Vec::new());
+        let bounds = match &definition.condition {
+            Condition::Bounds(bounds) => bounds,
+            Condition::Expression(_) => &none,
         };
-        let strongest = match &definition.condition {
-            Condition::Bounds(bounds) => strongest(bounds),
-            Condition::Expression(_) => None,
-        };
-        let exact = strongest.and_then(|(bound, strict)| match bound {
-            Amount::Exact(bound) => Some((bound, strict)),
-            Amount::Float(_) => None,
-        });
-        // What exact amounts never add up to.
-        let out_of_reach = matches!(strongest, Some((Amount::Float(bound), _)) if bound >= FAR);
+        let unit = bounds.unit();
         match definition.kind {
-            CorrelationType::EventCount => levels(Some((Weigh::Each, i128::from(needed)))),
-            CorrelationType::ValueCount => levels(Some((Weigh::Distinct, i128::from(needed)))),
-            CorrelationType::ValueSum | CorrelationType::ValueAvg if out_of_reach => {
-                levels(Some((Weigh::Amount, i128::MAX)))
-            }
+            CorrelationType::EventCount => levels(Weigh::Each, i128::from(needed)),
+            CorrelationType::ValueCount => levels(Weigh::Distinct, i128::from(needed)),
             CorrelationType::ValueSum => {
-                levels(exact.map(|(bound, strict)| (Weigh::Amount, bound + i128::from(strict))))
+                let (bound, strict) = strongest_sum(bounds, unit);
+                levels(Weigh::Amount(unit), bound + i128::from(strict))
             }
-            CorrelationType::ValueAvg => levels(exact.map(|(bound, strict)| (Weigh::Above(bound), i128::from(strict)))),
+            CorrelationType::ValueAvg => {
+                let (bound, strict) = strongest_sum(bounds, unit);
+                levels(Weigh::Above(unit, bound), i128::from(strict))
+            }
             CorrelationType::ValuePercentile | CorrelationType::ValueMedian => {
                 let percent = i128::from(definition.percentile);
-                levels(strongest.map(|(bound, strict)| (Weigh::Rank { percent, bound, strict }, percent - 100)))
+                let (bound, strict) = strongest(bounds).unwrap_or((Amount::Float(f64::MIN), false));
+                levels(Weigh::Rank { percent, bound, strict }, percent - 100)
             }
             CorrelationType::Temporal | CorrelationType::TemporalOrdered => Self::Rules {
                 seen: vec![BTreeMap::new(); definition.rules.len()],
@@ -354,17 +327,17 @@ impl Kind {
 }
 
 impl Weigh {
-    /// `None` when it is not a matter of the event alone, or when it is none.
+    /// `None` when it is not a matter of the event alone.
     fn of(&self, entry: &Entry) -> Option<i128> {
         let amount = entry.value.to_amount();
-        match (self, amount) {
-            (Self::Each, _) => Some(1),
-            (Self::Amount, Amount::Exact(value)) => Some(value),
-            (Self::Above(bound), Amount::Exact(value)) => Some(value.wrapping_sub(*bound)),
-            (Self::Rank { percent, bound, strict }, amount) => {
+        match self {
+            Self::Each => Some(1),
+            Self::Amount(unit) => Some(unit.count(amount)),
+            Self::Above(unit, bound) => Some(unit.count(amount).wrapping_sub(*bound)),
+            Self::Rank { percent, bound, strict } => {
                 Some(percent - if is_below(amount, *bound, *strict) { 100 } else { 0 })
             }
-            (Self::Distinct | Self::Amount | Self::Above(_), _) => None,
+            Self::Distinct => None,
         }
     }
 }
@@ -381,6 +354,12 @@ fn strongest(bounds: &Bounds) -> Option<(Amount, bool)> {
         let ordering = left.0.compare_value(right.0).then(left.1.cmp(&right.1));
         if ordering.is_lt() { right } else { left }
     })
+}
+
+/// The same of bounds on sums, in units.
+fn strongest_sum(bounds: &Bounds, unit: Unit) -> (i128, bool) {
+    let own = bounds.0.iter().map(|(relation, bound)| (unit.count(*bound), *relation == Relation::Gt));
+    own.max().unwrap_or((i128::MIN / 4, false))
 }
 
 /// The ends of windows that see a value because it was there at `time`, and at no other time.

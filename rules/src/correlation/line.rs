@@ -74,12 +74,15 @@ impl Line {
     }
 }
 
-/// The sum of the amounts of some events, as a float, added up in their order.
-pub(crate) fn float_sum(entries: &[Entry]) -> Amount {
+/// The sum of the amounts of some events, as people are told it: exact, unless one is a float.
+pub(crate) fn sum(entries: &[Entry]) -> Amount {
     let amounts = entries.iter().map(|entry| entry.value.to_amount());
     let exact: i128 = amounts.clone().map(|amount| if let Amount::Exact(value) = amount { value } else { 0 }).sum();
-    let floats: f64 = amounts.map(|amount| if let Amount::Float(value) = amount { value } else { 0.0 }).sum();
-    Amount::Float(Amount::Exact(exact).as_f64() + floats)
+    let mut floats = amounts.filter_map(|amount| if let Amount::Float(value) = amount { Some(value) } else { None });
+    match floats.next() {
+        None => Amount::Exact(exact),
+        Some(first) => Amount::Float(floats.fold(Amount::Exact(exact).as_f64() + first, |sum, value| sum + value)),
+    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ mod amount;
 mod bucket;
 mod clock;
 mod condition;
+mod costs;
 pub(crate) mod definition;
 mod entry;
 mod group;

@@ -67,6 +67,7 @@ impl Correlations {
         timer: Timer,
         fired: &mut Vec<(i64, Firing)>,
     ) {
+        let step = self.costs.begin();
         let Some(bucket) = self.buckets.get_mut(timer.bucket as usize) else { return };
         let Some(correlation) = set.correlations.get(bucket.correlation as usize) else { return };
         let terms = Terms::new(correlation, self.events_max);
@@ -113,6 +114,7 @@ impl Correlations {
         } else {
             self.remove(timer.bucket, timer.slot);
         }
+        self.costs.end(&step, (number, tenant), false);
     }
 
     /// Drops groups that no event can concern any more. Which are dropped first does not matter to what fires: one that is

@@ -1,35 +1,36 @@
 //! Whether one of very many events of the same time is there already: logs that tell time in seconds bring thousands.
 
-use rustc_hash::{FxBuildHasher, FxHashSet};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use std::hash::BuildHasher;
 
 use crate::correlation::entry::{Entry, EventId};
 
-/// Times whose events are known by hash. A group has room for few times with very many events.
-const TIMES_MAX: usize = 4;
+/// Times whose events are known by hash, before those that are gone are forgotten.
+const TIMES_MAX: usize = 256;
 
-/// Hashes of the events of a few times. One that is not here is not among them; of one that is, the events must be looked at.
+/// Hashes of the events of times with very many events. One that is not here is not among them; of one that is, the events must
+/// be looked at.
 #[derive(Debug, Default)]
 pub(crate) struct Repeats {
-    times: Vec<(i64, FxHashSet<u64>)>,
+    times: FxHashMap<i64, FxHashSet<u64>>,
 }
 
 impl Repeats {
-    /// Whether an event may be among those of its time.
-    pub fn may_have(&mut self, entry: &Entry, same_time: &[Entry]) -> bool {
-        let at = self.times.iter().position(|(time, _)| *time == entry.time).unwrap_or_else(|| {
+    /// Whether an event may be among those of its time, in a group whose oldest event has the time `oldest`.
+    pub fn may_have(&mut self, entry: &Entry, same_time: &[Entry], oldest: i64) -> bool {
+        if self.times.len() >= TIMES_MAX && !self.times.contains_key(&entry.time) {
+            self.times.retain(|time, _| *time >= oldest);
             if self.times.len() >= TIMES_MAX {
-                self.times.remove(0);
+                self.times.clear();
             }
-            self.times.push((entry.time, same_time.iter().map(hash).collect()));
-            self.times.len() - 1
-        });
-        self.times.get(at).is_some_and(|(_, hashes)| hashes.contains(&hash(entry)))
+        }
+        let hashes = self.times.entry(entry.time).or_insert_with(|| same_time.iter().map(hash).collect());
+        hashes.contains(&hash(entry))
     }
 
     /// Notes an event that was taken up.
     pub fn add(&mut self, entry: &Entry) {
-        if let Some((_, hashes)) = self.times.iter_mut().find(|(time, _)| *time == entry.time) {
+        if let Some(hashes) = self.times.get_mut(&entry.time) {
             hashes.insert(hash(entry));
         }
     }

@@ -13,11 +13,13 @@ use crate::config::RulesConfig;
 use crate::correlation::alert::{alert, values};
 use crate::correlation::bucket::Bucket;
 use crate::correlation::clock::{Clock, Timer};
+use crate::correlation::costs::{Costs, Stopped};
 use crate::correlation::entry::{Entry, EventId, Value};
 use crate::correlation::group::{Completing, Fed, Fire, Group, Terms};
 use crate::correlation::read::{Batch, measured};
 use crate::correlation::saved::Kept;
 use crate::correlation::set::{Correlation, CorrelationSet, Views};
+use crate::eval::Parked;
 use crate::metrics;
 use crate::off::Off;
 
@@ -87,6 +89,7 @@ pub(crate) struct Correlations {
     bytes_max: usize,
     pub(super) events_max: usize,
     pub(super) event_ids_max: usize,
+    pub(super) event_ns_max: u64,
     pub(super) clock: Clock,
     pub(super) rules: Option<Arc<RuleSet>>,
     /// Rules that tenants turned off.
@@ -102,6 +105,7 @@ pub(crate) struct Correlations {
     /// State that waits for its rules.
     pub(super) kept: Vec<Kept>,
     pub(super) counts: Counts,
+    pub(super) costs: Costs,
 }
 
 impl Correlations {
@@ -112,6 +116,7 @@ impl Correlations {
             bytes_max: config.correlation_bytes_max,
             events_max: config.correlation_group_events_max,
             event_ids_max: config.alert_event_ids_max,
+            event_ns_max: config.correlation_event_ns_max,
             clock: Clock::new(micros(config.lateness_ms_max), micros(config.ahead_ms_max)),
             rules: None,
             off: Arc::default(),
@@ -123,6 +128,7 @@ impl Correlations {
             next_number: 0,
             kept: Vec::new(),
             counts: Counts::default(),
+            costs: Costs::new(&CorrelationSet::default(), config.correlation_event_ns_max),
         }
     }
 
@@ -168,11 +174,16 @@ impl Correlations {
                 for target in targets {
                     let Some(correlation) = set.correlations.get(target.correlation as usize) else { continue };
                     let foreign = correlation.org_id.as_ref().is_some_and(|own| **own != *org_id);
-                    if foreign || self.off.is_off(org_id, &correlation.id) {
+                    let place = (target.correlation, stand.tenant);
+                    let stopped = self.costs.is_stopped(place.0, place.1);
+                    if foreign || stopped || self.off.is_off(org_id, &correlation.id) {
                         continue;
                     }
                     let mut key = Vec::new();
-                    let Some(value) = measured(&mut batch, row, &mut key, (correlation, &target.views), None) else {
+                    let step = self.costs.begin();
+                    let value = measured(&mut batch, row, &mut key, (correlation, &target.views), None);
+                    self.costs.end(&step, place, false);
+                    let Some(value) = value else {
                         self.counts.ungrouped += 1;
                         continue;
                     };
@@ -193,9 +204,37 @@ impl Correlations {
                 once_each(set, &mut work);
                 self.run(set, &mut batch, stand.tenant, &mut work, (row, false, &mut out));
             }
+            if self.costs.is_due() {
+                let stopped = self.costs.judge(rows.num_rows() as u64);
+                self.stop(&stopped);
+            }
         }
+        let stopped = self.costs.end_batch(rows.num_rows() as u64);
+        self.stop(&stopped);
         self.report();
         out
+    }
+
+    /// Forgets the groups of correlations that take too long.
+    fn stop(&mut self, stopped: &[Stopped]) {
+        if stopped.is_empty() {
+            return;
+        }
+        let tenants = &self.clock.tenants;
+        self.costs.name(stopped, |tenant| tenants.get(tenant as usize).map(|tenant| tenant.org_id.clone()));
+        for bucket in &mut self.buckets {
+            let (correlation, tenant) = (bucket.correlation, bucket.tenant);
+            if stopped.iter().any(|(own, of)| *own == correlation && of.is_none_or(|of| of == tenant)) {
+                self.bytes = self.bytes.saturating_sub(bucket.bytes);
+                self.live -= bucket.len();
+                *bucket = Bucket::new(correlation, tenant);
+            }
+        }
+    }
+
+    /// Correlations that were stopped because they took too much time.
+    pub fn parked(&self) -> &[Parked] {
+        self.costs.reports()
     }
 
     /// Feeds events, and what follows from them, in the order of correlations.
@@ -234,7 +273,8 @@ impl Correlations {
         for feed in &correlation.feeds {
             let Some(other) = set.correlations.get(feed.correlation as usize) else { continue };
             let foreign = other.org_id.as_ref().is_some_and(|scope| *scope != org_id);
-            if foreign || self.off.is_off(&org_id, &other.id) {
+            let stopped = self.costs.is_stopped(feed.correlation, firing.tenant);
+            if foreign || stopped || self.off.is_off(&org_id, &other.id) {
                 continue;
             }
             let none = Views { group: Box::default(), measured: Box::default() };
@@ -270,6 +310,10 @@ impl Correlations {
         work: Work,
         batch: &Batch<'_>,
     ) -> Option<Firing> {
+        if self.costs.is_stopped(work.correlation, tenant) {
+            return None;
+        }
+        let (step, place) = (self.costs.begin(), (work.correlation, tenant));
         let terms = Terms::new(correlation, self.events_max);
         let bucket_id = self.bucket(work.correlation, tenant);
         let slot = self.group(bucket_id, &work.key, correlation, tenant, &terms)?;
@@ -324,6 +368,7 @@ impl Correlations {
         if self.bytes > self.bytes_max {
             self.free();
         }
+        self.costs.end(&step, place, true);
         firing
     }
 

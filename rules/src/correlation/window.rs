@@ -1,17 +1,17 @@
 //! Measures a window as it moves over the events of a group.
 //!
 //! A [`Gauge`] knows what is in one window, and follows when the window moves, event by event, in either direction. So a
-//! window that moves on with the events costs the same for each event, however many it holds; only an ordered sequence, and a
-//! sum in which a float is, is gone through whole: see [`index`](super::index) for what is done where that would be too much.
+//! window that moves on with the events costs the same for each event, however many it holds; only an ordered sequence is gone
+//! through whole: see [`index`](super::index) for what is done where that would be too much.
 
 use rsigma_parser::CorrelationType;
 use rustc_hash::FxHashMap;
 
-use crate::correlation::amount::Amount;
+use crate::correlation::amount::{Amount, Unit};
 use crate::correlation::condition::Expression;
 use crate::correlation::definition::{Condition, Definition};
 use crate::correlation::entry::Entry;
-use crate::correlation::line::float_sum;
+use crate::correlation::line;
 use crate::correlation::sorted::Sorted;
 
 /// What is in a window: the entries from `from` up to `to`.
@@ -31,8 +31,8 @@ enum Content {
     Values(FxHashMap<[u64; 2], u32>),
     /// How many entries there are of each rule.
     Rules(Vec<u32>),
-    /// The sum of exact amounts, and how many are floats.
-    Sum { exact: i128, floats: u32 },
+    /// The sum in units, and how many of the amounts are floats.
+    Sum { units: i128, floats: u32, unit: Unit },
     /// All amounts in order.
     Sorted(Sorted),
 }
@@ -45,7 +45,13 @@ impl Gauge {
             CorrelationType::Temporal | CorrelationType::TemporalOrdered => {
                 Content::Rules(vec![0; definition.rules.len()])
             }
-            CorrelationType::ValueSum | CorrelationType::ValueAvg => Content::Sum { exact: 0, floats: 0 },
+            CorrelationType::ValueSum | CorrelationType::ValueAvg => {
+                let unit = match &definition.condition {
+                    Condition::Bounds(bounds) => bounds.unit(),
+                    Condition::Expression(_) => Unit::of(std::iter::empty()),
+                };
+                Content::Sum { units: 0, floats: 0, unit }
+            }
             CorrelationType::ValuePercentile | CorrelationType::ValueMedian => Content::Sorted(Sorted::default()),
         };
         Self { from: 0, to: 0, content }
@@ -70,6 +76,19 @@ impl Gauge {
         }
         self.from -= count;
         self.to -= count;
+    }
+
+    /// Over how many entries it moves to get to a window.
+    pub fn distance(&self, from: usize, to: usize) -> usize {
+        if from >= self.to || to <= self.from {
+            return self.to - self.from + to.saturating_sub(from);
+        }
+        self.from.abs_diff(from) + self.to.abs_diff(to)
+    }
+
+    /// How many entries of a window are not in this one, at most.
+    pub fn outside(&self, from: usize, to: usize) -> usize {
+        self.from.saturating_sub(from) + to.saturating_sub(self.to)
     }
 
     /// Moves to the window from `from` up to `to`; over how many entries.
@@ -110,10 +129,11 @@ impl Gauge {
             Content::Count => {}
             Content::Values(counts) => *counts.entry(entry.value.hash()).or_default() += 1,
             Content::Rules(counts) => counts.get_mut(usize::from(entry.slot)).into_iter().for_each(|count| *count += 1),
-            Content::Sum { exact, floats } => match entry.value.to_amount() {
-                Amount::Exact(value) => *exact += value,
-                Amount::Float(_) => *floats += 1,
-            },
+            Content::Sum { units, floats, unit } => {
+                let amount = entry.value.to_amount();
+                *units += unit.count(amount);
+                *floats += u32::from(matches!(amount, Amount::Float(_)));
+            }
             Content::Sorted(amounts) => amounts.insert(entry.value.to_amount()),
         }
     }
@@ -131,10 +151,11 @@ impl Gauge {
                 }
             }
             Content::Rules(counts) => counts.get_mut(usize::from(entry.slot)).into_iter().for_each(|count| *count -= 1),
-            Content::Sum { exact, floats } => match entry.value.to_amount() {
-                Amount::Exact(value) => *exact -= value,
-                Amount::Float(_) => *floats -= 1,
-            },
+            Content::Sum { units, floats, unit } => {
+                let amount = entry.value.to_amount();
+                *units -= unit.count(amount);
+                *floats -= u32::from(matches!(amount, Amount::Float(_)));
+            }
             Content::Sorted(amounts) => amounts.remove(entry.value.to_amount()),
         }
     }
@@ -145,14 +166,6 @@ impl Gauge {
             (Content::Values(counts), _) => ((counts.len() + more) as u64) < needed,
             (_, CorrelationType::EventCount) => ((self.to - self.from + more) as u64) < needed,
             _ => false,
-        }
-    }
-
-    /// Whether to measure is to go through the window.
-    pub fn goes_through(&self, definition: &Definition) -> bool {
-        match &self.content {
-            Content::Sum { floats, .. } => *floats > 0,
-            _ => definition.kind == CorrelationType::TemporalOrdered,
         }
     }
 
@@ -167,18 +180,19 @@ impl Gauge {
             Content::Count => Amount::whole(count),
             Content::Values(counts) => Amount::whole(counts.len() as u64),
             Content::Rules(counts) => Amount::whole(counts.iter().filter(|count| **count > 0).count() as u64),
-            Content::Sum { exact, floats } => {
-                let sum = if *floats == 0 { Amount::Exact(*exact) } else { float_sum(window) };
-                if definition.kind == CorrelationType::ValueAvg { sum.divided(count) } else { sum }
+            Content::Sum { units, floats, unit } => {
+                let Condition::Bounds(bounds) = &definition.condition else { return None };
+                let of = if definition.kind == CorrelationType::ValueAvg { count } else { 1 };
+                let holds = bounds.hold_sum(*unit, *units, of);
+                // Only what fires is told, and then a group is quiet for a span.
+                let known = !holds || (*floats == 0 && unit.is_least());
+                let sum = if known { Amount::Exact(*units) } else { line::sum(window) };
+                return Some((sum.divided(of), holds));
             }
             Content::Sorted(amounts) => percentile(amounts, definition.percentile)?,
         };
         let holds = match &definition.condition {
-            Condition::Bounds(bounds) => match (&self.content, definition.kind) {
-                // Not the quotient, which is rounded.
-                (Content::Sum { exact, floats: 0 }, CorrelationType::ValueAvg) => bounds.hold_average(*exact, count),
-                _ => bounds.hold(value),
-            },
+            Condition::Bounds(bounds) => bounds.hold(value),
             Condition::Expression(expression) => {
                 let seen = |slot: usize| match &self.content {
                     Content::Rules(counts) => counts.get(slot).is_some_and(|count| *count > 0),

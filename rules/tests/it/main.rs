@@ -7,6 +7,7 @@ mod cases;
 mod conformance;
 mod correlation;
 mod correlation_bounds;
+mod correlation_costs;
 mod correlation_faults;
 mod correlation_features;
 mod correlation_model;

@@ -60,8 +60,12 @@ pub fn batch(events: &[Event]) -> LogBatch {
     LogBatch { offset: 0, dataset: Dataset::SecurityEvents, rows }
 }
 
-/// An operator with rule files (tenant, text), the tenant `default` being everyone.
-pub fn operator(config: RulesConfig, files: &[(&str, &str)]) -> SigmaOperator {
+/// An operator with rule files (tenant, text), the tenant `default` being everyone. Without optimisation correlations take longer
+/// than they may: they are only stopped where a test sets the time.
+pub fn operator(mut config: RulesConfig, files: &[(&str, &str)]) -> SigmaOperator {
+    if config.correlation_event_ns_max == RulesConfig::default().correlation_event_ns_max {
+        config.correlation_event_ns_max = u64::MAX;
+    }
     let mut operator = SigmaOperator::new(config).expect("tables");
     load(&mut operator, files);
     let problems: Vec<String> = operator.problems().iter().map(ToString::to_string).collect();
