@@ -6,7 +6,7 @@
 //! stays parked for all. So one tenant's events cost only that tenant its detections.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
@@ -16,7 +16,6 @@ use tidegate_pipeline::LogBatch;
 use crate::compile::RuleSet;
 use crate::config::RulesConfig;
 use crate::eval::{Counts, Evaluator, Parked};
-use crate::metrics;
 use crate::problem::RuleFile;
 
 /// The most tenants with an evaluator of their own: each remembers values of its own.
@@ -25,8 +24,11 @@ const APART_MAX: usize = 8;
 const TRIED_MAX: usize = 8;
 /// The most rows of one tenant that it is tried on.
 const TRIED_ROWS: usize = 512;
-/// How often it is tried.
+/// How often it is tried, if that does not take longer than this.
 const TRIES: usize = 4;
+const TRIED_TIME: Duration = Duration::from_millis(25);
+/// How many times as many rows it is tried on as before, while that is not long.
+const MORE_ROWS: usize = 8;
 /// It is slow on the events of those on whose events it takes at least one part in so many of the longest time.
 const NEAR_PART: u128 = 4;
 
@@ -167,7 +169,6 @@ impl Evaluators {
             };
             self.parked.extend(own.parked().iter().map(of_tenant));
         }
-        ::metrics::gauge!(metrics::PARKED).set(self.parked.len() as f64);
     }
 }
 
@@ -197,8 +198,8 @@ fn part_of(batch: &LogBatch, mask: Vec<bool>) -> Option<(LogBatch, Vec<usize>)> 
 
 /// The tenants of a batch on whose events a rule is slow; none when it is slow on those of all of several.
 fn slow_for(text: &str, batch: &LogBatch, config: &RulesConfig) -> Vec<Arc<str>> {
-    let never = RulesConfig { rule_event_ns_max: u64::MAX, memo_values_max: TRIED_ROWS, ..config.clone() };
-    let Ok((rules, _)) = RuleSet::compile(&[RuleFile::new("rule", text)], &never) else { return Vec::new() };
+    let config = RulesConfig { memo_values_max: TRIED_ROWS, ..config.clone() };
+    let Ok((rules, _)) = RuleSet::compile(&[RuleFile::new("rule", text)], &config) else { return Vec::new() };
     let (rules, Some(orgs)) = (Arc::new(rules), orgs(&batch.rows)) else { return Vec::new() };
     let mut counts: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
     orgs.iter().flatten().for_each(|org_id| *counts.entry(org_id).or_default() += 1);
@@ -213,24 +214,40 @@ fn slow_for(text: &str, batch: &LogBatch, config: &RulesConfig) -> Vec<Arc<str>>
             left -= usize::from(counts);
             counts
         };
-        let Some((part, places)) = part_of(batch, orgs.iter().map(own).collect()) else { continue };
-        // What values cost, not what a batch does: they are known the second time. The best of some tries counts: a thread may lose
-        // its core.
-        let cost = |_| {
-            let mut evaluator = Evaluator::new(rules.clone(), &never);
-            evaluator.make_ready();
-            let mut timed = || {
-                let started = Instant::now();
-                evaluator.matches(&part);
-                started.elapsed()
-            };
-            let (new, known) = (timed(), timed());
-            new.saturating_sub(known).as_nanos() / places.len() as u128
-        };
-        costs.extend((0..TRIES).map(cost).min().map(|cost| (org_id, cost)));
+        let Some((part, _)) = part_of(batch, orgs.iter().map(own).collect()) else { continue };
+        costs.push((org_id, cost_of(&rules, &part, &config)));
     }
     let most = costs.iter().map(|(_, cost)| *cost).max().unwrap_or_default();
     let slow = |cost: &&(&str, u128)| cost.1 > u128::from(config.rule_event_ns_max) && cost.1 >= most / NEAR_PART;
     let culprits: Vec<Arc<str>> = costs.iter().filter(slow).map(|(org_id, _)| Arc::from(*org_id)).collect();
     if culprits.len() >= 2 && culprits.len() == costs.len() { Vec::new() } else { culprits }
+}
+
+/// Nanoseconds that a rule takes for one of some events. What values cost, not what a batch does: they are known the second
+/// time. The best of some tries counts: a thread may lose its core. A few events are enough when they are large.
+fn cost_of(rules: &Arc<RuleSet>, events: &LogBatch, config: &RulesConfig) -> u128 {
+    let all = events.rows.num_rows();
+    let (begun, mut rows, mut tries, mut best) = (Instant::now(), 1, TRIES, u128::MAX);
+    while tries > 0 {
+        let part = LogBatch { rows: events.rows.slice(0, rows.min(all)), ..events.clone() };
+        let mut evaluator = Evaluator::new(rules.clone(), config);
+        evaluator.make_ready();
+        evaluator.give_up_after(TRIED_TIME.as_nanos() as u64);
+        let mut timed = || {
+            let started = Instant::now();
+            evaluator.matches(&part);
+            started.elapsed()
+        };
+        let new = timed();
+        let known = if new < TRIED_TIME { timed() } else { Duration::ZERO };
+        let parked = !evaluator.parked().is_empty();
+        let cost = (if parked { new } else { new.saturating_sub(known) }).as_nanos() / rows.min(all).max(1) as u128;
+        if rows < all && new < TRIED_TIME && !parked {
+            rows *= MORE_ROWS;
+            continue;
+        }
+        best = best.min(cost);
+        tries = if parked || begun.elapsed() > TRIED_TIME { 0 } else { tries - 1 };
+    }
+    best
 }

@@ -1,194 +1,343 @@
-//! What rules cost, and which cost too much. The only place of this crate that looks at a clock: parking is for the operator
-//! of the program, not for the stream, so a replay may park at another place or not at all.
+//! What rules cost, and which cost too much. Beside [`watch`](super::watch) the only place of this crate that looks at a clock:
+//! parking is for the operator of the program, not for the stream, so a replay may park at another place or not at all.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::compile::RuleSet;
-
-/// One value in so many has its regular expressions and patterns timed, and one batch in so many its search for keywords.
-pub(crate) const SAMPLE: u64 = 8;
-/// Rows after which an average says something.
+/// Rows after which an average says something, however short they were.
 const ROWS_MIN: u64 = 1_000;
 /// Nanoseconds below which a rule is never called slow, whatever the average.
 const NS_MIN: u64 = 50_000_000;
-/// Samples without which a rule is never called slow: a thread that lost its core in the middle of one is no evidence.
+/// Samples without which a rule is never called slow after many rows: a thread that lost its core in the middle of one is no
+/// evidence.
 const SAMPLES_MIN: u32 = 16;
+/// Nanoseconds that say enough after a few rows, when they are large.
+const NS_ENOUGH: u64 = 250_000_000;
+/// Samples without which they do not.
+const SAMPLES_ENOUGH: u32 = 4;
 /// A rule may take one part in so many of the time that goes by: a stream that is idle has time for a slow rule.
 const PARTS: u32 = 10;
-/// What one sample counts at most, for the same reason, unless the one before it took half as long or more: two in a row are.
+/// What one sample counts at most, for the same reason, unless one shortly before it took half as long or more.
 const SAMPLE_NS_MAX: u64 = 1_000_000;
+/// By which part the longest sample is forgotten with each one after it.
+const FORGOTTEN_PART: u64 = 16;
 /// Rows after which old costs count half.
 const ROWS_MAX: u64 = 200_000;
+/// Time after which they do: what happened in hours before excuses nothing that happens now.
+const TIME_MAX: Duration = Duration::from_secs(4);
 
-/// A rule or a filter that no longer runs because it took too much time. It runs again when rules change or the program restarts.
+/// A rule, a filter or a correlation that no longer runs because it took too much time. It runs again when rules change or the program restarts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parked {
-    /// The id of the rule or filter.
+    /// Its id.
     pub rule_id: String,
-    /// The tenant whose rule or filter it is, or for whose events alone it no longer runs; `None` for one of all tenants.
+    /// The tenant whose it is, or for whose events alone it no longer runs; `None` for one of all tenants.
     pub org_id: Option<Arc<str>>,
     /// Why.
     pub reason: String,
 }
 
-/// The costs of all rules, and of all filters after them.
+/// Something that takes time, and can be parked: a rule, a filter, a correlation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unit {
+    pub id: String,
+    /// The tenant that it is of; `None` for everyone.
+    pub org_id: Option<Arc<str>>,
+}
+
+/// The costs of units, by their numbers.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    rule_event_ns_max: u64,
+    units: Vec<Unit>,
+    terms: Terms,
     /// Events since then, as far as they count.
     rows: u64,
     since: Instant,
     spent: Vec<Spent>,
     parked: Vec<bool>,
-    /// Rules that cost more than [`NS_MIN`] since they were last looked at.
+    /// Units that cost more than [`NS_MIN`] since they were last looked at.
     suspects: Vec<usize>,
+    /// Units with something that had to be given up.
+    cut: Vec<usize>,
     pub reports: Vec<Parked>,
 }
 
-/// What the samples of one rule took.
+/// What a unit may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// Nanoseconds for each event, on average.
+    pub event_ns_max: u64,
+    /// Which events: all of the stream, or those that the unit was given.
+    pub own_events: bool,
+    /// What the configuration calls it.
+    pub name: &'static str,
+}
+
+/// What the samples of one unit took.
 #[derive(Debug, Clone, Copy, Default)]
 struct Spent {
     ns: u64,
     samples: u32,
-    /// The last sample.
-    last_ns: u64,
+    /// What they stand for.
+    events: u64,
+    /// The longest sample, as far as it is not forgotten.
+    longest_ns: u64,
 }
 
 impl Budget {
-    pub fn new(rules: usize, rule_event_ns_max: u64) -> Self {
-        let (spent, parked) = (vec![Spent::default(); rules], vec![false; rules]);
+    pub fn new(units: Vec<Unit>, terms: Terms) -> Self {
+        let (spent, parked) = (vec![Spent::default(); units.len()], vec![false; units.len()]);
         Self {
-            rule_event_ns_max,
+            units,
+            terms,
             rows: 0,
             since: Instant::now(),
             spent,
             parked,
             suspects: Vec::new(),
+            cut: Vec::new(),
             reports: Vec::new(),
         }
     }
 
-    pub fn is_parked(&self, rule: usize) -> bool {
-        self.parked.get(rule).copied().unwrap_or(false)
+    pub fn is_parked(&self, unit: usize) -> bool {
+        self.parked.get(unit).copied().unwrap_or(false)
     }
 
-    /// What each rule and filter took, in nanoseconds and by samples, and over how many rows.
+    /// What each unit took, in nanoseconds and by samples, and over how many rows.
     pub fn spent(&self) -> (impl Iterator<Item = u64> + '_, u64) {
         (self.spent.iter().map(|spent| spent.ns), self.rows)
     }
 
-    /// Counts what a timed sample of a rule took, which stands for `weight` of its kind.
-    pub fn sampled(&mut self, rule: usize, ns: u64, weight: u64) {
-        if let Some(spent) = self.spent.get_mut(rule) {
-            spent.ns += ns.min(SAMPLE_NS_MAX.max(spent.last_ns.saturating_mul(2))) * weight;
-            spent.last_ns = ns;
+    /// Counts what a timed sample of a unit took, which stands for `weight` of its kind.
+    pub fn sampled(&mut self, unit: usize, ns: u64, weight: u64) {
+        if let Some(spent) = self.spent.get_mut(unit) {
+            spent.events = spent.events.saturating_add(weight);
+        }
+        self.sampled_beside(unit, ns, weight);
+    }
+
+    /// The same of something else that is done for an event.
+    pub fn sampled_beside(&mut self, unit: usize, ns: u64, weight: u64) {
+        if let Some(spent) = self.spent.get_mut(unit) {
+            let counted = ns.min(SAMPLE_NS_MAX.max(spent.longest_ns.saturating_mul(2)));
+            spent.ns = spent.ns.saturating_add(counted.saturating_mul(weight));
+            spent.longest_ns = ns.max(spent.longest_ns - spent.longest_ns / FORGOTTEN_PART);
             spent.samples = spent.samples.saturating_add(1);
-            if spent.ns > NS_MIN && spent.samples >= SAMPLES_MIN {
-                self.suspects.push(rule);
+            if spent.ns > NS_MIN && spent.samples >= SAMPLES_ENOUGH && self.suspects.last() != Some(&unit) {
+                self.suspects.push(unit);
             }
         }
     }
 
-    /// Ends a batch. The rules that are parked now, in order.
-    pub fn end_batch(&mut self, rows: u64, rules: &RuleSet) -> Vec<usize> {
-        self.rows += rows;
+    /// Something of a unit took so long that it was given up.
+    pub fn cut(&mut self, unit: usize) {
+        self.cut.push(unit);
+    }
+
+    /// Parks what is too slow by now, in a batch of so many rows. The units that are parked now, in order.
+    pub fn judge(&mut self, rows_open: u64) -> Vec<usize> {
+        let (mut suspects, mut cut) = (std::mem::take(&mut self.suspects), std::mem::take(&mut self.cut));
+        if suspects.is_empty() && cut.is_empty() {
+            return Vec::new();
+        }
+        let rows = self.rows + rows_open;
         let mut parked = Vec::new();
-        if self.rows >= ROWS_MIN {
-            let mut suspects = std::mem::take(&mut self.suspects);
-            suspects.sort_unstable();
-            suspects.dedup();
-            let share = self.since.elapsed() / PARTS;
-            let together = self.slow_together(&suspects, share, rules);
-            for rule in together {
-                let average = self.spent.get(rule).map_or(0, |spent| spent.ns) / self.rows;
-                self.park(rule, average, rules);
-                parked.push(rule);
-            }
-            for rule in suspects {
-                let spent = self.spent.get(rule).map_or(0, |spent| spent.ns);
-                let average = spent / self.rows;
-                let slow = average > self.rule_event_ns_max && Duration::from_nanos(spent) > share;
-                if slow && !self.is_parked(rule) {
-                    self.park(rule, average, rules);
-                    parked.push(rule);
-                }
+        cut.sort_unstable();
+        cut.dedup();
+        for unit in cut.into_iter().filter(|unit| !self.is_parked(*unit)).collect::<Vec<_>>() {
+            self.park(unit, "took so long for one event that it was given up".to_owned());
+            parked.push(unit);
+        }
+        suspects.sort_unstable();
+        suspects.dedup();
+        let share = self.since.elapsed() / PARTS;
+        let slow = |unit: &usize| !self.is_parked(*unit) && self.is_slow(*unit, rows, share);
+        let slow: Vec<usize> = suspects.iter().copied().filter(slow).collect();
+        for unit in self.slow_together(&suspects, rows, share).into_iter().chain(slow) {
+            if !self.is_parked(unit) {
+                let (average, max) = (self.average(unit, rows), self.terms.event_ns_max);
+                self.park(unit, format!("took {average} ns per event, more than {max}"));
+                parked.push(unit);
             }
         }
         parked.sort_unstable();
-        if self.rows > ROWS_MAX {
+        parked
+    }
+
+    fn average(&self, unit: usize, rows: u64) -> u64 {
+        let Some(spent) = self.spent.get(unit) else { return 0 };
+        spent.ns / if self.terms.own_events { spent.events } else { rows }.max(1)
+    }
+
+    fn is_slow(&self, unit: usize, rows: u64, share: Duration) -> bool {
+        let Some(spent) = self.spent.get(unit) else { return false };
+        let many = spent.samples >= SAMPLES_MIN && rows >= ROWS_MIN && !self.terms.own_events;
+        let said_enough = many || spent.ns >= NS_ENOUGH;
+        said_enough
+            && self.average(unit, rows) > self.terms.event_ns_max
+            && Duration::from_nanos(spent.ns) > share.max(Duration::from_nanos(NS_MIN))
+    }
+
+    /// Ends a batch. The units that are parked now, in order.
+    pub fn end_batch(&mut self, rows: u64) -> Vec<usize> {
+        self.rows += rows;
+        let parked = self.judge(0);
+        while self.rows > ROWS_MAX || self.since.elapsed() > TIME_MAX {
             self.rows /= 2;
             self.since += self.since.elapsed() / 2;
             self.spent.iter_mut().for_each(|spent| {
                 spent.ns /= 2;
                 spent.samples /= 2;
+                spent.events /= 2;
             });
         }
         parked
     }
 
-    /// Of each tenant whose own rules are each a little too dear to be cheap, and together take more than one may: the dearest.
-    fn slow_together(&self, suspects: &[usize], share: Duration, rules: &RuleSet) -> Vec<usize> {
+    /// Of each tenant whose own units are each a little too dear to be cheap, and together take more than one may: the dearest.
+    fn slow_together(&self, suspects: &[usize], rows: u64, share: Duration) -> Vec<usize> {
         let mut tenants: BTreeMap<&Arc<str>, (u64, u64, usize)> = BTreeMap::new();
-        for rule in suspects.iter().copied().filter(|rule| !self.is_parked(*rule)) {
-            let Some(org_id) = rules.unit_org(rule) else { continue };
-            let ns = self.spent.get(rule).map_or(0, |spent| spent.ns);
-            let (sum, most, dearest) = tenants.entry(org_id).or_insert((0, 0, rule));
+        for unit in suspects.iter().copied().filter(|unit| !self.is_parked(*unit)) {
+            let Some(org_id) = self.units.get(unit).and_then(|unit| unit.org_id.as_ref()) else { continue };
+            let ns = self.spent.get(unit).map_or(0, |spent| spent.ns);
+            let (sum, most, dearest) = tenants.entry(org_id).or_insert((0, 0, unit));
             *sum += ns;
             if ns > *most {
-                (*most, *dearest) = (ns, rule);
+                (*most, *dearest) = (ns, unit);
             }
         }
         let slow = |(sum, most, _): &&(u64, u64, usize)| {
-            sum > most && sum / self.rows.max(1) > 2 * self.rule_event_ns_max && Duration::from_nanos(*sum) > share
+            let said_enough = rows >= ROWS_MIN || *sum >= NS_ENOUGH;
+            let average = sum / rows.max(1);
+            said_enough
+                && sum > most
+                && average > self.terms.event_ns_max.saturating_mul(2)
+                && Duration::from_nanos(*sum) > share
         };
         tenants.values().filter(slow).map(|(.., dearest)| *dearest).collect()
     }
 
-    fn park(&mut self, rule: usize, average: u64, rules: &RuleSet) {
-        let reason = format!("took {average} ns per event, more than {}", self.rule_event_ns_max);
-        let rule_id = rules.unit_id(rule);
-        tracing::warn!(rule_id, reason, "rule parked; make its expressions cheaper or raise rule_event_ns_max");
-        self.park_for(rule, reason, rules);
+    fn park(&mut self, unit: usize, reason: String) {
+        let rule_id = self.units.get(unit).map_or("", |unit| unit.id.as_str());
+        tracing::warn!(rule_id, reason, "rule parked; make it cheaper or raise {}", self.terms.name);
+        self.park_for(unit, reason);
     }
 
-    /// Parks a rule for a reason.
-    pub fn park_for(&mut self, rule: usize, reason: String, rules: &RuleSet) {
-        if let Some(parked) = self.parked.get_mut(rule) {
+    /// Lets a unit that was parked go on, as if it had taken nothing.
+    pub fn forgive(&mut self, unit: usize) {
+        if let (Some(parked), Some(spent)) = (self.parked.get_mut(unit), self.spent.get_mut(unit)) {
+            (*parked, *spent) = (false, Spent::default());
+        }
+    }
+
+    /// Parks a unit for a reason.
+    pub fn park_for(&mut self, unit: usize, reason: String) {
+        if let Some(parked) = self.parked.get_mut(unit) {
             *parked = true;
         }
-        let rule_id = rules.unit_id(rule).to_owned();
-        let org_id = rules.unit_org(rule).cloned();
-        self.reports.push(Parked { rule_id, org_id, reason });
+        if let Some(Unit { id, org_id }) = self.units.get(unit) {
+            self.reports.push(Parked { rule_id: id.clone(), org_id: org_id.clone(), reason });
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::RulesConfig;
-    use crate::problem::RuleFile;
+    use crate::eval::watch::SAMPLE;
+
+    const TERMS: Terms = Terms { event_ns_max: 1_000, own_events: false, name: "rule_event_ns_max" };
+
+    fn budget(units: usize) -> Budget {
+        Budget::new((0..units).map(|unit| Unit { id: unit.to_string(), org_id: Some("acme".into()) }).collect(), TERMS)
+    }
+
+    fn sampled(budget: &mut Budget, times: u32, ns: u64) {
+        (0..times).for_each(|_| budget.sampled(0, ns, SAMPLE));
+    }
 
     #[test]
     fn a_rule_is_parked_for_its_average_and_only_once() {
-        let text = "title: A\nid: a\nlogsource: {product: x}\ndetection: {s: {f: v}, condition: s}";
-        let (rules, _) = RuleSet::compile(&[RuleFile::new("a", text)], &RulesConfig::default()).expect("tables");
-        let sampled = |budget: &mut Budget, times: u32, ns: u64| (0..times).for_each(|_| budget.sampled(0, ns, SAMPLE));
-        let mut budget = Budget::new(1, 1_000);
-        sampled(&mut budget, 1, 100_000_000);
-        assert_eq!(budget.end_batch(2_000, &rules), [0usize; 0], "too few samples");
-        assert_eq!(budget.spent().0.sum::<u64>(), SAMPLE_NS_MAX * SAMPLE, "one outlier");
-        sampled(&mut budget, 1, 90_000_000);
-        assert_eq!(budget.spent().0.sum::<u64>(), (SAMPLE_NS_MAX + 90_000_000) * SAMPLE, "no outlier");
-        let mut budget = Budget::new(1, 1_000);
-        sampled(&mut budget, 4 * SAMPLES_MIN, 1_000_000);
-        assert_eq!(budget.end_batch(1_000, &rules), [0]);
-        assert_eq!(budget.reports.len(), 1);
-        sampled(&mut budget, 4 * SAMPLES_MIN, 1_000_000);
-        assert_eq!(budget.end_batch(1_000, &rules), [0usize; 0], "once");
-        let mut cheap = Budget::new(1, 1_000);
+        let mut own = budget(1);
+        sampled(&mut own, 1, 100_000_000);
+        assert_eq!(own.end_batch(2_000), [0usize; 0], "too few samples");
+        assert_eq!(own.spent().0.sum::<u64>(), SAMPLE_NS_MAX * SAMPLE, "one outlier");
+        sampled(&mut own, 1, 90_000_000);
+        assert_eq!(own.spent().0.sum::<u64>(), (SAMPLE_NS_MAX + 90_000_000) * SAMPLE, "no outlier");
+        let mut own = budget(1);
+        sampled(&mut own, 4 * SAMPLES_MIN, 1_000_000);
+        assert_eq!(own.end_batch(1_000), [0]);
+        assert_eq!(own.reports.len(), 1);
+        sampled(&mut own, 4 * SAMPLES_MIN, 1_000_000);
+        assert_eq!(own.end_batch(1_000), [0usize; 0], "once");
+        let mut cheap = budget(1);
         sampled(&mut cheap, 1_000, 1_000);
-        assert_eq!(cheap.end_batch(100_000, &rules), [0usize; 0]);
+        assert_eq!(cheap.end_batch(100_000), [0usize; 0]);
+    }
+
+    #[test]
+    fn a_few_large_events_are_enough_and_outliers_are_not() {
+        let mut large = budget(1);
+        (0..12).for_each(|_| large.sampled(0, 22_000_000, 1));
+        assert_eq!(large.judge(12), [0usize; 0], "not a quarter of a second yet");
+        large.sampled(0, 22_000_000, 1);
+        assert_eq!(large.judge(13), [0], "in the middle of a batch");
+        // Now and then one is dear, and between them many are cheap.
+        let mut mixed = budget(1);
+        for at in 0..200 {
+            mixed.sampled(0, if at % 10 == 0 { 22_000_000 } else { 500 }, 1);
+        }
+        assert_eq!(mixed.end_batch(200), [0]);
+        // A machine that takes the core away for 10 ms in one of five thousand samples.
+        let mut slow_machine = budget(1);
+        for at in 0..20_000 {
+            slow_machine.sampled(0, if at % 5_000 == 4_999 { 10_000_000 } else { 1_000 }, SAMPLE);
+        }
+        assert_eq!(slow_machine.end_batch(200_000), [0usize; 0]);
+        let mut given_up = budget(1);
+        given_up.cut(0);
+        assert_eq!(given_up.judge(1), [0]);
+        assert!(given_up.is_parked(0) && given_up.judge(1).is_empty());
+    }
+
+    #[test]
+    fn what_was_long_ago_excuses_nothing_and_counts_for_nothing() {
+        let long_ago =
+            || Instant::now().checked_sub(Duration::from_secs(30)).expect("a clock that runs for half a minute");
+        let mut idle = budget(1);
+        idle.since = long_ago();
+        idle.end_batch(1);
+        assert!(idle.since.elapsed() <= TIME_MAX);
+        (0..40).for_each(|_| idle.sampled(0, 22_000_000, 1));
+        assert_eq!(idle.judge(40), [0], "after an idle time");
+        let mut before = budget(1);
+        (0..40).for_each(|_| before.sampled(0, 22_000_000, 1));
+        before.suspects.clear();
+        before.since = long_ago();
+        before.end_batch(1);
+        assert!(before.spent().0.sum::<u64>() < 40 * 22_000_000 / 4);
+    }
+
+    #[test]
+    fn a_unit_with_events_of_its_own_is_judged_by_these() {
+        let of = |own_events: bool| {
+            let mut own = Budget::new(budget(1).units, Terms { own_events, ..TERMS });
+            // Half a millisecond for each of 2,000 events, in a stream of a million.
+            (0..250).for_each(|_| own.sampled(0, 500_000, SAMPLE));
+            own.judge(1_000_000)
+        };
+        assert_eq!((of(true), of(false)), (vec![0], vec![]));
+    }
+
+    #[test]
+    fn what_is_cheap_one_by_one_and_dear_together_goes_the_dearest_first() {
+        let mut own = budget(3);
+        for (unit, ns) in [(0, 900_000), (1, 950_000), (2, 900_000)] {
+            (0..100).for_each(|_| own.sampled(unit, ns, SAMPLE));
+        }
+        assert_eq!(own.judge(1_000_000), [1]);
+        assert_eq!(own.judge(1_000_000), [0usize; 0], "nothing new");
     }
 }

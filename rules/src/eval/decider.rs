@@ -1,20 +1,18 @@
 //! Decides all predicates of one class on one value, in one pass per kind of predicate.
 
 use std::net::IpAddr;
-use std::time::Instant;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, packed};
-use regex::Regex;
 use rustc_hash::FxHashMap;
 
 use crate::compile::glob::Glob;
 use crate::compile::interner::Predicate;
 use crate::compile::matcher::{Cidr, Matcher, Place};
-use crate::compile::program::PredicateId;
 use crate::datetime::{TimePart, parse_time};
-use crate::eval::budget::SAMPLE;
+use crate::eval::expression::Expression;
 use crate::eval::pieces;
 use crate::eval::required::Required;
+use crate::eval::watch::{Watch, piece_of};
 use crate::fold::fold_into;
 use crate::number::{Comparison, Number};
 
@@ -83,7 +81,7 @@ struct Texts {
     /// Patterns without a literal.
     unfiltered: Vec<usize>,
     /// Tried on the text as it was before it was folded.
-    regexes: Vec<(Regex, u32)>,
+    regexes: Vec<Expression>,
     /// Those without a literal that a text must have.
     unfiltered_regexes: Vec<usize>,
 }
@@ -97,26 +95,19 @@ enum Target {
     Regex(usize),
 }
 
-/// Nanoseconds by predicate.
-type Timed = Vec<(u32, u64)>;
-
-fn clock(timed: &mut Option<&mut Timed>, id: u32, started: Option<Instant>) {
-    if let (Some(timed), Some(started)) = (timed, started) {
-        timed.push((id, started.elapsed().as_nanos() as u64));
-    }
-}
-
 /// Buffers for [`Decider::decide`].
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     folded: String,
     globs: Vec<usize>,
     regexes: Vec<usize>,
-    decided: u64,
-    /// What regular expressions and patterns took for one value in [`SAMPLE`].
-    pub timed: Timed,
-    /// The same by predicate, of the whole batch.
-    pub charged: Vec<(PredicateId, u64)>,
+    pub watch: Watch,
+}
+
+impl Scratch {
+    pub fn new(watch: Watch) -> Self {
+        Self { watch, ..Self::default() }
+    }
 }
 
 impl Decider {
@@ -132,7 +123,8 @@ impl Decider {
                 Matcher::Glob { glob, cased: own } => if *own { &mut cased } else { &mut folded }.glob(glob, id),
                 Matcher::Regex(pattern) => {
                     if let Some(regex) = predicate.regex.clone() {
-                        folded.regex(regex, &Required::of(pattern), id);
+                        let required = Required::of(pattern);
+                        folded.regex(Expression::new(regex, pattern, required.steps, id), &required);
                     }
                 }
                 Matcher::Cidr(cidr) => decider.cidrs.push((*cidr, id)),
@@ -179,7 +171,7 @@ impl Decider {
     }
 
     /// Leaves in `out` the predicates that `value` satisfies, ascending, each once.
-    pub fn decide(&self, value: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
+    pub fn decide(&mut self, value: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
         out.clear();
         if self.searched_only
             && value.len() >= PIECES_TEXT_MIN
@@ -189,18 +181,17 @@ impl Decider {
         {
             return;
         }
-        scratch.decided += 1;
-        let mut timed = scratch.decided.is_multiple_of(SAMPLE).then_some(&mut scratch.timed);
+        scratch.watch.begin_value();
         if !self.folded.is_empty() {
             let mut buffer = std::mem::take(&mut scratch.folded);
             fold_into(value, &mut buffer);
             let lists = (&mut scratch.globs, &mut scratch.regexes);
-            self.folded.decide(&buffer, value, lists, timed.as_deref_mut(), out);
+            self.folded.decide(&buffer, value, lists, &mut scratch.watch, out);
             scratch.folded = buffer;
         }
         if !self.cased.is_empty() {
             let lists = (&mut scratch.globs, &mut scratch.regexes);
-            self.cased.decide(value, value, lists, timed, out);
+            self.cased.decide(value, value, lists, &mut scratch.watch, out);
         }
         if !self.cidrs.is_empty()
             && let Ok(address) = value.trim().parse::<IpAddr>()
@@ -224,16 +215,9 @@ impl Decider {
     }
 
     fn decide_number(&self, number: Number, out: &mut Vec<u32>) {
-        let int = match number {
-            Number::Int(int) => Some(int),
-            Number::Decimal { .. } => None,
-            Number::Float(bits) => {
-                let float = f64::from_bits(bits);
-                // Exact below 2^53; a larger float is no integer that a rule could have meant.
-                (float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0).then_some(float as i64)
-            }
-        };
-        out.extend(int.and_then(|int| self.equal_ints.get(&int)).into_iter().flatten());
+        if let Number::Int(int) = number {
+            out.extend(self.equal_ints.get(&int).into_iter().flatten());
+        }
         let holds = |(comparison, own, _): &&(Comparison, Number, u32)| comparison.holds(number, *own);
         out.extend(self.numbers.iter().filter(holds).map(|(.., id)| *id));
     }
@@ -249,11 +233,11 @@ impl Texts {
 
     /// `raw` is the text before it was folded; the lists are buffers.
     fn decide(
-        &self,
+        &mut self,
         text: &str,
         raw: &str,
         (globs, regexes): (&mut Vec<usize>, &mut Vec<usize>),
-        mut timed: Option<&mut Timed>,
+        watch: &mut Watch,
         out: &mut Vec<u32>,
     ) {
         out.extend(self.whole.get(text).into_iter().flatten());
@@ -287,19 +271,22 @@ impl Texts {
         }
         compact(globs);
         for (glob, id) in globs.iter().filter_map(|at| self.globs.get(*at)) {
-            let started = timed.is_some().then(Instant::now);
-            if glob.matches(text) {
+            let steps = glob.steps();
+            let found = watch.run(*id, steps.saturating_mul(text.len() as u64), |meter| match meter {
+                None => Some(glob.matches(text)),
+                Some(meter) => glob.matches_while(text, piece_of(steps), || meter.goes_on()),
+            });
+            if found {
                 out.push(*id);
             }
-            clock(&mut timed, *id, started);
         }
         compact(regexes);
-        for (regex, id) in regexes.iter().filter_map(|at| self.regexes.get(*at)) {
-            let started = timed.is_some().then(Instant::now);
-            if regex.is_match(raw) {
-                out.push(*id);
+        for at in regexes {
+            let Some(expression) = self.regexes.get_mut(*at) else { continue };
+            let (id, steps) = (expression.number, expression.steps_of(raw));
+            if watch.run(id, steps, |meter| expression.is_found(raw, meter)) {
+                out.push(id);
             }
-            clock(&mut timed, *id, started);
         }
     }
 }
@@ -338,9 +325,9 @@ impl TextsBuilder {
         }
     }
 
-    fn regex(&mut self, regex: Regex, required: &Required, id: u32) {
+    fn regex(&mut self, regex: Expression, required: &Required) {
         let at = self.texts.regexes.len();
-        self.texts.regexes.push((regex, id));
+        self.texts.regexes.push(regex);
         self.texts.lengths.0 |= Lengths::from(required.bytes_min).0;
         if required.literals.is_empty() {
             self.texts.unfiltered_regexes.push(at);

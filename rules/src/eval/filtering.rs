@@ -1,5 +1,7 @@
 //! What is taken away from the matches of a rule: the rows of other tenants, and what filters do not let stay.
 
+use std::time::Instant;
+
 use arrow::array::{AsArray, RecordBatch};
 use rustc_hash::FxHashMap;
 use tidegate_events::Dataset;
@@ -24,7 +26,7 @@ pub(super) fn rows_of_tenant(rows: &RecordBatch, org_id: &str) -> Bitmap {
 pub(super) fn suppress(
     filters: &Filters,
     rules: &RuleSet,
-    budget: &Budget,
+    budget: &mut Budget,
     rows: &RecordBatch,
     matched: &mut Bitmap,
     frame: &mut Frame<'_>,
@@ -37,9 +39,16 @@ pub(super) fn suppress(
         let mut kept = matched.clone();
         for number in numbers {
             // A filter that is too slow stops, like a rule: better an alert too many than one too few.
-            let parked = budget.is_parked(rules.rules.len() + *number as usize);
-            if let Some(filter) = rules.filters.get(*number as usize).filter(|_| !parked) {
-                kept = frame.run(&filter.keeps, &kept, &view_of(rules));
+            let unit = rules.rules.len() + *number as usize;
+            let Some(filter) = rules.filters.get(*number as usize).filter(|_| !budget.is_parked(unit)) else {
+                continue;
+            };
+            let started = Instant::now();
+            let stay = frame.run(&filter.keeps, &kept, &view_of(rules));
+            budget.sampled(unit, started.elapsed().as_nanos() as u64, 1);
+            match frame.take_cut() {
+                true => budget.cut(unit),
+                false => kept = stay,
             }
         }
         kept

@@ -1,5 +1,7 @@
 //! One batch while it is evaluated: which rows satisfy which predicate, and which program.
 
+use std::time::Instant;
+
 use rustc_hash::FxHashMap;
 
 use crate::bitmap::Bitmap;
@@ -9,6 +11,7 @@ use crate::compile::matcher::Place;
 use crate::compile::program::{Node, PredicateId, ViewId};
 use crate::eval::column::Column;
 use crate::eval::plan::Plan;
+use crate::eval::watch::{Meter, piece_of};
 use crate::fold::fold;
 
 /// A column of one batch, or all that keywords are searched in: which rows have which of the values that satisfy anything.
@@ -78,11 +81,25 @@ pub(crate) struct Frame<'a> {
     /// Of keyword views: all columns that are searched.
     pub keywords: Vec<(ViewId, Encoded)>,
     bitmaps: FxHashMap<PredicateId, Bitmap>,
+    /// How long the fields of rows may be compared with each other for one rule.
+    compare_ns_max: u64,
+    /// Whether that was too long.
+    cut: bool,
 }
 
+/// Bytes that count as one step when one value is looked for in another.
+const STEP_BYTES: usize = 16;
+
 impl<'a> Frame<'a> {
-    pub fn new(rows: usize, rules: &'a RuleSet, plan: &'a Plan, columns: &'a [Option<Column<'a>>]) -> Self {
+    pub fn new(
+        rows: usize,
+        rules: &'a RuleSet,
+        (plan, columns): (&'a Plan, &'a [Option<Column<'a>>]),
+        compare_ns_max: u64,
+    ) -> Self {
         Self {
+            compare_ns_max,
+            cut: false,
             rows,
             rules,
             plan,
@@ -92,6 +109,11 @@ impl<'a> Frame<'a> {
             keywords: Vec::new(),
             bitmaps: FxHashMap::default(),
         }
+    }
+
+    /// Whether something that was run took so long that it was given up; what it gave says nothing.
+    pub fn take_cut(&mut self) -> bool {
+        std::mem::take(&mut self.cut)
     }
 
     /// Of these rows, those whose values in a column were not walked yet; they count as walked from now on.
@@ -247,12 +269,14 @@ impl<'a> Frame<'a> {
         }
     }
 
-    fn related(&self, left: ViewId, right: ViewId, place: Place, cased: bool, mask: &Bitmap) -> Bitmap {
+    fn related(&mut self, left: ViewId, right: ViewId, place: Place, cased: bool, mask: &Bitmap) -> Bitmap {
         let mut rows = Bitmap::empty(self.rows);
         let mut buffer = String::new();
-        let mut read = |view: ViewId, row: usize| {
+        let columns = |view: ViewId| self.columns_of(view).collect::<Vec<_>>();
+        let (left, right) = (columns(left), columns(right));
+        let mut read = |columns: &[Column<'_>], row: usize| {
             let mut values = Vec::new();
-            for column in self.columns_of(view) {
+            for column in columns {
                 let mut take =
                     |value: &str| values.push(if cased { value.to_owned() } else { fold(value).into_owned() });
                 if column.read(row, &mut buffer, &mut take) {
@@ -261,18 +285,48 @@ impl<'a> Frame<'a> {
             }
             values
         };
+        let (mut meter, mut left_steps) = (Meter::new(Instant::now(), self.compare_ns_max), piece_of(1));
         for row in mask.iter() {
-            let (lefts, rights) = (read(left, row), read(right, row));
-            let holds = |left: &String, right: &String| match place {
-                Place::Whole => left == right,
-                Place::Anywhere => left.contains(right.as_str()),
-                Place::Start => left.starts_with(right.as_str()),
-                Place::End => left.ends_with(right.as_str()),
-            };
-            if lefts.iter().any(|left| rights.iter().any(|right| holds(left, right))) {
+            let (lefts, rights) = (read(&left, row), read(&right, row));
+            let mut found = false;
+            for left in &lefts {
+                found |= rights.iter().any(|right| place.holds(left, right));
+                let steps = rights.len() * (1 + left.len() / STEP_BYTES);
+                left_steps = left_steps.saturating_sub(steps);
+                if left_steps == 0 {
+                    left_steps = piece_of(1);
+                    if !meter.goes_on() {
+                        self.cut = true;
+                        return Bitmap::empty(self.rows);
+                    }
+                }
+                if found {
+                    break;
+                }
+            }
+            if found {
                 rows.insert(row);
             }
         }
         rows
+    }
+}
+
+/// Columns that are to be walked, and in which rows.
+pub(crate) struct Wanted {
+    pub columns: Vec<Option<Bitmap>>,
+}
+
+impl Wanted {
+    pub fn new(frame: &Frame<'_>) -> Self {
+        Self { columns: vec![None; frame.columns.len()] }
+    }
+
+    pub fn add(&mut self, column: u32, rows: &Bitmap) {
+        match self.columns.get_mut(column as usize) {
+            Some(Some(place)) => place.or(rows),
+            Some(none) => *none = Some(rows.clone()),
+            None => {}
+        }
     }
 }

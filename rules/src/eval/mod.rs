@@ -11,20 +11,24 @@
 //! remembered across batches, unless values of the column hardly ever come back. Most values satisfy nothing and leave nothing
 //! behind.
 
-mod budget;
+pub(crate) mod budget;
 mod class;
 mod column;
 mod decider;
+mod expression;
 mod filtering;
 mod frame;
+mod judge;
 mod memo;
 mod pieces;
 mod plan;
 pub mod profile;
 mod required;
 mod route;
+mod stepwise;
 pub mod trial;
 mod walk;
+mod watch;
 pub(crate) mod witness;
 
 use std::sync::Arc;
@@ -40,19 +44,23 @@ use crate::compile::RuleSet;
 use crate::compile::interner::View;
 use crate::compile::program::{Leaf, PredicateId, ViewId};
 use crate::config::RulesConfig;
-use crate::metrics;
+use budget::Budget;
 pub use budget::Parked;
-use budget::{Budget, SAMPLE};
 use class::Class;
 pub(crate) use column::Column;
 use decider::Scratch;
 use filtering::{rows_of_tenant, suppress};
-use frame::Frame;
+use frame::{Frame, Wanted};
+use judge::{Judge, budget_of, routed};
 pub(crate) use plan::is_searched;
 use plan::{ClassId, ColumnIndex};
 use route::Router;
 use walk::Walk;
+use watch::{SAMPLE, SEARCH_NS_MAX, Watch};
 use witness::Witnesses;
+
+/// A search for keywords that takes longer is charged in every batch: nanoseconds.
+const SEARCH_NS_LONG: u64 = 5_000_000;
 
 /// What an evaluator did since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -81,6 +89,10 @@ pub struct Evaluator {
     by_view: Vec<Vec<PredicateId>>,
     /// For each predicate, whether a log source or a rule that is not parked needs it.
     needed: Vec<bool>,
+    /// For each predicate, whether a log source needs it.
+    routed: Vec<bool>,
+    /// What was parked in the batch under way.
+    parked_now: Vec<usize>,
     /// For each log source, the views that the witnesses of its rules are in; the keyword views are apart.
     sources: Vec<Vec<ViewId>>,
     /// For each log source, whether keywords are witnesses of its rules.
@@ -114,6 +126,8 @@ impl Evaluator {
             classes: classes.into_iter().map(Class::new).collect(),
             by_view,
             needed: Vec::new(),
+            routed: routed(&rules),
+            parked_now: Vec::new(),
             sources: Vec::new(),
             searching: Vec::new(),
             memo_values_max: config.memo_values_max,
@@ -121,9 +135,10 @@ impl Evaluator {
             batch: 0,
             walks: 0,
             tried: vec![0; rules.rules.len()],
-            budget: Budget::new(rules.rules.len() + rules.filters.len(), config.rule_event_ns_max),
+            budget: budget_of(&rules, config),
             counts: Counts::default(),
-            scratch: Scratch::default(),
+            // Who lets a rule take longer than that for every event lets it take as long for one.
+            scratch: Scratch::new(Watch::new(SEARCH_NS_MAX.max(config.rule_event_ns_max))),
             rules,
         };
         evaluator.find_needed();
@@ -168,16 +183,7 @@ impl Evaluator {
     fn find_needed(&mut self) {
         let rules = &self.rules;
         let running = |users: &Vec<u32>| users.iter().any(|rule| !self.budget.is_parked(*rule as usize));
-        let mut needed: Vec<bool> = rules.users.iter().map(running).collect();
-        for routed in &rules.log_sources {
-            routed.program.visit(&mut |leaf| {
-                if let Leaf::Predicate(id) = leaf
-                    && let Some(needed) = needed.get_mut(id as usize)
-                {
-                    *needed = true;
-                }
-            });
-        }
+        let needed = rules.users.iter().zip(&self.routed).map(|(users, routed)| *routed || running(users)).collect();
         self.sources = vec![Vec::new(); rules.log_sources.len()];
         self.searching = vec![false; rules.log_sources.len()];
         for (at, (rule, witness)) in rules.rules.iter().zip(&self.witnesses.of_rule).enumerate() {
@@ -198,6 +204,11 @@ impl Evaluator {
             views.dedup();
         }
         self.needed = needed;
+    }
+
+    /// Gives up what takes longer than so many nanoseconds for one value.
+    pub fn give_up_after(&mut self, search_ns_max: u64) {
+        self.scratch.watch = Watch::new(search_ns_max);
     }
 
     /// The rules.
@@ -231,7 +242,7 @@ impl Evaluator {
         let rest = self.index.rest(&batch.rows);
         let plan = self.index.plan(&batch.rows, &rest, &self.sources);
         let columns = plan::columns(&plan, &batch.rows, &rest);
-        let mut frame = Frame::new(rows, &rules, &plan, &columns);
+        let mut frame = Frame::new(rows, &rules, (&plan, &columns), self.scratch.watch.search_ns_max());
         let live = self.route(batch.dataset, &mut frame);
         self.find_witnesses(&live, &mut frame);
         let called = self.call(&live, &frame);
@@ -349,20 +360,25 @@ impl Evaluator {
         let Some((class, view)) = self.index.keywords_of(log_source) else { return };
         let columns = frame.plan.columns.iter().zip(frame.columns).filter(|(planned, _)| planned.searched);
         let columns = columns.filter_map(|(_, column)| *column);
-        let started = self.batch.is_multiple_of(SAMPLE).then(Instant::now);
-        let encoded = self.walk(class, |walk| columns.for_each(|column| walk.column(column, rows)));
-        if let Some(started) = started {
-            self.charge_keywords(view, started.elapsed().as_nanos() as u64);
+        let started = Instant::now();
+        let encoded = self.walk((class, frame.rows), |walk| columns.for_each(|column| walk.column(column, rows)));
+        let ns = started.elapsed().as_nanos() as u64;
+        if ns >= SEARCH_NS_LONG {
+            self.charge_keywords(view, ns, 1);
+        } else if self.batch.is_multiple_of(SAMPLE) {
+            self.charge_keywords(view, ns, SAMPLE);
         }
         frame.keywords.extend(encoded.map(|encoded| (view, encoded)));
     }
 
     /// Charges a search for keywords to all of them, so to rules by how many each has: without them there would be none.
-    fn charge_keywords(&mut self, view: ViewId, ns: u64) {
+    fn charge_keywords(&mut self, view: ViewId, ns: u64, weight: u64) {
         let own = self.by_view.get(view as usize).into_iter().flatten();
         let own: Vec<PredicateId> = own.filter(|id| self.needed.get(**id as usize) == Some(&true)).copied().collect();
         let each = ns / own.len().max(1) as u64;
-        self.scratch.charged.extend(own.into_iter().map(|id| (id, each)));
+        for unit in own.iter().filter_map(|id| self.rules.users.get(*id as usize)).flatten() {
+            self.budget.sampled(*unit as usize, each, weight);
+        }
     }
 
     /// Walks the values of a column in some rows, but for those where that was done.
@@ -371,30 +387,34 @@ impl Evaluator {
         let (Some(class), Some(Some(column))) = (class, frame.columns.get(at)) else { return };
         let rows = frame.take_open(at, rows);
         if !rows.is_empty()
-            && let Some(encoded) = self.walk(class, |walk| walk.column(*column, &rows))
+            && let Some(encoded) = self.walk((class, frame.rows), |walk| walk.column(*column, &rows))
         {
             frame.add(at, encoded);
         }
     }
 
-    /// Walks values that are asked for the predicates of a class.
-    fn walk(&mut self, class: ClassId, values: impl FnOnce(&mut Walk<'_>)) -> Option<frame::Encoded> {
+    /// Walks values of a batch of so many rows that are asked for the predicates of a class.
+    fn walk(&mut self, (class, rows): (ClassId, usize), values: impl FnOnce(&mut Walk<'_>)) -> Option<frame::Encoded> {
         let state = self.classes.get_mut(class as usize)?.state(&self.rules, &self.by_view, &self.needed);
         if state.predicates.is_empty() {
             return None;
         }
         self.walks += 1;
-        let mut walk = Walk::new(state, &mut self.scratch, &self.index.keys, self.batch, self.walks);
+        let judge = Judge {
+            rules: &self.rules,
+            budget: &mut self.budget,
+            needed: &mut self.needed,
+            routed: &self.routed,
+            rows: rows as u64,
+            parked: &mut self.parked_now,
+        };
+        let place = (self.batch, self.walks);
+        let mut walk = Walk::new(state, (&mut self.scratch, judge), &self.index.keys, place);
         values(&mut walk);
         self.remembered += walk.remembered;
         self.counts.values += u64::from(walk.looked_up);
         self.counts.decided += u64::from(walk.decided);
-        let encoded = walk.finish();
-        for (number, ns) in self.scratch.timed.drain(..) {
-            let predicates = state.predicates.get(number as usize).into_iter().flatten();
-            self.scratch.charged.extend(predicates.map(|id| (*id, ns)));
-        }
-        Some(encoded)
+        Some(walk.finish())
     }
 
     /// Runs the rules that may match, on the rows where they may.
@@ -409,10 +429,16 @@ impl Evaluator {
         let mut found = Vec::new();
         for (at, mask) in called {
             let at = *at;
-            let Some(rule) = rules.rules.get(at) else { continue };
+            // What was parked in this batch matches nothing in it: not all of its values were looked at.
+            let Some(rule) = rules.rules.get(at).filter(|_| !self.budget.is_parked(at)) else { continue };
             self.counts.candidates += 1;
             let started = Instant::now();
             let mut matched = frame.run(&rule.program, mask, &view_of(rules));
+            self.budget.sampled(at, started.elapsed().as_nanos() as u64, 1);
+            if frame.take_cut() {
+                self.budget.cut(at);
+                continue;
+            }
             if let Some(org_id) = rule.org_id.as_deref()
                 && !matched.is_empty()
             {
@@ -422,29 +448,24 @@ impl Evaluator {
                 if let Some(filters) = filters
                     && !matched.is_empty()
                 {
-                    self.counts.filtered += suppress(filters, rules, &self.budget, rows, &mut matched, frame);
+                    self.counts.filtered += suppress(filters, rules, &mut self.budget, rows, &mut matched, frame);
                 }
             }
             found.extend(matched.iter().map(|row| (row, at)));
-            self.budget.sampled(at, started.elapsed().as_nanos() as u64, 1);
         }
         found
     }
 
-    /// Charges rules for what their predicates took, and parks those that are too slow.
+    /// Ends a batch, and goes on without rules that are too slow.
     fn settle(&mut self, rows: u64) {
-        for (predicate, ns) in self.scratch.charged.drain(..) {
-            for rule in self.rules.users.get(predicate as usize).into_iter().flatten() {
-                self.budget.sampled(*rule as usize, ns, SAMPLE);
-            }
-        }
-        let parked = self.budget.end_batch(rows, &self.rules);
+        let mut parked = std::mem::take(&mut self.parked_now);
+        parked.extend(self.budget.end_batch(rows));
         self.leave_out(&parked);
     }
 
     /// Parks a rule because another evaluator found it too slow.
     pub fn park(&mut self, rule: usize, reason: &str) {
-        self.budget.park_for(rule, reason.to_owned(), &self.rules);
+        self.budget.park_for(rule, reason.to_owned());
         self.leave_out(&[rule]);
     }
 
@@ -453,7 +474,6 @@ impl Evaluator {
         if parked.is_empty() {
             return;
         }
-        ::metrics::gauge!(metrics::PARKED).set(self.budget.reports.len() as f64);
         let mut views = Vec::new();
         for program in parked.iter().filter_map(|at| self.rules.program(*at)) {
             program.visit(&mut |leaf| {
@@ -476,25 +496,6 @@ impl Evaluator {
     /// Values that are remembered now.
     pub fn remembered(&self) -> usize {
         self.classes.iter().map(Class::remembered).sum()
-    }
-}
-
-/// Columns that are to be walked, and in which rows.
-struct Wanted {
-    columns: Vec<Option<Bitmap>>,
-}
-
-impl Wanted {
-    fn new(frame: &Frame<'_>) -> Self {
-        Self { columns: vec![None; frame.columns.len()] }
-    }
-
-    fn add(&mut self, column: u32, rows: &Bitmap) {
-        match self.columns.get_mut(column as usize) {
-            Some(Some(place)) => place.or(rows),
-            Some(none) => *none = Some(rows.clone()),
-            None => {}
-        }
     }
 }
 

@@ -19,16 +19,36 @@ pub(crate) struct Required {
     pub literals: Vec<String>,
     /// Bytes of the text. Nothing is said of texts beyond ASCII, which change their length when they are folded.
     pub bytes_min: usize,
+    /// Steps that a search may need for each byte of the text, about: the states that may be possible at once.
+    pub steps: u64,
 }
 
 impl Required {
     /// Of an expression as `regex` understands it.
     pub fn of(pattern: &str) -> Self {
-        let Ok(hir) = regex_syntax::parse(pattern) else { return Self { literals: Vec::new(), bytes_min: 0 } };
+        let Ok(hir) = regex_syntax::parse(pattern) else {
+            return Self { literals: Vec::new(), bytes_min: 0, steps: u64::MAX };
+        };
         let mut literals = any_of(&hir).unwrap_or_default();
         literals.sort_unstable();
         literals.dedup();
-        Self { literals, bytes_min: hir.properties().minimum_len().unwrap_or(0) }
+        Self { literals, bytes_min: hir.properties().minimum_len().unwrap_or(0), steps: steps(&hir) }
+    }
+}
+
+/// The states that may be possible at once: of a letter one for each of its bytes, of a repetition as many as it may repeat.
+fn steps(hir: &Hir) -> u64 {
+    let sum = |parts: &[Hir]| parts.iter().map(steps).fold(0, u64::saturating_add);
+    match hir.kind() {
+        HirKind::Empty | HirKind::Look(_) => 1,
+        HirKind::Literal(literal) => literal.0.len() as u64,
+        HirKind::Class(class) => class.maximum_len().unwrap_or(1) as u64,
+        HirKind::Repetition(repetition) => {
+            let times = repetition.max.unwrap_or(repetition.min.saturating_add(1));
+            steps(&repetition.sub).saturating_mul(u64::from(times.max(1)))
+        }
+        HirKind::Capture(capture) => steps(&capture.sub),
+        HirKind::Concat(parts) | HirKind::Alternation(parts) => sum(parts),
     }
 }
 
@@ -124,6 +144,21 @@ mod tests {
             assert_eq!(Required::of(pattern).literals, wanted, "{pattern}");
         }
         assert_eq!(Required::of("a.{3}b|cdef").bytes_min, 4);
+    }
+
+    #[test]
+    fn steps_grow_with_what_an_expression_repeats() {
+        for (pattern, steps) in [
+            ("abc", 3),
+            ("a[bc]{1,20}", 21),
+            ("(?:a|bc){10}", 30),
+            ("a*", 1),
+            (".+", 8),
+            ("((a{100}){100}){100}", 1_000_000),
+            ("(", u64::MAX),
+        ] {
+            assert_eq!(Required::of(pattern).steps, steps, "{pattern}");
+        }
     }
 
     proptest! {

@@ -11,6 +11,7 @@ use tidegate_pipeline::LogBatch;
 use super::column::Column;
 use super::decider::{Decider, Scratch};
 use super::plan::ColumnIndex;
+use super::watch::Watch;
 use crate::compile::RuleSet;
 use crate::compile::interner::View;
 use crate::compile::matcher::Place;
@@ -164,7 +165,8 @@ impl Trial {
             routing,
             deciders,
             known: FxHashMap::default(),
-            scratch: Scratch::default(),
+            // Whoever asks for one rule waits for it.
+            scratch: Scratch::new(Watch::new(u64::MAX)),
             witness: own.program.witness(&selectivity).map(|witness| witness.predicates).unwrap_or_default(),
             nearest: BinaryHeap::new(),
             uncovered: BinaryHeap::new(),
@@ -268,9 +270,9 @@ impl Trial {
         let mut out = Vec::new();
         for (number, id) in self.numbers.predicates().iter().chain(self.routing.predicates()).enumerate() {
             let asked = self.set.predicates.get(*id as usize).is_some_and(|predicate| predicate.view == view);
-            let (true, Some(decider)) = (asked, self.deciders.get(id)) else { continue };
+            let (true, Some(decider)) = (asked, self.deciders.get_mut(id)) else { continue };
             decider.decide(value, &mut self.scratch, &mut out);
-            self.scratch.timed.clear();
+            self.scratch.watch.timed.clear();
             satisfied.extend(out.iter().copied());
             if let Some(asked) = self.findings.predicates.get_mut(number) {
                 asked.decided += 1;
@@ -381,14 +383,7 @@ fn related(row: &Row, left: ViewId, right: ViewId, place: Place, cased: bool) ->
         own.map(move |value| if cased { value.clone() } else { fold(value).into_owned() }).collect::<Vec<_>>()
     };
     let rights = values(right);
-    values(left).iter().any(|left| {
-        rights.iter().any(|right| match place {
-            Place::Whole => left == right,
-            Place::Anywhere => left.contains(right.as_str()),
-            Place::Start => left.starts_with(right.as_str()),
-            Place::End => left.ends_with(right.as_str()),
-        })
-    })
+    values(left).iter().any(|left| rights.iter().any(|right| place.holds(left, right)))
 }
 
 /// How many tests would have to come out otherwise for the program to be `wanted`, at least.

@@ -10,12 +10,14 @@ use crate::eval::class::State;
 use crate::eval::column::{Column, push_int};
 use crate::eval::decider::Scratch;
 use crate::eval::frame::Encoded;
+use crate::eval::judge::Judge;
 use crate::eval::memo::{Keys, Met};
 
 /// The walk over values that are asked for the same predicates, in one batch.
 pub(crate) struct Walk<'a> {
     state: &'a mut State,
     scratch: &'a mut Scratch,
+    judge: Judge<'a>,
     keys: &'a Keys,
     batch: u64,
     /// The number of this walk: no other of the evaluator has it.
@@ -38,13 +40,20 @@ pub(crate) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    pub fn new(state: &'a mut State, scratch: &'a mut Scratch, keys: &'a Keys, batch: u64, stamp: u64) -> Self {
+    pub fn new(
+        state: &'a mut State,
+        (scratch, judge): (&'a mut Scratch, Judge<'a>),
+        keys: &'a Keys,
+        (batch, stamp): (u64, u64),
+    ) -> Self {
         let idle = state.trial.bypass(batch);
+        judge.stop(&state.predicates, &mut scratch.watch);
         // To search a value for keywords takes hardly longer than to hash it.
         let bypass = idle || state.keywords;
         Self {
             state,
             scratch,
+            judge,
             keys,
             batch,
             stamp,
@@ -159,6 +168,9 @@ impl<'a> Walk<'a> {
 
     /// The number of the value among those of the walk that satisfy something.
     fn number(&mut self, value: &str) -> Option<u32> {
+        if self.scratch.watch.is_due() {
+            self.judge.look(&self.state.predicates, &mut self.scratch.watch);
+        }
         let State { decider, memo, predicates, .. } = &mut *self.state;
         let (scratch, satisfied) = (&mut *self.scratch, &mut self.satisfied);
         self.looked_up += 1;
@@ -194,7 +206,8 @@ impl<'a> Walk<'a> {
     }
 
     /// What was found.
-    pub fn finish(self) -> Encoded {
+    pub fn finish(mut self) -> Encoded {
+        self.judge.charge(&self.state.predicates, &mut self.scratch.watch);
         if !self.bypass {
             self.state.trial.count(self.looked_up, self.looked_up - self.decided, self.batch);
         }

@@ -106,15 +106,19 @@ fn compiled(hog: Option<&str>, config: &RulesConfig) -> Arc<RuleSet> {
 }
 
 /// Letters without a period, so that no automaton can learn them; never sixteen without an `x`.
-fn event(at: usize) -> Value {
+fn letters(at: usize, count: usize) -> String {
     let mut state = at as u64 + 1;
     let mut text = format!("xa{at} ");
-    for place in 0..400 {
+    for place in 0..count {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let letter = if place % 16 == 0 { 'x' } else { ['a', 'b', 'x'][(state >> 60) as usize % 3] };
         let _ = text.write_char(letter);
     }
-    json!({"f": text, "g": format!("value{}", at % 100), "h": format!("never {at}")})
+    text
+}
+
+fn event(at: usize) -> Value {
+    json!({"f": letters(at, 400), "g": format!("value{}", at % 100), "h": format!("never {at}")})
 }
 
 fn batches(rounds: usize, first: usize) -> Vec<LogBatch> {
@@ -146,6 +150,100 @@ fn a_hog_is_parked_or_cheap_and_its_neighbours_fire() {
         assert!(parked.iter().all(|rule| *rule == "hog"), "{name}: {parked:?}");
         assert!(!must_park || parked == ["hog"], "{name} goes on");
     }
+}
+
+/// An event with a value this long.
+fn large(at: usize, bytes: usize) -> Value {
+    json!({"f": letters(at, bytes), "g": format!("value{}", at % 100)})
+}
+
+fn large_batch(events: &[Value]) -> LogBatch {
+    Events::security("test", events).batch(0)
+}
+
+/// What a rule may take until it is parked: a second; tests run beside others.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// How long the same takes without a hog.
+fn alone(batches: &[LogBatch], config: &RulesConfig) -> Duration {
+    let mut evaluator = Evaluator::new(compiled(None, config), config);
+    let started = Instant::now();
+    batches.iter().for_each(|batch| drop(matches(&mut evaluator, batch)));
+    started.elapsed()
+}
+
+/// Few events that take long keep nobody waiting, whether they come one by one or in a batch.
+#[test]
+fn a_hog_of_large_values_is_parked_after_a_few() {
+    let config = RulesConfig::default();
+    // Tens of milliseconds for one value.
+    let rules = compiled(Some("{f|re: '[ab][abx]{90}[ab][abx]{90}[ab]zz'}"), &config);
+    let events: Vec<Value> = (0..300).map(|at| large(at, 32 << 10)).collect();
+    for piece in [1, 300] {
+        let batches: Vec<LogBatch> = events.chunks(piece).map(large_batch).collect();
+        let mut evaluator = Evaluator::new(rules.clone(), &config);
+        let (started, mut seen) = (Instant::now(), 0);
+        for batch in &batches {
+            assert_eq!(matches(&mut evaluator, batch), piece);
+            seen += piece;
+            if !evaluator.parked().is_empty() {
+                break;
+            }
+        }
+        let (took, without) = (started.elapsed(), alone(&batches[..seen / piece], &config));
+        println!("parked after {took:?} and {seen} events, {piece} at a time; {without:?} without the hog");
+        assert!(took < PATIENCE + 2 * without, "{piece} at a time: {took:?}, {without:?} without");
+        let parked: Vec<&str> = evaluator.parked().iter().map(|parked| parked.rule_id.as_str()).collect();
+        assert_eq!(parked, ["hog"], "{piece} at a time");
+    }
+}
+
+/// One event that would take minutes is given up, whatever makes it slow.
+#[test]
+fn a_search_that_would_never_end_is_given_up() {
+    let config = RulesConfig::default();
+    let list: Vec<String> = (0..20_000).map(|at| format!("x{at:0>40}")).collect();
+    let wide = "x".repeat(1 << 20);
+    for (name, selection, event) in [
+        (
+            "an expression of many states",
+            "{f|re: '(?:[ab][abx]{200}|[bx][abx]{201}|[ax][abx]{202}){20}zz'}".to_owned(),
+            large(1, 1 << 20),
+        ),
+        (
+            "a long pattern",
+            format!("{{f: 'y*{}y*'}}", "x?".repeat(4_000)),
+            json!({"f": format!("y{wide}"), "g": "value1"}),
+        ),
+        (
+            "lists that are compared",
+            "{f|fieldref|contains: h}".to_owned(),
+            json!({"f": list, "h": vec!["none"; 4_000], "g": "value1"}),
+        ),
+    ] {
+        let mut evaluator = Evaluator::new(compiled(Some(&selection), &config), &config);
+        let batch = large_batch(&[event]);
+        let started = Instant::now();
+        assert_eq!(matches(&mut evaluator, &batch), 1, "{name}");
+        println!("{name}: parked after {:?}", started.elapsed());
+        assert!(started.elapsed() < PATIENCE, "{name}: {:?}", started.elapsed());
+        let [parked] = evaluator.parked() else { panic!("{name}: {:?}", evaluator.parked()) };
+        assert!(parked.rule_id == "hog" && parked.reason.contains("given up"), "{name}: {parked:?}");
+        assert_eq!(matches(&mut evaluator, &batch), 1, "{name}: the others go on");
+    }
+}
+
+/// Large events alone park nobody: rules that search them as they should go on.
+#[test]
+fn rules_that_search_large_events_quickly_go_on() {
+    let config = RulesConfig::default();
+    let selection = "{f|re: ['(?i)power(shell)?\\s+-e[a-z]*\\s', 'zz$', '^[abx]{3,20}[0-9]{4}'], h|contains: zz}";
+    let mut evaluator = Evaluator::new(compiled(Some(selection), &config), &config);
+    for round in 0..10 {
+        let events: Vec<Value> = (0..30).map(|at| large(round * 30 + at, 32 << 10)).collect();
+        assert_eq!(matches(&mut evaluator, &large_batch(&events)), 30);
+    }
+    assert_eq!(evaluator.parked(), []);
 }
 
 fn asked_for() -> bool {

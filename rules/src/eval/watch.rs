@@ -1,0 +1,188 @@
+//! What regular expressions and patterns take, value by value, so that one that takes too long is stopped in the middle of a batch.
+//!
+//! How many steps a search can need is known before it begins: the states of the expression, for each byte of the value. Where
+//! these are few, one value in [`SAMPLE`] is timed. Where they are many, every value is; and where they may be so many that one
+//! search takes seconds, it goes on in pieces, with a look at the clock after each.
+
+use std::time::Instant;
+
+/// One value in so many is timed where a search is short.
+pub(crate) const SAMPLE: u64 = 8;
+/// With so many steps a search takes a few milliseconds at worst.
+const SHORT_STEPS: u64 = 1_000_000;
+/// With so many it takes some tenths of a second at worst.
+const WHOLE_STEPS: u64 = 30_000_000;
+/// Steps between two looks at the clock.
+const PIECE_STEPS: u64 = 200_000;
+/// What a piece counts at most: a thread that lost its core in the middle of one is no evidence.
+const PIECE_NS_MAX: u64 = 20_000_000;
+/// The time after which it is looked whether something must be stopped.
+const LOOK_NS: u64 = 50_000_000;
+/// How long one search, or one condition over the rows of a batch, may take.
+pub(crate) const SEARCH_NS_MAX: u64 = 300_000_000;
+
+/// What was timed: the number of a predicate in its class, nanoseconds, and of how many searches this is one.
+pub(crate) type Timed = (u32, u64, u64);
+
+/// The clock beside a walk over values.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    search_ns_max: u64,
+    /// Values so far.
+    values: u64,
+    /// Whether short searches in the value of now are timed.
+    sampling: bool,
+    /// What was timed and not charged yet.
+    pub timed: Vec<Timed>,
+    /// Predicates whose search took too long and was given up.
+    pub cut: Vec<u32>,
+    /// Predicates of the walk that are no longer tried.
+    stopped: Vec<u32>,
+    /// Nanoseconds since it was last looked.
+    open_ns: u64,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self::new(SEARCH_NS_MAX)
+    }
+}
+
+impl Watch {
+    pub fn new(search_ns_max: u64) -> Self {
+        let (timed, cut, stopped) = (Vec::new(), Vec::new(), Vec::new());
+        Self { search_ns_max, values: 0, sampling: false, timed, cut, stopped, open_ns: 0 }
+    }
+
+    /// How long one search may take.
+    pub fn search_ns_max(&self) -> u64 {
+        self.search_ns_max
+    }
+
+    /// A value is about to be decided.
+    pub fn begin_value(&mut self) {
+        self.values += 1;
+        self.sampling = self.values.is_multiple_of(SAMPLE);
+    }
+
+    /// Leaves predicates out from now on, in the place of those before.
+    pub fn stop(&mut self, numbers: impl Iterator<Item = u32>) {
+        self.stopped.clear();
+        self.stopped.extend(numbers);
+    }
+
+    /// Whether it is time to look if something must be stopped.
+    pub fn is_due(&self) -> bool {
+        self.open_ns >= LOOK_NS || !self.cut.is_empty()
+    }
+
+    /// It was looked.
+    pub fn looked(&mut self) {
+        self.open_ns = 0;
+    }
+
+    /// Runs a search that needs so many steps at most. With a meter it must ask that now and then, and give up when told to:
+    /// `None`, which counts as not found.
+    pub fn run(&mut self, number: u32, steps: u64, search: impl FnOnce(Option<&mut Meter>) -> Option<bool>) -> bool {
+        if !self.stopped.is_empty() && self.stopped.contains(&number) {
+            return false;
+        }
+        if steps < SHORT_STEPS && !self.sampling {
+            return search(None) == Some(true);
+        }
+        let started = Instant::now();
+        let mut meter = Meter::new(started, self.search_ns_max);
+        let found = search((steps >= WHOLE_STEPS).then_some(&mut meter));
+        let ns = started.elapsed().as_nanos() as u64;
+        let weight = if steps < SHORT_STEPS { SAMPLE } else { 1 };
+        self.timed.push((number, ns, weight));
+        self.open_ns = self.open_ns.saturating_add(ns.saturating_mul(weight));
+        if found.is_none() {
+            self.cut.push(number);
+            self.stopped.push(number);
+        }
+        found == Some(true)
+    }
+}
+
+/// Whether something that takes long may go on.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    last: Instant,
+    spent_ns: u64,
+    ns_max: u64,
+}
+
+impl Meter {
+    pub fn new(now: Instant, ns_max: u64) -> Self {
+        Self { last: now, spent_ns: 0, ns_max }
+    }
+
+    /// To be asked after every [`PIECE_STEPS`] or so.
+    pub fn goes_on(&mut self) -> bool {
+        let now = Instant::now();
+        let piece = now.duration_since(self.last).as_nanos() as u64;
+        self.last = now;
+        self.spent_ns = self.spent_ns.saturating_add(piece.min(PIECE_NS_MAX));
+        self.spent_ns <= self.ns_max
+    }
+}
+
+/// How many things of so many steps each make a piece.
+pub(crate) fn piece_of(steps: u64) -> usize {
+    usize::try_from(PIECE_STEPS / steps.max(1)).unwrap_or(1).clamp(1, 1 << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_search_is_timed_by_what_it_can_cost() {
+        let mut watch = Watch::default();
+        for (steps, timed, metered) in
+            [(10, 2, 0), (SHORT_STEPS - 1, 2, 0), (SHORT_STEPS, 16, 0), (WHOLE_STEPS - 1, 16, 0), (WHOLE_STEPS, 16, 16)]
+        {
+            let mut meters = 0;
+            for _ in 0..16 {
+                watch.begin_value();
+                let found = watch.run(7, steps, |meter| {
+                    meters += u32::from(meter.is_some());
+                    Some(true)
+                });
+                assert!(found, "{steps}");
+            }
+            assert_eq!((watch.timed.len(), meters), (timed, metered), "{steps}");
+            // Each of them stands for itself and those that were not timed.
+            assert_eq!(watch.timed.drain(..).map(|(.., weight)| weight).sum::<u64>(), 16, "{steps}");
+        }
+        assert!(!watch.is_due());
+    }
+
+    #[test]
+    fn what_is_given_up_is_not_tried_again_in_the_walk() {
+        let mut watch = Watch::new(0);
+        watch.begin_value();
+        let search = |meter: Option<&mut Meter>| {
+            std::thread::sleep(Duration::from_millis(1));
+            meter.is_none_or(Meter::goes_on).then_some(true)
+        };
+        assert!(!watch.run(7, WHOLE_STEPS, search));
+        assert!(watch.is_due() && watch.cut == [7]);
+        assert!(!watch.run(7, 1, |_| panic!("it was stopped")));
+        assert!(watch.run(8, 1, |_| Some(true)));
+        watch.stop([8].into_iter());
+        assert!(watch.run(7, 1, |_| Some(true)));
+        assert!(!watch.run(8, 1, |_| Some(true)));
+    }
+
+    #[test]
+    fn a_thread_that_was_asleep_is_not_cut() {
+        let long_ago =
+            Instant::now().checked_sub(Duration::from_secs(30)).expect("a clock that runs for half a minute");
+        let mut meter = Meter::new(long_ago, SEARCH_NS_MAX);
+        assert!(meter.goes_on() && meter.goes_on());
+    }
+}
