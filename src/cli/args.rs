@@ -145,6 +145,14 @@ pub struct DataDir {
     pub data_dir: Option<String>,
 }
 
+/// Where rules of one's own are.
+#[derive(Debug, Args)]
+pub struct RuleFolder {
+    /// A folder of Sigma rules
+    #[arg(long = "rules", id = "rules", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub rules: Option<String>,
+}
+
 /// How to reach a server.
 #[derive(Debug, Args)]
 pub struct ClientArgs {
@@ -179,9 +187,9 @@ pub struct DemoArgs {
 /// Flags of `check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// A folder of Sigma rules
-    #[arg(long = "rules", id = "rules", value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub rules: Option<String>,
+    /// The rules.
+    #[command(flatten)]
+    pub rules: RuleFolder,
 }
 
 /// Flags of `send`.
@@ -362,9 +370,9 @@ pub struct DoctorArgs {
     /// Listen here
     #[arg(long = "listen", id = "listen", value_name = "ADDR")]
     pub listen: Option<String>,
-    /// A folder of Sigma rules
-    #[arg(long = "rules", id = "rules", value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub rules: Option<String>,
+    /// The rules.
+    #[command(flatten)]
+    pub rules: RuleFolder,
     /// How many times to time the disk
     #[arg(long = "fsyncs", id = "doctor.fsyncs", value_name = "N")]
     pub fsyncs: Option<String>,

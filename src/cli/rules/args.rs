@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand, ValueHint};
 
-use crate::cli::args::{ClientArgs, DataDir};
+use crate::cli::args::{ClientArgs, DataDir, RuleFolder};
 
 /// What `rules` can do.
 #[derive(Debug, Subcommand)]
@@ -93,24 +93,32 @@ pub struct RuleEventsArgs {
     pub events_max: Option<String>,
 }
 
+/// How a command prints what it found.
+#[derive(Debug, Args)]
+pub struct RulesPrintArgs {
+    /// Print JSON
+    #[arg(long = "json", id = "rule_tools.json")]
+    pub json: bool,
+}
+
 /// Flags of `rules explain`.
 #[derive(Debug, Args)]
 pub struct RulesExplainArgs {
     /// A file, or the id or title of a rule
     #[arg(value_name = "RULE", value_hint = ValueHint::FilePath)]
     pub rule: String,
-    /// A folder of Sigma rules
-    #[arg(long = "rules", id = "rules", value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub rules: Option<String>,
+    /// The rules.
+    #[command(flatten)]
+    pub rules: RuleFolder,
     /// The events.
     #[command(flatten)]
     pub events: RuleEventsArgs,
     /// The most events that are told of
     #[arg(long = "top", id = "rule_tools.top", value_name = "N")]
     pub top: Option<String>,
-    /// Print JSON
-    #[arg(long = "json", id = "rule_tools.json")]
-    pub json: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub print: RulesPrintArgs,
 }
 
 /// Flags of `rules coverage`.
@@ -125,9 +133,9 @@ pub struct RulesCoverageArgs {
     /// Write a layer for the ATT&CK Navigator here
     #[arg(long = "navigator", id = "rule_tools.navigator", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub navigator: Option<String>,
-    /// Print JSON
-    #[arg(long = "json", id = "rule_tools.json")]
-    pub json: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub print: RulesPrintArgs,
 }
 
 /// Flags of `rules bench`.
@@ -145,9 +153,9 @@ pub struct RulesBenchArgs {
     /// The most rules and predicates that are listed
     #[arg(long = "top", id = "rule_tools.top", value_name = "N")]
     pub top: Option<String>,
-    /// Print JSON
-    #[arg(long = "json", id = "rule_tools.json")]
-    pub json: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub print: RulesPrintArgs,
 }
 
 /// Flags of `rules hunt`.
@@ -156,9 +164,9 @@ pub struct RulesHuntArgs {
     /// A file, the id or title of a rule here, or the id of one of the server's
     #[arg(value_name = "RULE", value_hint = ValueHint::FilePath)]
     pub rule: String,
-    /// A folder of Sigma rules
-    #[arg(long = "rules", id = "rules", value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub rules: Option<String>,
+    /// The rules.
+    #[command(flatten)]
+    pub rules: RuleFolder,
     /// From this time on: RFC 3339, or a date
     #[arg(long = "from", id = "rule_tools.from", value_name = "TIME")]
     pub from: Option<String>,
