@@ -197,7 +197,7 @@ mod tests {
         spend(&mut own, 3, 40, 10);
         assert!(own.is_due());
         let third = ("c".to_owned(), Some("tenant 3".to_owned()));
-        assert_eq!(stopped(&mut own), [third.clone()]);
+        assert_eq!(stopped(&mut own), std::slice::from_ref(&third));
         assert!(own.is_stopped(0, 3) && !own.is_stopped(0, 2));
         // Nobody takes most of it.
         (0..5).filter(|tenant| *tenant != 3).for_each(|tenant| spend(&mut own, tenant, 40, 10));

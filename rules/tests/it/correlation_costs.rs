@@ -21,7 +21,7 @@ fn event(number: u32) -> Event {
     at(
         &format!("e{number}"),
         time,
-        &[("k", "a"), ("v", &value.to_string()), ("u", if number % 2 == 0 { "x" } else { "y" })],
+        &[("k", "a"), ("v", &value.to_string()), ("u", if number.is_multiple_of(2) { "x" } else { "y" })],
     )
 }
 
