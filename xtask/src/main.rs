@@ -7,6 +7,7 @@ mod supply;
 #[cfg(test)]
 mod tidy;
 
+use std::ffi::OsStr;
 use std::process::{Command, ExitCode};
 
 use servers::Servers;
@@ -69,10 +70,14 @@ fn with_servers(program: &str, arguments: &[&str]) -> bool {
     run(plain(program).args(arguments).envs(environment))
 }
 
-/// Writes one generated page of docs/ anew. A test compares them with the program.
+/// Writes one generated page of docs/ anew. A test compares them with the program, which is built here as that test builds it:
+/// with the features of another set of packages, half of all crates would be compiled for a page.
 fn page(name: &str) -> bool {
-    let made = plain(env!("CARGO")).args(["run", "--quiet", "--", "docs", name]).output();
-    match made {
+    let Some(program) = std::env::current_exe().ok().map(|own| own.with_file_name("tidegate")) else { return false };
+    if !cargo(&["test", "--quiet", "--workspace", "--test", "it", "--no-run"]) {
+        return false;
+    }
+    match plain(&program).args(["docs", name]).output() {
         Ok(output) if output.status.success() => {
             let path = format!("docs/{name}.md");
             let written = std::fs::write(&path, output.stdout);
@@ -83,7 +88,7 @@ fn page(name: &str) -> bool {
             false
         }
         Err(error) => {
-            eprintln!("cannot run cargo: {error}");
+            eprintln!("cannot run {}: {error}", program.display());
             false
         }
     }
@@ -105,7 +110,7 @@ fn cargo(arguments: &[&str]) -> bool {
 
 /// A command without what cargo told this program about its own package: build scripts that look at it (ring's does) would run
 /// anew each time that `cargo` and `cargo xtask` take turns, and half of all crates be compiled with them.
-fn plain(program: &str) -> Command {
+fn plain(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
