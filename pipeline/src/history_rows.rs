@@ -56,7 +56,7 @@ pub struct RowsAsk {
     pub log_cursor: Offset,
     /// Rows of the output log below this offset.
     pub output_cursor: Offset,
-    /// Whether rows of other servers that write to the same store are meant too.
+    /// Whether rows of other installations that write to the same store are meant too.
     pub others: bool,
     /// What each column of the answer is.
     pub outputs: Vec<Output>,

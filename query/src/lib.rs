@@ -42,6 +42,7 @@ pub use config::QueryConfig;
 pub use error::QueryError;
 pub use http::AlertOf;
 pub use stream::QueryStream;
+use tidegate_events::Dataset;
 use tidegate_pipeline::{FieldCatalog, History, StreamLog};
 pub use view::Scope;
 
@@ -59,6 +60,9 @@ use crate::workers::Workers;
 pub struct QueryParts {
     /// The ingest log: security and cost events, changes, dead letters of ingest.
     pub log: Arc<dyn StreamLog>,
+    /// What the ingest log may hold: other datasets are not looked for there. All of them, but on a node of many machines that
+    /// has the changes alone beside history.
+    pub log_datasets: &'static [Dataset],
     /// The output log: alerts, dead letters of delivery.
     pub output: Arc<dyn StreamLog>,
     /// The store of history: Parquet files, or a database.
@@ -102,13 +106,13 @@ impl Query {
     /// # Errors
     /// When the operating system gives no thread.
     pub fn new(parts: QueryParts) -> Result<Self, QueryError> {
-        let QueryParts { log, output, history, files, log_fields, config, cpu } = parts;
+        let QueryParts { log, log_datasets, output, history, files, log_fields, config, cpu } = parts;
         let store = Store::new(&config, files).map_err(|error| error::internal(&error))?;
         let workers = Workers::start(&config).map_err(|error| error::internal(&error))?;
         let planners = Planners::start(&config).map_err(|error| error::internal(&error))?;
         let watch = Watch::start(config.rss_growth_bytes_max).map_err(|error| error::internal(&error))?;
         let shared = Shared {
-            sources: Sources { log, output, history, log_fields },
+            sources: Sources { log, log_datasets, output, history, log_fields },
             config,
             cpu,
             workers,

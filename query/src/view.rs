@@ -59,6 +59,7 @@ pub(crate) struct Tail {
 #[derive(Clone)]
 pub(crate) struct Sources {
     pub(crate) log: Arc<dyn StreamLog>,
+    pub(crate) log_datasets: &'static [Dataset],
     pub(crate) output: Arc<dyn StreamLog>,
     pub(crate) history: Arc<dyn History>,
     pub(crate) log_fields: Arc<dyn Fn() -> Arc<FieldCatalog> + Send + Sync>,
@@ -69,6 +70,7 @@ pub(crate) struct View {
     pub(crate) scope: Scope,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) log: Tail,
+    log_datasets: &'static [Dataset],
     pub(crate) output: Tail,
     log_fields: Arc<FieldCatalog>,
     pub(crate) history: Arc<dyn History>,
@@ -100,6 +102,7 @@ impl View {
                 };
                 return Self {
                     log: tail(&sources.log, snapshot.log_cursor, log.first, log.next),
+                    log_datasets: sources.log_datasets,
                     output: tail(&sources.output, snapshot.output_cursor, output.first, output.next),
                     log_fields: (sources.log_fields)(),
                     history: sources.history.clone(),
@@ -111,17 +114,18 @@ impl View {
         }
     }
 
-    /// The same without rows of other servers: for what goes by offsets, which mean nothing beyond a server's own logs.
+    /// The same without rows of other installations: for what goes by offsets, which mean nothing beyond one's own logs.
     pub(crate) fn of_own_logs(self) -> Self {
         Self { others: false, ..self }
     }
 
     /// The tails that may hold rows of `dataset`.
     pub(crate) fn tails(&self, dataset: Dataset) -> Vec<Tail> {
+        let log = self.log_datasets.contains(&dataset).then(|| self.log.clone());
         match dataset {
-            Dataset::SecurityEvents | Dataset::CostEvents | Dataset::Changes => vec![self.log.clone()],
+            Dataset::SecurityEvents | Dataset::CostEvents | Dataset::Changes => log.into_iter().collect(),
             Dataset::Alerts => vec![self.output.clone()],
-            Dataset::DeadLetters => vec![self.log.clone(), self.output.clone()],
+            Dataset::DeadLetters => log.into_iter().chain([self.output.clone()]).collect(),
         }
     }
 

@@ -22,13 +22,14 @@ use std::time::{Duration, Instant};
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use tidegate_events::{Dataset, FieldType};
+use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{History, StreamLog};
 use tidegate_query::{Query, QueryConfig, QueryParts, Scope};
 use tidegate_sinks::parquet::LogSource;
 
 use crate::faulty_proxy::{self, Proxy};
-use fixture::{Mode, World, rows};
-use twin::{Kept, deliver, history};
+use fixture::{Mode, World, append, raised, rows};
+use twin::{Kept, deliver, deliver_as, history};
 
 /// Rows `from..to`, numbered by `n`.
 fn numbered(from: u64, to: u64) -> arrow::array::RecordBatch {
@@ -53,6 +54,7 @@ fn query_over(world: &World, history: Arc<dyn History>) -> Query {
     let fields = world.fields.clone();
     let parts = QueryParts {
         log: world.log.clone(),
+        log_datasets: &Dataset::ALL,
         output: world.output.clone(),
         history,
         files: None,
@@ -209,6 +211,25 @@ async fn a_query_that_is_left_stops_at_the_database_too() {
     client.batch_execute("ROLLBACK").await.expect("unlocked");
     let rows = world.query.sql(&Scope::tenant("acme"), "SELECT event_id FROM security_events").await.expect("a stream");
     assert_eq!(rows.collect().await.expect("rows").iter().map(|batch| batch.num_rows()).sum::<usize>(), 8);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alerts_for_the_feed_are_of_all_partitions_and_of_no_other_installation() {
+    let world = World::told(Mode::AskedParts).await;
+    let history = twin::answer_parts(&world).await;
+    let fed = async || world.query.alerts_after("acme", -1, i64::MAX, 100).await.expect("alerts").len();
+    let count = async || numbers(&world.query, "SELECT count(*) FROM alerts").await[0];
+    let (told, all) = (fed().await, count().await);
+    assert!(told > 0 && told as i64 == all, "{told} of {all}");
+    let other = MemoryLog::new(16, 1 << 30);
+    for (dataset, rows) in raised() {
+        append(&other, dataset, rows).await;
+    }
+    let config = &world.kept.get().expect("a database").config;
+    deliver_as("0193a4e2-0000-7000-8000-00000000ffff", config, (LogSource::Output, &other), 5, true).await;
+    history.looked(Duration::from_secs(20)).await;
+    twin::answer_parts(&world).await;
+    assert_eq!((fed().await, count().await), (told, 2 * all));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,21 +5,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use arrow::array::{AsArray, BooleanArray};
+use arrow::compute::filter_record_batch;
 use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{Delivery, Health, History, Sink, Snapshot, StreamLog};
+use tidegate_sinks::fluvio::partition_of;
 use tidegate_sinks::parquet::LogSource;
 use tidegate_sinks::timescale::{TimescaleConfig, TimescaleHistory, TimescaleReadParts, TimescaleStore};
 use tokio::runtime::Handle;
 use tokio_postgres::{Client, NoTls};
 
-use super::fixture::{Mode, World};
+use super::fixture::{Mode, World, append};
 
 /// Where the rows are in tests of all places.
-pub const MODES: [Mode; 2] = [Mode::Asked, Mode::AskedMixed];
+pub const MODES: [Mode; 3] = [Mode::Asked, Mode::AskedMixed, Mode::AskedParts];
 /// Where they are for statements that want to break something.
 pub const HOSTILE: Mode = Mode::AskedMixed;
 /// Where the `.slt` files are.
 pub const SLT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/query/tests/slt");
+
+/// Partitions of many machines.
+const PARTS: usize = 3;
 
 /// The id of a data folder.
 const ORIGIN: &str = "0193a4e2-0000-7000-8000-000000000001";
@@ -78,10 +84,15 @@ async fn connect(url: &str) -> Client {
 
 /// History as a server that starts reads it.
 pub fn history(config: &TimescaleConfig) -> Arc<TimescaleHistory> {
+    history_with(config, Vec::new())
+}
+
+fn history_with(config: &TimescaleConfig, kin: Vec<String>) -> Arc<TimescaleHistory> {
     let stage = Health::default().stage("history");
     let parts = TimescaleReadParts {
         config: config.clone(),
         origin: ORIGIN.to_owned(),
+        kin,
         query_ms_max: 20_000,
         runtime: Handle::current(),
         stage,
@@ -92,8 +103,19 @@ pub fn history(config: &TimescaleConfig) -> Arc<TimescaleHistory> {
 /// Delivers what a log holds after the cursor of the database, in pieces of about `piece` rows, and flushes it or leaves the
 /// rest, as a process that is killed.
 pub async fn deliver(config: &TimescaleConfig, source: LogSource, log: &MemoryLog, piece: usize, flush: bool) {
+    deliver_as(ORIGIN, config, (source, log), piece, flush).await;
+}
+
+/// The same of the log of another origin.
+pub async fn deliver_as(
+    origin: &str,
+    config: &TimescaleConfig,
+    (source, log): (LogSource, &MemoryLog),
+    piece: usize,
+    flush: bool,
+) {
     let config = TimescaleConfig { commit_rows: piece, ..config.clone() };
-    let store = TimescaleStore::open(config, ORIGIN).expect("a store");
+    let store = TimescaleStore::open(config, origin).expect("a store");
     let from = store.cursor(source).await.expect("a cursor");
     let mut sink = store.sink(source, from);
     sink.connect().await.expect("connected");
@@ -131,6 +153,47 @@ pub async fn answer(world: &World, log_cursor: u64, output_cursor: u64) -> Arc<T
     };
     let history = kept.history.get_or_init(fill).await;
     let whole = history.snapshot();
+    *world.history.0.lock() = Arc::new(Snapshot { log_cursor, output_cursor, ..Snapshot::clone(&whole) });
+    history.clone()
+}
+
+/// The origin of a partition.
+pub fn origin_of(part: usize) -> String {
+    format!("0193a4e2-0000-8000-8000-{part:012}")
+}
+
+/// The rows of the tenants of a partition, in a log of their own.
+async fn part_of(log: &MemoryLog, part: usize) -> MemoryLog {
+    let own = MemoryLog::new(16, 1 << 30);
+    for batch in log.read(0, usize::MAX).expect("read") {
+        let orgs = batch.rows.column_by_name("org_id").expect("org_id").as_string::<i32>();
+        let mine: BooleanArray = orgs.iter().map(|org| Some(partition_of(org.unwrap_or(""), PARTS) == part)).collect();
+        let rows = filter_record_batch(&batch.rows, &mine).expect("rows");
+        if rows.num_rows() > 0 {
+            append(&own, batch.dataset, rows).await;
+        }
+    }
+    own
+}
+
+/// Gives the rows to a database as many machines do: each partition has logs, and cursors, of its own, and the node that reads has
+/// none of them.
+pub async fn answer_parts(world: &World) -> Arc<TimescaleHistory> {
+    let kept = world.kept.get_or_init(|| Kept::new(2)).await;
+    let fill = async || {
+        for part in 0..PARTS {
+            for (source, log) in [(LogSource::Ingest, &world.log), (LogSource::Output, &world.output)] {
+                let log = part_of(log, part).await;
+                deliver_as(&origin_of(part), &kept.config, (source, &log), 5, true).await;
+            }
+        }
+        let history = history_with(&kept.config, (0..PARTS).map(origin_of).collect());
+        history.looked(Duration::from_secs(20)).await;
+        history
+    };
+    let history = kept.history.get_or_init(fill).await;
+    let whole = history.snapshot();
+    let (log_cursor, output_cursor) = (world.log.bounds().next, world.output.bounds().next);
     *world.history.0.lock() = Arc::new(Snapshot { log_cursor, output_cursor, ..Snapshot::clone(&whole) });
     history.clone()
 }

@@ -38,6 +38,9 @@ pub enum Mode {
     Asked,
     /// In such a store up to a row in the middle of a batch; after it in the logs.
     AskedMixed,
+    /// In such a store, written from several logs, each of which has some tenants; the logs have forgotten them.
+    #[allow(dead_code, reason = "only a store that has several logs is asked for it")]
+    AskedParts,
 }
 
 /// A history whose snapshot a test can replace.
@@ -78,6 +81,7 @@ impl World {
         let known = fields.clone();
         let query = Query::new(QueryParts {
             log: log.clone(),
+            log_datasets: &Dataset::ALL,
             output: output.clone(),
             history: history.clone(),
             files: None,
@@ -110,8 +114,9 @@ impl World {
             Mode::Mixed => world.store(9, 2),
             Mode::Asked => drop(twin::answer(&world, world.log.bounds().next, world.output.bounds().next).await),
             Mode::AskedMixed => drop(twin::answer(&world, 9, 2).await),
+            Mode::AskedParts => drop(twin::answer_parts(&world).await),
         }
-        if matches!(mode, Mode::Parquet | Mode::Asked) {
+        if matches!(mode, Mode::Parquet | Mode::Asked | Mode::AskedParts) {
             world.log.forget(world.log.bounds().next).expect("forgotten");
             world.output.forget(world.output.bounds().next).expect("forgotten");
             *world.fields.lock() = Arc::default();

@@ -101,6 +101,7 @@ async fn a_snapshot_whose_rows_are_forgotten_is_taken_anew() {
     assert!(world.log.bounds().first > 0);
     let query = Query::new(QueryParts {
         log: world.log.clone(),
+        log_datasets: &Dataset::ALL,
         output: world.output.clone(),
         history: Arc::new(Stale { stale: Arc::default(), fresh, asked: AtomicUsize::new(0) }),
         files: None,
@@ -110,4 +111,25 @@ async fn a_snapshot_whose_rows_are_forgotten_is_taken_anew() {
     })
     .expect("a query layer");
     assert_eq!(numbers(&query, "acme", "SELECT count(*) FROM security_events").await, [8]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_is_looked_at_for_what_it_may_hold_only() {
+    let world = World::told(Mode::Mixed).await;
+    let query = Query::new(QueryParts {
+        log: world.log.clone(),
+        log_datasets: &[Dataset::Changes],
+        output: world.output.clone(),
+        history: world.history.clone(),
+        files: None,
+        log_fields: Arc::new(|| Arc::new(FieldCatalog::default())),
+        config: QueryConfig::default(),
+        cpu: tokio::runtime::Handle::current(),
+    })
+    .expect("a query layer");
+    // Of the events what is in history; the changes are all in the log.
+    assert_eq!(numbers(&query, "acme", "SELECT count(*) FROM security_events").await, [6]);
+    let changes = "SELECT count(*) FROM changes";
+    let all = numbers(&world.query, "acme", changes).await;
+    assert!(all[0] > 0 && numbers(&query, "acme", changes).await == all);
 }

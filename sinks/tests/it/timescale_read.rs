@@ -90,6 +90,7 @@ fn history(config: &TimescaleConfig) -> Arc<TimescaleHistory> {
     let parts = TimescaleReadParts {
         config: TimescaleConfig { read_refresh_ms: 10, ..config.clone() },
         origin: ORIGIN.to_owned(),
+        kin: Vec::new(),
         query_ms_max: 2_000,
         runtime: tokio::runtime::Handle::current(),
         stage: Health::default().stage("history"),

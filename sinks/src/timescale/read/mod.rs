@@ -5,6 +5,10 @@
 //! rest from the logs. A snapshot that is behind is as right as a new one: the logs are kept from the
 //! [oldest cursors](TimescaleHistory::oldest_live_cursors) of a living snapshot on.
 //!
+//! Other servers may write to the same tables, each with logs (`log_id`) of its own: a question is about the rows of all of them,
+//! each below its own cursor. Logs of one's own that nobody reads beside the database, as the partitions of many machines, are
+//! [kin](TimescaleReadParts::kin).
+//!
 //! The looks have a connection of their own, so that questions, however many, do not keep the cursors from being seen and the
 //! logs from forgetting. Each question is one statement on a connection of a pool of its own, streamed: the database waits while nobody takes
 //! rows. A question that is dropped is cancelled at the server, and its connection closed, so that a late cancel cannot hit the
@@ -59,13 +63,16 @@ const NOT_YET: &str = "the database has not been reached since the start";
 pub struct TimescaleReadParts {
     /// Where the database is.
     pub config: TimescaleConfig,
-    /// The id of the data folder whose logs the sink writes, as the table `logs` has it.
+    /// The id of the data folder whose logs the sink writes, as the table `logs` has it: what is not yet in the tables is read
+    /// from these logs.
     pub origin: String,
+    /// The ids of further logs of the same installation, whose rows are asked of the database alone.
+    pub kin: Vec<String>,
     /// How long a question may take, in milliseconds.
     pub query_ms_max: u64,
     /// Where connections live.
     pub runtime: Handle,
-    /// Tells when the database cannot be read.
+    /// Tells when the database cannot be read: work waits until it can.
     pub stage: Arc<Stage>,
 }
 
@@ -94,6 +101,7 @@ struct Link {
     tls: MakeRustlsConnect,
     schema: String,
     origin: String,
+    kin: Vec<String>,
     runtime: Handle,
 }
 
@@ -106,7 +114,9 @@ struct Cursors {
     /// Below which all rows of these logs are there.
     ingest: Offset,
     output: Offset,
-    /// Logs of servers before this one.
+    /// Logs of this installation that nobody reads beside the database.
+    kin: Vec<(i16, Offset)>,
+    /// Logs of other servers.
     others: Vec<(i16, Offset)>,
 }
 
@@ -135,11 +145,11 @@ impl TimescaleHistory {
     /// # Errors
     /// [`SinksError::Invalid`] when the URL or what it names cannot be used.
     pub fn start(parts: TimescaleReadParts) -> Result<Arc<Self>, SinksError> {
-        let TimescaleReadParts { config, origin, query_ms_max, runtime, stage } = parts;
+        let TimescaleReadParts { config, origin, kin, query_ms_max, runtime, stage } = parts;
         let (pool, tls) = connect::reading_pool(&config, Duration::from_millis(query_ms_max))?;
         let looks = connect::pool(&config, 1)?;
         let look_max = LOOK.min(Duration::from_millis(config.statement_ms_max));
-        let link = Arc::new(Link { pool, tls, schema: config.schema.clone(), origin, runtime: runtime.clone() });
+        let link = Arc::new(Link { pool, tls, schema: config.schema.clone(), origin, kin, runtime: runtime.clone() });
         let state = State { snapshot: Arc::new(unknown()), ..State::default() };
         let history = Arc::new(Self { state: Mutex::new(state), link, looks, look_max });
         let every = Duration::from_millis(config.read_refresh_ms);
@@ -223,6 +233,7 @@ async fn refresh(history: Weak<TimescaleHistory>, every: Duration, stage: Arc<St
                 if failing.take().is_some() {
                     tracing::info!("the database of history can be read again");
                     stage.set_detail(None);
+                    stage.waiting(0, Instant::now());
                 }
             }
             Err(error) => {
@@ -230,6 +241,7 @@ async fn refresh(history: Weak<TimescaleHistory>, every: Duration, stage: Arc<St
                     tracing::warn!(%error, "the database of history cannot be read; it is tried again");
                 }
                 failing.get_or_insert_with(Instant::now);
+                stage.waiting(1, Instant::now());
                 stage.set_detail(Some(format!("history cannot be read: {error}")));
             }
         }
@@ -300,12 +312,15 @@ impl Link {
         for row in client.query(&sql, &[]).await? {
             let (id, next): (i16, i64) = (row.try_get(0)?, row.try_get(3)?);
             let next = Offset::try_from(next).unwrap_or(0);
-            match (row.try_get::<_, &str>(1)? == self.origin, row.try_get(2)?) {
+            let origin: &str = row.try_get(1)?;
+            match (origin == self.origin, row.try_get(2)?) {
                 (true, "ingest") => (cursors.ingest_id, cursors.ingest) = (Some(id), next),
                 (true, "output") => (cursors.output_id, cursors.output) = (Some(id), next),
+                _ if self.kin.iter().any(|kin| kin == origin) => cursors.kin.push((id, next)),
                 _ => cursors.others.push((id, next)),
             }
         }
+        cursors.kin.sort_unstable();
         cursors.others.sort_unstable();
         Ok(cursors)
     }

@@ -206,8 +206,9 @@ impl Question {
     fn below(&mut self, ask: &RowsAsk, cursors: &Cursors) {
         let own = [(cursors.ingest_id, ask.log_cursor), (cursors.output_id, ask.output_cursor)];
         let own = own.into_iter().filter_map(|(id, cursor)| Some((id?, cursor)));
+        let others = cursors.others.iter().filter(|_| ask.others);
         let mut any = " AND (";
-        for (id, cursor) in own.chain(cursors.others.iter().copied().filter(|_| ask.others)) {
+        for (id, cursor) in own.chain(cursors.kin.iter().chain(others).copied()) {
             self.sql.push_str(any);
             any = " OR ";
             let _ = write!(self.sql, "({LOG_ID} = ");
@@ -451,8 +452,17 @@ mod tests {
         let sql = Question::new("tidegate", &ask(vec![], vec![]), &cursors, false).sql;
         let wanted = "AND ((log_id = $2 AND log_offset < $3) OR (log_id = $4 AND log_offset < $5) OR (log_id = $6 AND log_offset < $7))";
         assert!(sql.contains(wanted), "{sql}");
-        let own = Question::new("tidegate", &RowsAsk { others: false, ..ask(vec![], vec![]) }, &cursors, false).sql;
-        assert!(own.ends_with("(log_id = $4 AND log_offset < $5))"), "{own}");
+        let own = |cursors: &Cursors| {
+            Question::new("tidegate", &RowsAsk { others: false, ..ask(vec![], vec![]) }, cursors, false).sql
+        };
+        let alone = own(&cursors);
+        assert!(alone.ends_with("(log_id = $4 AND log_offset < $5))"), "{alone}");
+        cursors.kin = vec![(7, 9)];
+        let with_kin = own(&cursors);
+        assert!(
+            with_kin.ends_with("(log_id = $4 AND log_offset < $5) OR (log_id = $6 AND log_offset < $7))"),
+            "{with_kin}"
+        );
         let nothing = Question::new("tidegate", &ask(vec![], vec![]), &Cursors::default(), false).sql;
         assert!(nothing.ends_with("org_id = $1 AND false"), "{nothing}");
     }
