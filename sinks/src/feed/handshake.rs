@@ -62,16 +62,12 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Checks everything there is to check. `own` is the name of this node, when there are others.
+    /// Checks everything there is to check but whether the log [has come so far](Self::is_within). `own` is the name of this node,
+    /// when there are others.
     ///
     /// # Errors
     /// 400, 403, 405 or 426, for the client.
-    pub(super) fn read(
-        parts: &Parts,
-        origins: &[String],
-        bounds: LogBounds,
-        own: Option<&str>,
-    ) -> Result<Self, Problem> {
+    pub(super) fn read(parts: &Parts, origins: &[String], own: Option<&str>) -> Result<Self, Problem> {
         if parts.method != Method::GET {
             let message = format!("{} is not allowed here", parts.method);
             return Err(Problem::new(405, "method_not_allowed", message).hint("use GET"));
@@ -98,13 +94,24 @@ impl Wanted {
             after = Some(last.to_str().unwrap_or("?").to_owned());
         }
         let (start, positions, elsewhere) = match (after.as_deref(), own) {
-            (Some(after), Some(own)) if after.contains(':') => resumed(after, bounds, own)?,
+            (Some(after), Some(own)) if after.contains(':') => resumed(after, own)?,
             (after, _) => {
                 let elsewhere = if after == Some("-1") { Elsewhere::All } else { Elsewhere::Now };
-                (start(after, bounds)?, Positions::new(), elsewhere)
+                (start(after)?, Positions::new(), elsewhere)
             }
         };
         Ok(Self { form, start, positions, elsewhere, filter: filter.checked()? })
+    }
+
+    /// Whether the log holds, or held, what the client has seen.
+    pub(super) fn is_within(&self, bounds: LogBounds) -> bool {
+        !matches!(self.start, Start::At(from) if from > bounds.next)
+    }
+
+    /// The answer when it does not: to go on silently would hide that this is not the server that gave the number.
+    pub(super) fn beyond(&self) -> Problem {
+        let seq = if let Start::At(from) = self.start { i128::from(from) - 1 } else { -1 };
+        refused_after(&seq.to_string(), "no alert has that seq yet: is it from another server?")
     }
 }
 
@@ -188,7 +195,7 @@ fn is_base64_of_16(key: &str) -> bool {
 }
 
 /// The positions of a client that has seen alerts of several nodes.
-fn resumed(after: &str, bounds: LogBounds, own: &str) -> Result<(Start, Positions, Elsewhere), Problem> {
+fn resumed(after: &str, own: &str) -> Result<(Start, Positions, Elsewhere), Problem> {
     let wrong = || {
         let shown: String = after.chars().take(200).collect();
         Problem::new(400, "invalid_parameter", format!("after cannot be {shown:?}"))
@@ -206,22 +213,20 @@ fn resumed(after: &str, bounds: LogBounds, own: &str) -> Result<(Start, Position
     }
     // A client that comes from another node and has seen nothing of this one gets all of this one.
     let own = positions.remove(own).unwrap_or(-1).to_string();
-    Ok((start(Some(&own), bounds)?, positions, Elsewhere::All))
+    Ok((start(Some(&own))?, positions, Elsewhere::All))
 }
 
-fn start(after: Option<&str>, bounds: LogBounds) -> Result<Start, Problem> {
+fn start(after: Option<&str>) -> Result<Start, Problem> {
     let Some(after) = after else { return Ok(Start::Now) };
-    let wrong = |hint: String| {
-        let shown: String = after.chars().take(40).collect();
-        Problem::new(400, "invalid_parameter", format!("after cannot be {shown:?}")).hint(hint)
-    };
-    let seq: i64 = after.parse().map_err(|_| wrong("use the seq of the last alert you have, or -1 for all".into()))?;
-    let from = u64::try_from(seq.saturating_add(1)).map_err(|_| wrong("use -1 for all".into()))?;
-    if from > bounds.next {
-        // To go on silently would hide that this is not the server that gave the number.
-        return Err(wrong("no alert has that seq yet: is it from another server?".into()));
-    }
+    let wrong = |hint| refused_after(after, hint);
+    let seq: i64 = after.parse().map_err(|_| wrong("use the seq of the last alert you have, or -1 for all"))?;
+    let from = u64::try_from(seq.saturating_add(1)).map_err(|_| wrong("use -1 for all"))?;
     Ok(Start::At(from))
+}
+
+fn refused_after(after: &str, hint: &str) -> Problem {
+    let shown: String = after.chars().take(40).collect();
+    Problem::new(400, "invalid_parameter", format!("after cannot be {shown:?}")).hint(hint)
 }
 
 fn parameters(query: Option<&str>) -> Result<Vec<(String, String)>, Problem> {
@@ -249,7 +254,8 @@ mod tests {
         }
         let bounds = LogBounds { first: 5, next: 100 };
         let parts = request.body(()).expect("a request").into_parts().0;
-        Wanted::read(&parts, &["https://soc.example".to_owned()], bounds, Some("n1"))
+        let wanted = Wanted::read(&parts, &["https://soc.example".to_owned()], Some("n1"))?;
+        if wanted.is_within(bounds) { Ok(wanted) } else { Err(wanted.beyond()) }
     }
 
     fn upgrade(extra: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {

@@ -14,6 +14,9 @@
 //! `{"type":"gap","missed":n,"resume_after":seq}` and goes on with the newest alerts: it may fetch what it missed with
 //! `GET /v2/alerts`, or reconnect with that `seq`.
 //!
+//! Of an output log in [partitions](Feed::of_partitions) a subscriber follows the one that its tenant is in, so that `seq` is one
+//! number there too.
+//!
 //! With [`Peers`] it sees the alerts of the other nodes too: `{"node":"…","after":"…","seq":n,"alert":{…}}`, in the order of
 //! each node, and resumes with `?after=` and the text of the last frame's `after`, at whichever node. What is no longer there of
 //! another node's is a gap with `"missed":null`.
@@ -52,6 +55,8 @@ pub use handshake::{PROTOCOL, bearer_from_protocol};
 pub(crate) use render::render as render_alert;
 pub use render::render_alerts;
 
+use crate::error::SinksError;
+use crate::fluvio::{OFFSETS_OF_RECORD, partition_of};
 use crate::metrics as names;
 use following::{Following, PeerTails};
 use handshake::{Form, Wanted};
@@ -69,7 +74,8 @@ pub struct FeedConfig {
     pub subscribers_max: usize,
     /// Subscribers of one tenant at once. More are refused with 503.
     pub tenant_subscribers_max: usize,
-    /// Rows of the output log that a subscriber which was up to date may fall behind before it is told of a gap.
+    /// Rows of the output log (on many machines records of its topic, which hold a row or more) that a subscriber which was up to
+    /// date may fall behind before it is told of a gap.
     pub lag_rows_max: u64,
     /// Memory of the newest alerts that are kept rendered for all subscribers.
     pub cache_bytes_max: usize,
@@ -124,6 +130,15 @@ pub type Backfill = Arc<dyn Fn(Stretch) -> BoxFuture<'static, Result<Vec<(u64, S
 /// Says whether a principal may still read: asked again and again while its stream lives.
 pub type Recheck = Arc<dyn Fn(&Principal) -> bool + Send + Sync>;
 
+/// How long a client waits that has seen an alert elsewhere which this node has not read yet.
+const AHEAD_MAX: Duration = Duration::from_secs(2);
+
+/// The tails of all partitions of the output log.
+struct Tails {
+    first: Arc<Tail>,
+    others: Vec<Arc<Tail>>,
+}
+
 /// The feed. See the module.
 pub struct Feed {
     shared: Arc<Shared>,
@@ -131,12 +146,16 @@ pub struct Feed {
 
 /// What all subscribers share.
 struct Shared {
-    tail: Arc<Tail>,
+    tails: Tails,
     config: FeedConfig,
     backfill: Backfill,
     recheck: OnceLock<Recheck>,
     peers: OnceLock<Peers>,
     peer_tails: PeerTails,
+    /// How long a client waits that has seen more than this node has.
+    patience: Duration,
+    /// Offsets that a subscriber which was up to date may fall behind.
+    lag_max: u64,
     stopping: watch::Receiver<bool>,
     open: Mutex<HashMap<Arc<str>, usize>>,
 }
@@ -150,10 +169,38 @@ impl Feed {
         backfill: Backfill,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        let tail = Arc::new(Tail::new(output, config.cache_bytes_max));
+        let tails = Tails { first: Arc::new(Tail::new(output, config.cache_bytes_max)), others: Vec::new() };
+        Self::over(tails, config, backfill, stopping)
+    }
+
+    /// The same of an output log in partitions, in their order, each of which has all alerts of its tenants. Other nodes tell them
+    /// too: what a client has seen there, this one may still have to read.
+    ///
+    /// # Errors
+    /// [`SinksError::Invalid`] without a partition.
+    pub fn of_partitions(
+        outputs: Vec<Arc<dyn StreamLog>>,
+        config: FeedConfig,
+        backfill: Backfill,
+        stopping: watch::Receiver<bool>,
+    ) -> Result<Self, SinksError> {
+        let cache_bytes_max = config.cache_bytes_max / outputs.len().max(1);
+        let mut tails = outputs.into_iter().map(|output| Arc::new(Tail::new(output, cache_bytes_max)));
+        let first = tails.next().ok_or_else(|| SinksError::Invalid("a feed needs a log of alerts".to_owned()))?;
+        let tails = Tails { first, others: tails.collect() };
+        let mut feed = Self::over(tails, config, backfill, stopping);
+        if let Some(shared) = Arc::get_mut(&mut feed.shared) {
+            shared.patience = AHEAD_MAX;
+            shared.lag_max = shared.lag_max.saturating_mul(OFFSETS_OF_RECORD);
+        }
+        Ok(feed)
+    }
+
+    fn over(tails: Tails, config: FeedConfig, backfill: Backfill, stopping: watch::Receiver<bool>) -> Self {
         let (recheck, peers, open) = (OnceLock::new(), OnceLock::new(), Mutex::default());
-        let peer_tails = PeerTails::default();
-        Self { shared: Arc::new(Shared { tail, config, backfill, recheck, peers, peer_tails, stopping, open }) }
+        let (peer_tails, patience, lag_max) = (PeerTails::default(), Duration::ZERO, config.lag_rows_max);
+        let shared = Shared { tails, config, backfill, recheck, peers, peer_tails, patience, lag_max, stopping, open };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Tells the alerts of other nodes too.
@@ -180,7 +227,7 @@ impl Feed {
         principal: &Principal,
         request_id: &str,
     ) -> Response<FeedBody> {
-        match self.open(request, principal) {
+        match self.open(request, principal).await {
             Ok(response) => response,
             Err(problem) => {
                 metrics::counter!(names::FEED_REFUSED, "code" => problem.code).increment(1);
@@ -189,15 +236,16 @@ impl Feed {
         }
     }
 
-    fn open(&self, request: Request<Incoming>, principal: &Principal) -> Result<Response<FeedBody>, Problem> {
+    async fn open(&self, request: Request<Incoming>, principal: &Principal) -> Result<Response<FeedBody>, Problem> {
         let shared = &self.shared;
         if *shared.stopping.borrow() {
             return Err(full("the server is stopping"));
         }
         let (parts, body) = request.into_parts();
         let own = shared.peers.get().map(|peers| &*peers.own);
-        let wanted = Wanted::read(&parts, &shared.config.origins, shared.tail.log().bounds(), own)?;
+        let wanted = Wanted::read(&parts, &shared.config.origins, own)?;
         let seat = Seat::take(shared, principal)?;
+        shared.reach(&wanted, principal).await?;
         let form = wanted.form.clone();
         let subscription = shared.follow(wanted, principal);
         match form {
@@ -216,12 +264,34 @@ impl Feed {
     }
 }
 
+impl Tails {
+    /// The tail with the alerts of a tenant.
+    fn of(&self, org_id: &str) -> &Arc<Tail> {
+        let partition = partition_of(org_id, self.others.len() + 1);
+        partition.checked_sub(1).and_then(|at| self.others.get(at)).unwrap_or(&self.first)
+    }
+}
+
 impl Shared {
+    /// Waits until the log has what the client says that it has seen.
+    async fn reach(&self, wanted: &Wanted, principal: &Principal) -> Result<(), Problem> {
+        let mut bounds = self.tails.of(&principal.org_id).log().watch();
+        let reached = tokio::time::timeout(self.patience, bounds.wait_for(|bounds| wanted.is_within(*bounds))).await;
+        match reached {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(full("the server is stopping")),
+            Err(_) if self.patience.is_zero() => Err(wanted.beyond()),
+            // Perhaps it cannot read now. To go on silently would hide a number that is from elsewhere.
+            Err(_) => Err(full("this node has no alert with the seq that is given as after")),
+        }
+    }
+
     fn follow(self: &Arc<Self>, wanted: Wanted, principal: &Principal) -> Following {
         let Wanted { start, positions, elsewhere, filter, .. } = wanted;
-        let (org_id, lag) = (principal.org_id.clone(), (self.config.lag_rows_max, self.config.backfill_rows_max));
+        let (org_id, lag) = (principal.org_id.clone(), (self.lag_max, self.config.backfill_rows_max));
         let backfill = Some(self.backfill.clone());
-        let own = Subscription::new(self.tail.clone(), backfill, org_id.clone(), filter, start, lag);
+        let tail = self.tails.of(&org_id).clone();
+        let own = Subscription::new(tail, backfill, org_id.clone(), filter, start, lag);
         let Some(peers) = self.peers.get() else { return Following::alone(own) };
         let (shared, others) = (self.clone(), peers.others.clone());
         let subscribe = move |peer: &Peer, start, filter| {

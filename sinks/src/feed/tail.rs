@@ -37,6 +37,8 @@ impl Rendered {
 /// A batch of the output log by tenant.
 #[derive(Debug)]
 pub(super) struct Page {
+    /// From here on, and below `next`, it has all that there is: where the page before it ends, as offsets may have gaps.
+    start: Offset,
     pub(super) offset: Offset,
     pub(super) next: Offset,
     /// Memory: the batch, and as much again for what is rendered of it.
@@ -47,7 +49,7 @@ pub(super) struct Page {
 }
 
 impl Page {
-    fn new(batch: Arc<LogBatch>) -> Self {
+    fn new(start: Offset, batch: Arc<LogBatch>) -> Self {
         let mut by_org: HashMap<Box<str>, Vec<usize>> = HashMap::new();
         let orgs = batch.rows.column_by_name(Dataset::ORG_ID).and_then(|column| column.as_string_opt::<i32>());
         if let Some(orgs) = orgs.filter(|_| batch.dataset == Dataset::Alerts) {
@@ -60,7 +62,8 @@ impl Page {
             }
         }
         let bytes = batch.rows.get_array_memory_size().saturating_mul(2);
-        Self { offset: batch.offset, next: batch.next_offset(), bytes, batch, by_org, rendered: Mutex::default() }
+        let (offset, next) = (batch.offset, batch.next_offset());
+        Self { start, offset, next, bytes, batch, by_org, rendered: Mutex::default() }
     }
 
     /// The alerts of a tenant, in order.
@@ -103,11 +106,7 @@ impl Pages {
     fn from(&self, from: Offset) -> Vec<Arc<Page>> {
         let first = self.pages.partition_point(|page| page.next <= from);
         let pages = self.pages.range(first..).take(PAGES_AT_ONCE);
-        if self.pages.get(first).is_some_and(|page| page.offset <= from) {
-            pages.cloned().collect()
-        } else {
-            Vec::new()
-        }
+        if self.pages.get(first).is_some_and(|page| page.start <= from) { pages.cloned().collect() } else { Vec::new() }
     }
 
     fn clear(&mut self) {
@@ -166,16 +165,9 @@ impl Tail {
             _ => {}
         }
         let found = self.read_log(from).await?;
-        if let Found::Pages(fresh, next) = &found {
-            // A hole in the log would break the chain of offsets that look-ups rely on.
-            let whole = fresh.first().is_none_or(|page| page.offset == from)
-                && fresh.windows(2).all(|pair| matches!(pair, [left, right] if left.next == right.offset))
-                && fresh.last().is_none_or(|page| page.next == *next);
-            if whole {
-                pages.push(fresh, self.bytes_max);
-            } else {
-                pages.clear();
-            }
+        if let Found::Pages(fresh, _) = &found {
+            // What is read next begins where the last page ends, or after a stretch without rows, which is looked up anew.
+            pages.push(fresh, self.bytes_max);
         }
         Ok(found)
     }
@@ -187,6 +179,13 @@ impl Tail {
         if reading.forgotten > 0 {
             return Ok(Found::Forgotten);
         }
-        Ok(Found::Pages(reading.batches.into_iter().map(|batch| Arc::new(Page::new(batch))).collect(), reading.next))
+        let mut start = from;
+        let page = |batch: Arc<LogBatch>| {
+            let page = Page::new(start, batch);
+            start = page.next;
+            Arc::new(page)
+        };
+        let pages = reading.batches.into_iter().map(page).collect();
+        Ok(Found::Pages(pages, reading.next))
     }
 }

@@ -24,6 +24,8 @@ use crate::parquet::row_bytes;
 pub(super) const ROW_BITS: u32 = 16;
 /// Rows of a record.
 pub(super) const ROWS_MAX: usize = 1 << ROW_BITS;
+/// Offsets of a record, of which its rows take the first.
+pub const OFFSETS_OF_RECORD: u64 = 1 << ROW_BITS;
 /// Key and value of the largest record: one row, since of several each gets a record.
 pub(super) const RECORD_BYTES_MAX: usize = 8 << 20;
 
@@ -69,6 +71,11 @@ pub(super) fn offset_of(record: u64) -> Offset {
 /// The record of the row at an offset.
 pub(super) fn record_of(offset: Offset) -> u64 {
     offset >> ROW_BITS
+}
+
+/// How many records of a partition lie between two offsets, about: one that was read in part counts as read.
+pub fn records_between(from: Offset, to: Offset) -> u64 {
+    to.div_ceil(OFFSETS_OF_RECORD).saturating_sub(from.div_ceil(OFFSETS_OF_RECORD))
 }
 
 /// The batches as records of about `bytes_max` in memory each.
@@ -376,6 +383,21 @@ mod tests {
         assert!(records(&[batch(Dataset::SecurityEvents, &large, true)], 1 << 20).is_err());
         let halves = vec!["x".repeat(RECORD_BYTES_MAX * 2 / 3), "y".repeat(RECORD_BYTES_MAX * 2 / 3)];
         assert_eq!(records(&[batch(Dataset::SecurityEvents, &halves, true)], 64 << 20).expect("records").len(), 2);
+    }
+
+    #[test]
+    fn records_are_counted_between_offsets_with_gaps() {
+        let at = |record: u64, row: u64| offset_of(record) + row;
+        for (from, to, wanted) in [
+            (0, 0, 0),
+            (0, at(0, 1), 1),
+            (at(0, 3), at(1, 0), 0),
+            (at(0, 3), at(1, 2), 1),
+            (at(4, 0), at(9, 7), 6),
+            (at(9, 7), at(4, 0), 0),
+        ] {
+            assert_eq!(records_between(from, to), wanted, "{from} {to}");
+        }
     }
 
     #[test]

@@ -33,6 +33,7 @@ use tidegate_pipeline::{EventBatch, LogBatch, Offset, PipelineError};
 
 pub use config::{AcknowledgedBy, BatchCompression, ClusterConfig, FluvioConfig};
 pub use failure::FluvioFailure;
+pub use frames::{OFFSETS_OF_RECORD, records_between};
 pub use log::{FluvioLog, FluvioLogParts};
 pub use log_config::{FluvioLogConfig, LogTopic};
 pub use partitioned::{PartitionedLog, partition_of};

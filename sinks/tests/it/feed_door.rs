@@ -16,7 +16,7 @@ use tidegate_events::{Alert, Dataset, Level, alerts_to_batch};
 use tidegate_pipeline::keys::{Principal, Role};
 use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{Ack, Append, EventBatch, StreamLog};
-use tidegate_sinks::feed::{Feed, FeedBody, FeedConfig, Peers, Recheck, Stretch, render_alerts};
+use tidegate_sinks::feed::{Backfill, Feed, FeedBody, FeedConfig, Peers, Recheck, Stretch, render_alerts};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -59,6 +59,27 @@ impl Door {
         recheck: Option<Recheck>,
         peers: Option<Peers>,
     ) -> Self {
+        let alerts = log.clone();
+        let make = move |backfill, stopping| {
+            let mut feed = Feed::new(alerts, config, backfill, stopping);
+            if let Some(recheck) = recheck {
+                feed = feed.with_recheck(recheck);
+            }
+            if let Some(peers) = peers {
+                feed = feed.with_peers(peers);
+            }
+            feed
+        };
+        Self::serve(log, make).await
+    }
+
+    /// A door to alerts in partitions, which the test fills itself.
+    pub async fn open_in_partitions(outputs: Vec<Arc<dyn StreamLog>>, config: FeedConfig) -> Self {
+        let make = |backfill, stopping| Feed::of_partitions(outputs, config, backfill, stopping).expect("a feed");
+        Self::serve(Arc::new(MemoryLog::new(16, 1 << 30)), make).await
+    }
+
+    async fn serve(log: Arc<MemoryLog>, make: impl FnOnce(Backfill, watch::Receiver<bool>) -> Feed) -> Self {
         let stored: Arc<Mutex<Vec<(String, u64, String)>>> = Arc::default();
         let asked: Arc<Mutex<Vec<Stretch>>> = Arc::default();
         let slowness: Arc<Mutex<Duration>> = Arc::default();
@@ -82,14 +103,7 @@ impl Door {
             }
         };
         let stop = watch::Sender::new(false);
-        let mut feed = Feed::new(log.clone(), config, Arc::new(backfill), stop.subscribe());
-        if let Some(recheck) = recheck {
-            feed = feed.with_recheck(recheck);
-        }
-        if let Some(peers) = peers {
-            feed = feed.with_peers(peers);
-        }
-        let feed = Arc::new(feed);
+        let feed = Arc::new(make(Arc::new(backfill), stop.subscribe()));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let at = listener.local_addr().expect("an address");
         let routes = feed.clone();
@@ -184,7 +198,7 @@ impl Door {
     }
 }
 
-fn alert(org: &str, level: Level) -> Alert {
+pub fn alert(org: &str, level: Level) -> Alert {
     Alert {
         alert_id: format!("{org}-{level}"),
         org_id: org.into(),

@@ -11,6 +11,7 @@ mod bucket_writers;
 mod contract;
 mod faulty_proxy;
 mod feed_door;
+mod feed_partitions;
 mod feed_stream;
 mod fluvio_log;
 mod fluvio_sink;
