@@ -12,9 +12,9 @@ use tidegate_pipeline::{Offset, PipelineError};
 const MAGIC: [u8; 8] = *b"tgrdcur1";
 const BYTES_MAX: u64 = 1024;
 
-/// See the module.
+/// A note in the data folder of how far a log is at a destination: an offset in a [sealed](tidegate_pipeline::sealed) file.
 #[derive(Debug)]
-pub(crate) struct CursorFile {
+pub struct CursorFile {
     files: Arc<Mutex<SealedFiles>>,
     /// Notes are not made more often, but by [`save`](Self::save).
     pause: Duration,
@@ -27,7 +27,7 @@ impl CursorFile {
     ///
     /// # Errors
     /// [`PipelineError::Io`] when the folder cannot be made or read.
-    pub(crate) fn open(fs: Arc<dyn Fs>, dir: &Path, pause: Duration) -> Result<(Self, Offset), PipelineError> {
+    pub fn open(fs: Arc<dyn Fs>, dir: &Path, pause: Duration) -> Result<(Self, Offset), PipelineError> {
         let mut files = SealedFiles::open(fs, dir, MAGIC, BYTES_MAX)?;
         let loaded = files.load(|body| {
             let bytes = <[u8; 8]>::try_from(body).map_err(|_| "not 8 bytes".to_owned())?;
@@ -41,7 +41,7 @@ impl CursorFile {
     }
 
     /// Takes a note, unless one was taken a moment ago. Best effort: an older note is not wrong.
-    pub(crate) async fn note(&mut self, cursor: Offset) {
+    pub async fn note(&mut self, cursor: Offset) {
         if self.at.is_some_and(|at| at.elapsed() < self.pause) {
             return;
         }
@@ -54,7 +54,7 @@ impl CursorFile {
     ///
     /// # Errors
     /// [`PipelineError::Io`] when the file cannot be written; the note before it stays.
-    pub(crate) async fn save(&mut self, cursor: Offset) -> Result<(), PipelineError> {
+    pub async fn save(&mut self, cursor: Offset) -> Result<(), PipelineError> {
         if cursor == self.noted {
             return Ok(());
         }
@@ -67,7 +67,7 @@ impl CursorFile {
     }
 
     /// The last note.
-    pub(crate) fn noted(&self) -> Offset {
+    pub fn noted(&self) -> Offset {
         self.noted
     }
 }

@@ -20,4 +20,5 @@ pub mod redis;
 pub mod timescale;
 
 pub use config::SinksConfig;
+pub use cursor_file::CursorFile;
 pub use error::SinksError;

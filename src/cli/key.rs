@@ -131,7 +131,7 @@ async fn offline(config: &Config, wish: &Wish<'_>) -> anyhow::Result<Value> {
         other => anyhow!(other).context(format!("open the log in {}", data.display())),
     })?;
     // As in the server: the log goes on after what others hold, should it have lost its end.
-    let destinations = Destinations::open(fs.as_ref(), data, config).await?;
+    let destinations = Destinations::open(&fs, data, config).await?;
     let opened = open_store(&fs, config, &Health::default()).await?;
     let (held, _) = rows_held(&fs, config, &opened.store, &destinations)?;
     let opened = lock.open(config.log_store.clone(), held);

@@ -12,6 +12,7 @@ use tidegate_pipeline::delivery::{DeliveryConfig, DeliveryHandle, DeliveryParts,
 use tidegate_pipeline::fs::{Fs, read_file, replace_file};
 use tidegate_pipeline::output::OutputLog;
 use tidegate_pipeline::{Health, Offset, Sink, Stage, StreamLog};
+use tidegate_sinks::CursorFile;
 use tidegate_sinks::parquet::LogSource;
 use tidegate_sinks::timescale::TimescaleStore;
 use tokio::runtime::Handle;
@@ -19,6 +20,9 @@ use tokio::sync::watch;
 
 use super::store::Store;
 use crate::config::Config;
+
+/// Between two notes of how far a log is in the database.
+const NOTE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The logs with their names.
 pub(super) const SOURCES: [LogSource; 2] = [LogSource::Ingest, LogSource::Output];
@@ -29,6 +33,9 @@ pub struct Destinations {
     pub(super) timescale: Option<Arc<TimescaleStore>>,
     /// Where the database stands, of each log, when it could be asked.
     cursors: Option<[Offset; 2]>,
+    /// Where it stood when that was last noted in the data folder.
+    noted: [Offset; 2],
+    notes: Vec<CursorFile>,
 }
 
 /// The running deliveries.
@@ -53,10 +60,20 @@ impl Destinations {
     /// Opens the destinations beside Parquet files. One that does not answer keeps nobody from starting.
     ///
     /// # Errors
-    /// When the configuration cannot be used, or the id of the data folder not be read or made.
-    pub async fn open(fs: &dyn Fs, data: &Path, config: &Config) -> anyhow::Result<Self> {
-        let Some(timescale) = &config.sinks.timescale else { return Ok(Self { timescale: None, cursors: None }) };
-        let origin = origin(fs, data)?;
+    /// When the configuration cannot be used, or the id of the data folder or the notes in it not be read or made.
+    pub async fn open(fs: &Arc<dyn Fs>, data: &Path, config: &Config) -> anyhow::Result<Self> {
+        let Some(timescale) = &config.sinks.timescale else {
+            return Ok(Self { timescale: None, cursors: None, noted: [0; 2], notes: Vec::new() });
+        };
+        let origin = origin(fs.as_ref(), data)?;
+        let (mut noted, mut notes) = ([0; 2], Vec::new());
+        for (noted, source) in noted.iter_mut().zip(SOURCES) {
+            let dir = data.join("sinks").join(format!("timescale-{}", source.as_str()));
+            let opened = CursorFile::open(fs.clone(), &dir, NOTE_PAUSE);
+            let (file, cursor) = opened.context("look at the note of the cursor in the database")?;
+            *noted = cursor;
+            notes.push(file);
+        }
         let patience = Duration::from_millis(timescale.connect_ms_max.saturating_mul(2));
         let store = TimescaleStore::open(timescale.clone(), &origin)?;
         let asked = async {
@@ -74,12 +91,14 @@ impl Destinations {
                 None
             }
         };
-        Ok(Self { timescale: Some(store), cursors })
+        Ok(Self { timescale: Some(store), cursors, noted, notes })
     }
 
-    /// The offset below which a destination holds rows of a log.
+    /// The offset below which a destination holds rows of a log, as far as that is known while it is away.
     pub(super) fn held(&self, source: LogSource) -> Offset {
-        self.cursor(source).unwrap_or_default()
+        let [ingest, output] = self.noted;
+        let noted = if source == LogSource::Ingest { ingest } else { output };
+        self.cursor(source).unwrap_or_default().max(noted)
     }
 
     fn cursor(&self, source: LogSource) -> Option<Offset> {
@@ -87,7 +106,7 @@ impl Destinations {
     }
 
     /// Starts the deliveries of both logs.
-    pub(super) fn start(&self, parts: &DeliveriesParts<'_>) -> Deliveries {
+    pub(super) fn start(&mut self, parts: &DeliveriesParts<'_>) -> Deliveries {
         let mut started = Deliveries { handles: Vec::new(), delivered: Vec::new() };
         let DeliveriesParts { store, logs, output, config, health } = parts;
         let start = |sink: Box<dyn Sink>, log: &Arc<dyn StreamLog>, config: DeliveryConfig, stage: Arc<Stage>| {
@@ -101,19 +120,38 @@ impl Destinations {
                 started.handles.push(start(sink, log, config.delivery.clone(), stage));
             }
         }
+        let notes = std::mem::take(&mut self.notes);
         if let (Some(timescale), Some(settings)) = (&self.timescale, &config.sinks.timescale) {
-            for (source, log) in SOURCES.into_iter().zip(logs) {
+            for ((source, log), note) in SOURCES.into_iter().zip(logs).zip(notes) {
                 // While the database cannot be asked, nothing that the log still holds is taken to be there.
                 let from = self.cursor(source).unwrap_or_else(|| log.bounds().first);
                 let sink = Box::new(timescale.sink(source, from));
                 let stage = health.stage(&format!("timescale:{}", source.as_str()));
                 let pace = DeliveryConfig { flush_interval_ms: settings.commit_interval_ms, ..config.delivery.clone() };
                 let handle = start(sink, log, pace, stage);
+                tokio::spawn(keep_note(note, handle.committed()));
                 started.delivered.push((source, handle.committed()));
                 started.handles.push(handle);
             }
         }
         started
+    }
+}
+
+/// Notes up to where the database has a log, a moment after each commit, until the delivery has ended. A start at which the
+/// database is away goes by the note: should the log have lost its end, no new row gets an offset that the database has already.
+async fn keep_note(mut file: CursorFile, mut committed: watch::Receiver<Offset>) {
+    loop {
+        let cursor = *committed.borrow_and_update();
+        if cursor > file.noted()
+            && let Err(error) = file.save(cursor).await
+        {
+            tracing::warn!(%error, "how far a log is in the database was not noted; an older note stays");
+        }
+        tokio::time::sleep(NOTE_PAUSE).await;
+        if committed.changed().await.is_err() {
+            return;
+        }
     }
 }
 

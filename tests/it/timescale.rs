@@ -197,6 +197,44 @@ fn a_server_whose_database_is_away_takes_events_and_says_what_it_cannot_read() {
 }
 
 #[test]
+fn a_log_that_lost_its_end_while_the_database_is_away_gives_no_offset_twice() {
+    let ((proxy, url), schema) = (proxied(), format!("lost{}", std::process::id()));
+    let settings = [
+        ("STARTER_PACK", "false"),
+        ("SINKS__TIMESCALE__URL", url.as_str()),
+        ("SINKS__TIMESCALE__SCHEMA", schema.as_str()),
+        ("SINKS__TIMESCALE__CONNECT_MS_MAX", "500"),
+        ("SINKS__TIMESCALE__COMMIT_INTERVAL_MS", "20"),
+        ("STORE", "timescale"),
+        ("DELIVERY__RETRY_MS_MAX", "200"),
+    ];
+    let stored = || query(&format!("SELECT event_id FROM {schema}.security_events")).len();
+    let send = |server: &Server, name: &str, count: usize| {
+        let events: Vec<Value> = (0..count).map(|at| event(&format!("{name}{at}"), "x")).collect();
+        assert_eq!(server.client().bulk("/v2/events/bulk?source=custom", &events).json()["accepted"], count);
+    };
+    let mut server = Server::start(&settings);
+    send(&server, "before", 25);
+    until("stored", || {
+        query("SELECT to_regnamespace('SCHEMA')".replace("SCHEMA", &schema).as_str()).len() == 1 && stored() == 25
+    });
+    // How far the database is, is noted within a second or two.
+    std::thread::sleep(Duration::from_millis(2_500));
+    server.kill();
+    // All that knew how far the log had come, but for the note.
+    for folder in ["log", "checkpoint", "registry"] {
+        std::fs::remove_dir_all(server.data_dir().join(folder)).expect("the folder");
+    }
+    proxy.set(Mode::Refuse);
+    server.run(&settings);
+    send(&server, "after", 10);
+    proxy.set(Mode::Pass);
+    until("what came after", || stored() == 35);
+    server.kill();
+    query(&format!("DROP SCHEMA {schema} CASCADE"));
+}
+
+#[test]
 fn the_doctor_and_the_check_look_at_the_database_too() {
     let folder = tempfile::tempdir().expect("a folder");
     let (url, data) = (url(), folder.path().join("data"));
