@@ -120,7 +120,7 @@ pub struct ServeArgs {
     /// The folder of the server.
     #[command(flatten)]
     pub data_dir: DataDir,
-    /// One of many machines, with a log in Fluvio: all (default: one machine), ingest, worker
+    /// One of many machines, with a log in Fluvio: all (default: one machine), ingest, worker, query
     #[arg(long = "role", id = "role", value_name = "ROLE")]
     pub role: Option<String>,
     /// Listen here

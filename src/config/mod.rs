@@ -31,13 +31,14 @@ use raw::Raw;
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// What this node does: `all` of it, with a log on its own disk; or, with the log in Fluvio, `ingest` or `worker`. See
-    /// docs/many-machines.md.
+    /// What this node does: `all` of it, with a log on its own disk; or, with the log in Fluvio, `ingest`, `worker` or `query`.
+    /// See docs/many-machines.md.
     pub role: NodeRole,
     /// The folder that holds everything the server keeps: logs, Parquet files, checkpoints. One server a folder.
     pub data_dir: PathBuf,
     /// Where queries find what is no longer in the logs: `parquet`, files of our own (`[parquet]`); or `timescale`, the tables
-    /// of `[sinks.timescale]`, and then no Parquet file is written or read.
+    /// of `[sinks.timescale]`, and then no Parquet file is written or read. A node with the role `query` has the tables, whatever
+    /// this says.
     pub store: StoreKind,
     /// The address the server listens on. While no API key exists, only a loopback address is accepted.
     pub listen: SocketAddr,
@@ -75,7 +76,7 @@ pub struct Config {
     pub retention: tidegate_sinks::parquet::RetentionConfig,
     /// Destinations beside the Parquet store. Each is off until one of its keys is set.
     pub sinks: tidegate_sinks::SinksConfig,
-    /// The log of many machines, for nodes of the roles `ingest` and `worker`.
+    /// The log of many machines, for nodes of the roles `ingest`, `worker` and `query`.
     pub fluvio: tidegate_sinks::fluvio::FluvioLogConfig,
     /// A node with the role `worker`.
     pub worker: WorkerConfig,
@@ -495,7 +496,7 @@ fn conflicts(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<ConfigP
             "see docs/many-machines.md",
         );
     }
-    if config.role == NodeRole::Worker {
+    if matches!(config.role, NodeRole::Worker | NodeRole::Query) {
         let missing = config.sinks.timescale.is_none().then(|| "it needs `sinks.timescale`".to_owned());
         check("role", missing, "see docs/many-machines.md");
     }

@@ -14,6 +14,8 @@ pub enum NodeRole {
     Ingest,
     /// Runs the rules over partitions of the log in Fluvio, and writes events and alerts to TimescaleDB.
     Worker,
+    /// Answers SQL from TimescaleDB and follows alerts in Fluvio.
+    Query,
 }
 
 /// A node with the role `worker`.

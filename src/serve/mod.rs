@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::Mutex;
-use tidegate_events::IdGenerator;
+use tidegate_events::{Dataset, IdGenerator};
 use tidegate_ingest::batcher::Batcher;
 use tidegate_ingest::http::Ingest;
 use tidegate_ingest::mapping::Mappings;
@@ -118,7 +118,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let cpu = runtimes.cpu.handle().clone();
     let ended = runtimes.io.block_on(async {
         if config.role != NodeRole::All {
-            return roles::run(&config, metrics).await;
+            return roles::run(&config, metrics, cpu).await;
         }
         let server = Server::start(&config, metrics, cpu).await?;
         server.announce();
@@ -169,7 +169,7 @@ impl Server {
         let lock = lock_log(&fs, &data.join("log")).await?;
         let output_lock = lock_log(&fs, &data.join("output")).await?;
         // The destinations first: a database gets its tables then, which the store may read.
-        let destinations = Destinations::open(fs.as_ref(), data, config).await?;
+        let mut destinations = Destinations::open(&fs, data, config).await?;
         let store::OpenedStore { store, lock: store_lock } = store::open_store(&fs, config, &health).await?;
         let (log_held, output_held) = rows_held(&fs, config, &store, &destinations)?;
         let redis = RedisUse::open(&fs, data, config)?;
@@ -194,7 +194,7 @@ impl Server {
         let (listener, address) = bind(config.listen, keys.is_open()).await?;
 
         let ahead = Ahead::default();
-        let shelf = Arc::new(Shelf::new(registry.clone(), config.sigma.clone(), ahead.clone()));
+        let shelf = Arc::new(Shelf::new(registry.clone(), config.sigma.clone(), Some(ahead.clone())));
         let mut rules = RulesSync::new(registry.clone(), shelf.clone(), config);
         rules.check_folder()?;
         rules.look();
@@ -243,6 +243,7 @@ impl Server {
         let (fields, compile_on) = (log.clone(), cpu.clone());
         let query = Arc::new(Query::new(QueryParts {
             log: ingest_log.clone(),
+            log_datasets: &Dataset::ALL,
             output: output_log.clone(),
             history: store.history(),
             files: store.files().and_then(ParquetStore::reads),

@@ -95,9 +95,11 @@ pub async fn open_store(fs: &Arc<dyn Fs>, config: &Config, health: &Health) -> a
             let parts = TimescaleReadParts {
                 config: timescale,
                 origin: origin(fs.as_ref(), data)?,
+                kin: Vec::new(),
                 query_ms_max: config.query.query_ms_max,
                 runtime: Handle::current(),
-                stage: health.stage("timescale:history"),
+                // Events are taken without it.
+                stage: health.stage_aside("timescale:history"),
             };
             let history = TimescaleHistory::start(parts)?;
             history.looked(patience).await;

@@ -30,6 +30,7 @@ mod ledger;
 mod object_store;
 mod operation;
 mod outages;
+mod query_node;
 mod redis_nodes;
 mod roles;
 mod s3_server;

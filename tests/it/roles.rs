@@ -15,7 +15,7 @@ use crate::server::{Caller, PATIENCE, Server, on_demand};
 use crate::tenants::key;
 use crate::timescale::{query, url};
 
-const TENANTS: [&str; 6] = ["acme", "beta", "coro", "delta", "echo", "foxtrot"];
+pub const TENANTS: [&str; 6] = ["acme", "beta", "coro", "delta", "echo", "foxtrot"];
 const PARTITIONS: &str = "4";
 /// Longer than all events take, so that the order in which tenants come does not matter to the windows.
 const LATENESS_MS: &str = "3600000";
@@ -32,7 +32,7 @@ const COUNTED: &str = "title: Many marked\nid: 11111111-2222-4333-8444-000000000
                        rules: [marked]\n  group-by: [user.name]\n  timespan: 10m\n  condition: {gte: 5}\nlevel: high\n";
 
 #[expect(clippy::disallowed_methods, reason = "tests are told by the environment where their servers are")]
-fn cluster(suite: &str) -> Option<String> {
+pub fn cluster(suite: &str) -> Option<String> {
     let found = std::env::var("TIDEGATE_TEST_FLUVIO").ok().filter(|value| !value.is_empty());
     if found.is_none() {
         eprintln!("NOT RUN: {suite}: TIDEGATE_TEST_FLUVIO names no Fluvio cluster (host:port of its SC)");
@@ -41,14 +41,14 @@ fn cluster(suite: &str) -> Option<String> {
 }
 
 /// Topics and a schema of their own.
-struct World {
-    settings: Vec<(&'static str, String)>,
-    schema: String,
+pub struct World {
+    pub settings: Vec<(&'static str, String)>,
+    pub schema: String,
     _rules: TempDir,
 }
 
 impl World {
-    fn new(address: &str, name: &str) -> Self {
+    pub fn new(address: &str, name: &str) -> Self {
         let rules = tempfile::tempdir().expect("a folder");
         std::fs::write(rules.path().join("marked.yml"), RULES).expect("a rule");
         std::fs::write(rules.path().join("alone.yml"), ALONE).expect("a rule");
@@ -73,20 +73,20 @@ impl World {
         Self { settings, schema, _rules: rules }
     }
 
-    fn of<'a>(&'a self, role: &'a str) -> Vec<(&'a str, &'a str)> {
+    pub fn of<'a>(&'a self, role: &'a str) -> Vec<(&'a str, &'a str)> {
         let settings = self.settings.iter().map(|(name, value)| (*name, value.as_str()));
         settings.chain([("ROLE", role)]).collect()
     }
 
-    fn start(&self, role: &str) -> Server {
+    pub fn start(&self, role: &str) -> Server {
         Server::start(&self.of(role))
     }
 
-    fn run(&self, server: &mut Server, role: &str) {
+    pub fn run(&self, server: &mut Server, role: &str) {
         server.run(&self.of(role));
     }
 
-    fn column(&self, sql: &str) -> Vec<String> {
+    pub fn column(&self, sql: &str) -> Vec<String> {
         query(&sql.replace("SCHEMA", &self.schema))
     }
 
@@ -110,7 +110,7 @@ impl Drop for World {
     }
 }
 
-fn until(what: &str, mut so: impl FnMut() -> bool) -> Duration {
+pub fn until(what: &str, mut so: impl FnMut() -> bool) -> Duration {
     let started = Instant::now();
     while !so() {
         assert!(started.elapsed() < PATIENCE, "{what}: not in time");
@@ -124,7 +124,7 @@ fn signal(server: &Server, signal: Signal) {
     kill_process(pid, signal).expect("the process is ours");
 }
 
-fn held(worker: &Server) -> u64 {
+pub fn held(worker: &Server) -> u64 {
     let page = worker.client().get("/metrics");
     let page = String::from_utf8_lossy(&page.body).into_owned();
     let line = page.lines().find_map(|line| line.strip_prefix("tidegate_worker_partitions_held "));
@@ -144,7 +144,7 @@ fn event(tenant: &str, at: u64) -> Value {
 
 /// A tenant's agent: sends in order, and again what was not acknowledged. How many events were, and whether the last request was
 /// without an answer.
-fn agent(url: &str, key: &str, tenant: &str, stop: &AtomicBool) -> (u64, usize) {
+pub fn agent(url: &str, key: &str, tenant: &str, stop: &AtomicBool) -> (u64, usize) {
     let mut client = Caller::new(url, Some(key));
     let (mut at, mut refused) = (0, 0);
     while !stop.load(Ordering::Relaxed) {

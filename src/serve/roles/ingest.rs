@@ -11,9 +11,10 @@ use tidegate_ingest::mapping::Mappings;
 use tidegate_pipeline::StreamLog;
 use tidegate_sinks::fluvio::{LogTopic, PartitionedLog};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::super::until_signal;
-use super::{Node, open_log, within};
+use super::{Node, Offered, open_log, within};
 use crate::config::Config;
 
 /// Runs the node until it is told to stop.
@@ -31,7 +32,8 @@ pub(super) async fn run(node: Node, config: &Config, metrics: PrometheusHandle) 
     let decode = (mappings, config.decode.clone());
     let batcher = Arc::new(Batcher::start(&config.batcher, decode, log, Handle::current(), &node.health)?);
     let ingest = Ingest::new(batcher.clone(), &config.ingest);
-    let doors = node.listen(config, Some(ingest), metrics).await?;
+    let offered = Offered { ingest: Some(ingest), reading: None };
+    let doors = node.listen(config, offered, watch::Sender::new(false), metrics).await?;
     // Rules are of the workers: what they read from their files is not this node's to compare with its own.
     until_signal(None).await?;
     let deadline = Instant::now() + Duration::from_millis(config.shutdown.drain_ms_max);

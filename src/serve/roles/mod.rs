@@ -1,8 +1,10 @@
-//! One of many machines: the roles `ingest` and `worker`, whose log is in Fluvio. docs/many-machines.md has the whole picture.
+//! One of many machines: the roles `ingest`, `worker` and `query`, whose log is in Fluvio. docs/many-machines.md has the whole
+//! picture.
 //!
 //! ```text
-//! ingest ──by tenant──► <prefix>-log ──► worker: run loop ──► <prefix>-output ──► worker: delivery ──► TimescaleDB
+//! ingest ──by tenant──► <prefix>-log ──► worker: run loop ──► <prefix>-output ──► worker: delivery ──► TimescaleDB ──► query: SQL
 //!                            └──────────────────────────────► worker: delivery ─────────────────────────┘
+//!                                                          <prefix>-output ──► query: alert feed
 //! keys, rules ─────────► <prefix>-changes ──► the registry of every node
 //! ```
 //!
@@ -11,6 +13,7 @@
 
 mod ingest;
 mod partition;
+mod query;
 mod ruled;
 mod worker;
 
@@ -28,16 +31,16 @@ use tidegate_pipeline::keys::Keys;
 use tidegate_pipeline::log::LogLock;
 use tidegate_pipeline::registry::{Registry, changes_in};
 use tidegate_pipeline::{Health, StreamLog};
-use tidegate_rules::Ahead;
 use tidegate_sinks::SinksError;
 use tidegate_sinks::fluvio::{FluvioFailure, FluvioLog, FluvioLogParts, LogTopic};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::housekeeping::watch_rules;
 use super::keys_door::KeysDoor;
 use super::process::show_gauges;
-use super::router::{Pages, Router};
+use super::router::{Pages, Reading, Router};
 use super::rules_sync::RulesSync;
 use super::server_file::{self, ServerFile};
 use super::threat_detection::shelf::Shelf;
@@ -57,10 +60,11 @@ const SAVE_EVERY: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// What keeps it from starting, or from ending well.
-pub(super) async fn run(config: &Config, metrics: PrometheusHandle) -> anyhow::Result<()> {
+pub(super) async fn run(config: &Config, metrics: PrometheusHandle, cpu: Handle) -> anyhow::Result<()> {
     let node = Node::start(config, &metrics).await?;
     match config.role {
         NodeRole::Worker => worker::run(node, config, metrics).await,
+        NodeRole::Query => query::run(node, config, metrics, cpu).await,
         NodeRole::All | NodeRole::Ingest => ingest::run(node, config, metrics).await,
     }
 }
@@ -73,9 +77,19 @@ struct Node {
     changes: Arc<FluvioLog>,
     registry: Registry,
     keys: Arc<Keys>,
+    shelf: Arc<Shelf>,
     rules: Arc<tokio::sync::Mutex<RulesSync>>,
     tasks: Vec<AbortHandle>,
     _lock: LogLock,
+}
+
+/// The doors that nodes of some roles have.
+#[derive(Default)]
+struct Offered {
+    /// Events in.
+    ingest: Option<Ingest>,
+    /// What asks the store.
+    reading: Option<Reading>,
 }
 
 /// The listener of a node.
@@ -110,10 +124,10 @@ impl Node {
             tokio::spawn(show(metrics.clone())).abort_handle(),
             tokio::spawn(save(registry.clone())).abort_handle(),
         ];
-        let shelf = Arc::new(Shelf::new(registry.clone(), config.sigma.clone(), Ahead::default()));
-        let rules = Arc::new(tokio::sync::Mutex::new(RulesSync::new(registry.clone(), shelf, config)));
+        let shelf = Arc::new(Shelf::new(registry.clone(), config.sigma.clone(), None));
+        let rules = Arc::new(tokio::sync::Mutex::new(RulesSync::new(registry.clone(), shelf.clone(), config)));
         let keys = Arc::new(Keys::new(registry.clone()));
-        Ok(Self { fs, health, partitions, changes, registry, keys, rules, tasks, _lock: lock })
+        Ok(Self { fs, health, partitions, changes, registry, keys, shelf, rules, tasks, _lock: lock })
     }
 
     /// Brings the files of rules into force, now and whenever they change.
@@ -132,11 +146,12 @@ impl Node {
         Ok(())
     }
 
-    /// Listens, with the doors that nodes of all roles have, and that of events when there is one.
+    /// Listens, with the doors that nodes of all roles have, and those that are offered, until `stop` says so.
     async fn listen(
         &self,
         config: &Config,
-        ingest: Option<Ingest>,
+        Offered { ingest, reading }: Offered,
+        stop: watch::Sender<bool>,
         metrics: PrometheusHandle,
     ) -> anyhow::Result<Doors> {
         let (listener, address) = bind(config.listen, self.keys.is_open()).await?;
@@ -145,7 +160,7 @@ impl Node {
             keys: self.keys.clone(),
             local_token: file.token().to_owned(),
             ingest,
-            reading: None,
+            reading,
             keys_door: KeysDoor { keys: self.keys.clone() },
             health: self.health.clone(),
             metrics,
@@ -156,7 +171,7 @@ impl Node {
             let router = router.clone();
             async move { router.answer(request).await }
         });
-        let (stop, mut stopped) = watch::channel(false);
+        let mut stopped = stop.subscribe();
         let until_stopped = async move { drop(stopped.wait_for(|stop| *stop).await) };
         let listening = tidegate_ingest::http::listen(listener, config.http.clone(), routes, until_stopped);
         let listener = tokio::spawn(listening);

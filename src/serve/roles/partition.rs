@@ -12,7 +12,7 @@ use tidegate_pipeline::output::OutputLog;
 use tidegate_pipeline::run::{CheckpointCopy, RunHandle, RunLoop, RunParts};
 use tidegate_pipeline::{Health, PipelineError, Stage, StreamLog};
 use tidegate_rules::SigmaOperator;
-use tidegate_sinks::fluvio::{FluvioLog, FluvioLogParts, LogTopic};
+use tidegate_sinks::fluvio::{FluvioLog, FluvioLogParts, LogTopic, records_between};
 use tidegate_sinks::timescale::{Lease, LeasedCheckpoint, TimescaleConfig, TimescaleStore};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -52,8 +52,12 @@ pub(super) struct Partition {
     run: RunHandle,
     deliveries: Vec<DeliveryHandle>,
     housekeeping: Option<AbortHandle>,
+    logs: [Arc<dyn StreamLog>; 2],
     stages: Stages,
 }
+
+/// What may be behind the end of a partition.
+pub(super) const LAGGING: [&str; 3] = ["rules", "events", "alerts"];
 
 impl Stages {
     pub(super) fn new(health: &Health, partition: u32) -> Self {
@@ -112,7 +116,8 @@ impl Partition {
         };
         let run = RunLoop::start_with(parts, Some(copy(checkpoint)))?;
         let pace = DeliveryConfig { flush_interval_ms: commit_interval_ms, ..config.delivery.clone() };
-        let ways = SOURCES.into_iter().zip([log, output_log]).zip(cursors).zip(&stages.sinks);
+        let logs = [log, output_log];
+        let ways = SOURCES.into_iter().zip(logs.clone()).zip(cursors).zip(&stages.sinks);
         let deliveries = ways.map(|(((source, log), from), stage)| {
             let sink = Box::new(store.sink(source, from));
             let (output, config, stage) = (writer.clone(), pace.clone(), stage.clone());
@@ -122,7 +127,16 @@ impl Partition {
         // What a database wants done now and then, one worker does.
         let keep = || tokio::spawn(keep_database(store, refresh_s, stages.database.clone())).abort_handle();
         let housekeeping = (lease.partition == 0).then(keep);
-        Ok(Self { lease, run, deliveries, housekeeping, stages })
+        Ok(Self { lease, run, deliveries, housekeeping, logs, stages })
+    }
+
+    /// How many records the [rules, and events and alerts in the database](LAGGING), are behind the ends of the logs.
+    pub(super) fn lag(&self) -> [u64; 3] {
+        let [log, output] = self.logs.each_ref().map(|log| log.bounds().next);
+        let mut stored = self.deliveries.iter().map(|delivery| *delivery.committed().borrow());
+        let mut stored = || stored.next().unwrap_or_default();
+        let rules = *self.run.offset().borrow();
+        [records_between(rules, log), records_between(stored(), log), records_between(stored(), output)]
     }
 
     /// Which one.
@@ -133,7 +147,7 @@ impl Partition {
     /// Comes to an end: what the log holds now is processed and delivered as far as the deadline allows, and nothing is written
     /// afterwards. What is left over is for whoever takes the partition next.
     pub(super) async fn drain(self, deadline: Instant) {
-        let Self { lease, run, deliveries, housekeeping, stages } = self;
+        let Self { lease, run, deliveries, housekeeping, stages, .. } = self;
         if let Some(housekeeping) = housekeeping {
             housekeeping.abort();
         }
@@ -149,7 +163,7 @@ impl Partition {
 
     /// Ends at once: somebody else has it, or may have it.
     pub(super) fn abandon(self) {
-        let Self { lease, run, deliveries, housekeeping, stages } = self;
+        let Self { lease, run, deliveries, housekeeping, stages, .. } = self;
         if let Some(housekeeping) = housekeeping {
             housekeeping.abort();
         }
@@ -201,8 +215,11 @@ fn copy(place: LeasedCheckpoint) -> CheckpointCopy {
     })
 }
 
-/// The id by which the database knows the logs of a partition: a UUID, the same on every worker.
-fn origin(prefix: &str, partition: u32) -> String {
+/// The log of changes among partitions: they are fewer than that.
+pub(super) const CHANGES: u32 = u32::MAX;
+
+/// The id by which the database knows the logs of a partition: a UUID, the same on every node.
+pub(super) fn origin(prefix: &str, partition: u32) -> String {
     let hash = xxhash_rust::xxh3::xxh3_128(format!("tidegate log {prefix} {partition}").as_bytes());
     // Version 8, which is for ids of one's own making (RFC 9562).
     let bits = (hash & !(0xf << 76) & !(0x3 << 62)) | (0x8 << 76) | (0x2 << 62);

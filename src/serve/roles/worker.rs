@@ -13,12 +13,13 @@ use metrics::{counter, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tidegate_pipeline::Stage;
 use tidegate_sinks::timescale::{Lease, Leases, TimescaleConfig};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::super::metrics::{LEASES_LOST, PARTITIONS_HELD};
+use super::super::metrics::{LEASES_LOST, LEASES_TAKEN, PARTITION_HELD, PARTITION_LAG, PARTITIONS_HELD};
 use super::super::until_signal;
-use super::Node;
-use super::partition::{Partition, PartitionParts, Stages};
+use super::partition::{LAGGING, Partition, PartitionParts, Stages};
+use super::{Node, Offered};
 use crate::config::Config;
 
 /// Rounds for each length of a lease.
@@ -31,7 +32,7 @@ const ROUNDS: u32 = 4;
 pub(super) async fn run(mut node: Node, config: &Config, metrics: PrometheusHandle) -> anyhow::Result<()> {
     // Before the first event is looked at.
     node.sync_rules().await?;
-    let doors = node.listen(config, None, metrics).await?;
+    let doors = node.listen(config, Offered::default(), watch::Sender::new(false), metrics).await?;
     let mut worker = Worker::new(&node, config)?;
     worker.work(until_signal(Some(&node.rules))).await?;
     let deadline = Instant::now() + Duration::from_millis(config.shutdown.drain_ms_max);
@@ -60,6 +61,8 @@ struct Worker {
     units: BTreeMap<u32, Unit>,
     ending: JoinSet<Lease>,
     stages: BTreeMap<u32, Stages>,
+    /// How often a partition was taken, by whoever, when this worker took it last.
+    taken: BTreeMap<u32, u64>,
     stage: Arc<Stage>,
     node: NodeParts,
 }
@@ -87,6 +90,7 @@ impl Worker {
             units: BTreeMap::new(),
             ending: JoinSet::new(),
             stages: stages.collect(),
+            taken: BTreeMap::new(),
             stage: node.health.stage("leases"),
             node: NodeParts { fs: node.fs.clone(), changes: node.changes.clone() },
         })
@@ -141,11 +145,28 @@ impl Worker {
         }
         let surplus = held.len().saturating_sub(share);
         self.give_back(surplus);
+        self.show();
+    }
+
+    /// Sets the gauges.
+    fn show(&self) {
         gauge!(PARTITIONS_HELD).set(self.units.len() as f64);
+        for partition in 0..self.partitions {
+            let unit = self.units.get(&partition);
+            let label = partition.to_string();
+            gauge!(PARTITION_HELD, "partition" => label.clone()).set(if unit.is_some() { 1.0 } else { 0.0 });
+            let lag = if let Some(Unit::Working(working)) = unit { working.lag() } else { [0; 3] };
+            for (stage, records) in LAGGING.into_iter().zip(lag) {
+                gauge!(PARTITION_LAG, "partition" => label.clone(), "stage" => stage).set(records as f64);
+            }
+        }
     }
 
     fn start(&mut self, lease: Lease) {
         let Some(stages) = self.stages.get(&lease.partition).cloned() else { return };
+        if self.taken.insert(lease.partition, lease.epoch) != Some(lease.epoch) {
+            counter!(LEASES_TAKEN, "partition" => lease.partition.to_string()).increment(1);
+        }
         let parts = PartitionParts {
             config: self.config.clone(),
             timescale: self.timescale.clone(),
@@ -225,7 +246,7 @@ impl Worker {
             Some(Unit::Starting(_, task)) => task.abort(),
             Some(Unit::Ending(_)) | None => {}
         }
-        counter!(LEASES_LOST).increment(1);
+        counter!(LEASES_LOST, "partition" => partition.to_string()).increment(1);
         if let Some(stages) = self.stages.get(&partition) {
             stages.clear();
         }

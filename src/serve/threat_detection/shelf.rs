@@ -80,8 +80,8 @@ pub enum Part {
 pub struct Shelf {
     registry: Registry,
     config: RulesConfig,
-    /// Where rules wait that were compiled for the run loop.
-    ahead: Ahead,
+    /// Where rules wait that were compiled for the run loop, where there is one.
+    ahead: Option<Ahead>,
     seen: RwLock<Seen>,
     /// Files of the rule folder that could not be read.
     skipped: RwLock<Arc<Vec<String>>>,
@@ -90,7 +90,7 @@ pub struct Shelf {
 
 impl Shelf {
     /// A shelf that nobody has looked at.
-    pub fn new(registry: Registry, config: RulesConfig, ahead: Ahead) -> Self {
+    pub fn new(registry: Registry, config: RulesConfig, ahead: Option<Ahead>) -> Self {
         let looked = watch::Sender::new(false);
         Self { registry, config, ahead, seen: RwLock::default(), skipped: RwLock::default(), looked }
     }
@@ -116,6 +116,7 @@ impl Shelf {
     /// Compiles for the run loop what there will be after a change of these files (`None`: the file goes), so that the change does
     /// not stop the stream. To be called under the turn of whoever changes rules, before the change is made. Blocks.
     pub fn prepare(&self, changed: &BTreeMap<FileKey, Option<String>>) {
+        let Some(ahead) = &self.ahead else { return };
         let file = |(org_id, name): &FileKey, text: &str| RuleFile {
             name: name.clone(),
             text: text.to_owned(),
@@ -125,7 +126,7 @@ impl Shelf {
         let others = all.iter().filter(|(key, _)| !changed.contains_key(*key));
         let mut files: Vec<RuleFile> = others.map(|(key, entry)| file(key, text_of(entry))).collect();
         files.extend(changed.iter().filter_map(|(key, text)| Some(file(key, text.as_deref()?))));
-        if let Err(error) = self.ahead.prepare(&files, &self.config) {
+        if let Err(error) = ahead.prepare(&files, &self.config) {
             tracing::error!(%error, "the rules could not be compiled ahead; a bug");
         }
     }
@@ -147,7 +148,9 @@ impl Shelf {
 
     /// Compiles all files. Blocks.
     pub fn look(&self) {
-        self.ahead.clear();
+        if let Some(ahead) = &self.ahead {
+            ahead.clear();
+        }
         let entries = self.registry.all(RULE_KIND);
         let before = self.seen.read().clone();
         if before.entries.as_ref().is_some_and(|known| Arc::ptr_eq(known, &entries)) {
