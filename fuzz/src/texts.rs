@@ -56,7 +56,7 @@ pub fn rule_text(bytes: &[u8]) {
         assert_eq!(problem.file, "b.yml", "only the bytes are at fault: {problem}");
         assert!((1..=lines).contains(&problem.line) && problem.column >= 1, "{problem} is in no line of {lines}");
     }
-    let good = rules.rules().iter().position(|rule| rule.file == "a.yml").expect("the good rule is there");
+    let good = rules.rules().iter().position(|rule| rule.head.file == "a.yml").expect("the good rule is there");
     let batch = LogBatch { offset: 0, dataset: Dataset::SecurityEvents, rows: batch(&["one", "two"]) };
     let mut evaluator = Evaluator::new(Arc::new(rules), &config);
     let matches = evaluator.matches(&batch);

@@ -78,7 +78,7 @@ impl Alerting {
                 if !rules.correlations.raises(at, org_id, off) {
                     continue;
                 }
-                if silenced(silences, &rule.id, received, || events.group(row, rule)) {
+                if silenced(silences, &rule.head.id, received, || events.group(row, rule)) {
                     quiet += 1;
                     continue;
                 }
@@ -116,8 +116,8 @@ impl Alerting {
 
     fn number(&mut self, rules: &Arc<RuleSet>) {
         if self.rules.as_ref().is_none_or(|known| !Arc::ptr_eq(known, rules)) {
-            let detections = rules.rules().iter().map(|rule| rule.id.as_str());
-            let correlations = rules.correlations.correlations.iter().map(|correlation| correlation.id.as_str());
+            let detections = rules.rules().iter().map(|rule| rule.head.id.as_str());
+            let correlations = rules.correlations.correlations.iter().map(|correlation| correlation.head.id.as_str());
             self.numbers = self.suppression.rules(detections.chain(correlations.clone()), &self.out);
             let numbers = self.numbers.split_off(rules.rules().len());
             self.correlations = correlations.map(str::to_owned).zip(numbers).collect();

@@ -133,8 +133,10 @@ impl Evaluators {
                 continue;
             }
             let mut rules = self.rules().rules().iter();
-            let Some(at) = rules.position(|rule| rule.org_id.is_none() && rule.id == parked.rule_id) else { continue };
-            let text = self.rules().rules().get(at).and_then(|rule| text_of(&rule.file));
+            let Some(at) = rules.position(|rule| rule.head.org_id.is_none() && rule.head.id == parked.rule_id) else {
+                continue;
+            };
+            let text = self.rules().rules().get(at).and_then(|rule| text_of(&rule.head.file));
             let slow = text.into_iter().flat_map(|text| slow_for(&text, batch, &self.config));
             culprits.extend(slow.map(|org_id| (org_id, at, parked.reason.clone())));
         }

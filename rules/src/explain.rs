@@ -137,10 +137,10 @@ pub fn explain(set: &RuleSet, rule: usize) -> Option<Explanation> {
         own
     });
     Some(Explanation {
-        rule_id: rule.id.clone(),
-        title: rule.title.clone(),
-        level: rule.level.as_str().to_owned(),
-        file: rule.file.clone(),
+        rule_id: rule.head.id.clone(),
+        title: rule.head.title.clone(),
+        level: rule.head.level.as_str().to_owned(),
+        file: rule.head.file.clone(),
         log_source: LogSourceShown {
             name: routed.name.clone(),
             dataset: routed.dataset.table_name().to_owned(),

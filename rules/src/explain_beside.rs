@@ -48,18 +48,18 @@ pub fn explain_correlation(set: &RuleSet, at: usize) -> Option<CorrelationShown>
     };
     for (number, rule) in set.rules().iter().enumerate() {
         let targets = set.correlations.targets.get(&(number as u32)).into_iter().flatten();
-        targets.filter(|target| target.correlation as usize == at).for_each(|target| meant(target.slot, &rule.id));
+        targets.filter(|target| target.correlation as usize == at).for_each(|target| meant(target.slot, &rule.head.id));
     }
     for other in set.correlations() {
         let feeds = other.feeds.iter().filter(|feed| feed.correlation as usize == at);
-        feeds.for_each(|feed| meant(feed.slot, &other.id));
+        feeds.for_each(|feed| meant(feed.slot, &other.head.id));
     }
-    let id = |other: usize| set.correlations().get(other).map(|other: &Correlation| other.id.clone());
+    let id = |other: usize| set.correlations().get(other).map(|other: &Correlation| other.head.id.clone());
     Some(CorrelationShown {
-        rule_id: own.id.clone(),
-        title: own.title.clone(),
-        level: own.level.as_str().to_owned(),
-        file: own.file.clone(),
+        rule_id: own.head.id.clone(),
+        title: own.head.title.clone(),
+        level: own.head.level.as_str().to_owned(),
+        file: own.head.file.clone(),
         kind: own.kind().to_owned(),
         rules,
         group_by: definition.group_by.clone(),
@@ -72,7 +72,7 @@ pub fn explain_correlation(set: &RuleSet, at: usize) -> Option<CorrelationShown>
             .correlations
             .referred
             .get(at)
-            .is_none_or(|referred| referred.raises_by_default(own.org_id.as_deref())),
+            .is_none_or(|referred| referred.raises_by_default(own.head.org_id.as_deref())),
     })
 }
 
@@ -99,7 +99,7 @@ pub fn explain_filters(set: &RuleSet, file: &str) -> Vec<FilterShown> {
         let mut numbers = Numbers::default();
         let program = numbers.expression(set, &filter.keeps);
         let on = |rule: &&crate::compile::Rule| rule.filters.has(at as u32);
-        let rules = set.rules().iter().filter(on).map(|rule| rule.id.clone()).collect();
+        let rules = set.rules().iter().filter(on).map(|rule| rule.head.id.clone()).collect();
         let page = Explanation::of_program(set, &numbers, program);
         Some(FilterShown {
             rule_id: filter.id.clone(),

@@ -53,7 +53,7 @@ impl Off {
             return;
         };
         matches.retain(|(row, at)| match rules.rules().get(*at) {
-            Some(rule) if *row < orgs.len() && orgs.is_valid(*row) => !self.is_off(orgs.value(*row), &rule.id),
+            Some(rule) if *row < orgs.len() && orgs.is_valid(*row) => !self.is_off(orgs.value(*row), &rule.head.id),
             _ => true,
         });
     }

@@ -1,11 +1,12 @@
 //! What a rule file says of itself: its documents with their names and what they refer to. For lists of rules, and to find the
 //! files that have to be compiled together. Nothing is compiled here.
 
-use rsigma_parser::{FilterRuleTarget, Level as Stated};
+use rsigma_parser::FilterRuleTarget;
 use tidegate_events::Level;
 
 use crate::config::RulesConfig;
 use crate::document::{Parsed, parse_file};
+use crate::head::{called, level};
 use crate::problem::{RuleFile, RuleProblem};
 
 /// What a document is.
@@ -84,24 +85,14 @@ fn outlined(parsed: Parsed) -> Outline {
     };
     Outline {
         kind,
-        id: own_id.clone().or_else(|| name.clone()).unwrap_or_else(|| title.clone()),
+        id: called(own_id.as_ref(), name.as_ref(), &title),
         own_id,
         name,
         title,
         description: description.unwrap_or_default(),
-        level: stated.map(level),
+        level: stated.map(|stated| level(Some(stated))),
         tags,
         refers_to,
-    }
-}
-
-fn level(stated: Stated) -> Level {
-    match stated {
-        Stated::Informational => Level::Informational,
-        Stated::Low => Level::Low,
-        Stated::Medium => Level::Medium,
-        Stated::High => Level::High,
-        Stated::Critical => Level::Critical,
     }
 }
 

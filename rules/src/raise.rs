@@ -160,13 +160,13 @@ impl<'a> Events<'a> {
         let shown = if rule.shown.is_empty() { proof.fields.clone() } else { rule.shown.iter().collect() };
         let time = self.time(row).unwrap_or_default();
         Alert {
-            alert_id: alert_id(self.org_id(row), &rule.id, &group_key, event_id),
+            alert_id: alert_id(self.org_id(row), &rule.head.id, &group_key, event_id),
             org_id: self.org_id(row).to_owned(),
             source: value(self.source, row).unwrap_or_default().to_owned(),
-            rule_id: rule.id.clone(),
-            title: rule.title.clone(),
-            level: rule.level,
-            tags: rule.tags.clone(),
+            rule_id: rule.head.id.clone(),
+            title: rule.head.title.clone(),
+            level: rule.head.level,
+            tags: rule.head.tags.clone(),
             group_key,
             first_time: time,
             last_time: time,
@@ -175,7 +175,7 @@ impl<'a> Events<'a> {
             actor: owned(self.actor),
             asset: owned(self.asset),
             resource: owned(self.resource),
-            message: message(&rule.title, &self.fields(row, &shown, MESSAGE_VALUE_BYTES_MAX)),
+            message: message(&rule.head.title, &self.fields(row, &shown, MESSAGE_VALUE_BYTES_MAX)),
             matched: self.proved(row, &proof),
             continues: None,
         }

@@ -96,7 +96,7 @@ impl Rehearsal {
             let shown = |(row, at): (usize, usize)| {
                 let rule = rules.rules().get(at)?;
                 let matched = events.matched(row, rule);
-                Some(Match { row, rule_id: rule.id.clone(), title: rule.title.clone(), matched })
+                Some(Match { row, rule_id: rule.head.id.clone(), title: rule.head.title.clone(), matched })
             };
             found.into_iter().filter_map(shown).collect()
         })

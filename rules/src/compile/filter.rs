@@ -15,6 +15,7 @@ use crate::compile::interner::Predicate;
 use crate::compile::program::{Leaf, Node};
 use crate::compile::{Compiler, Routed};
 use crate::document::Part;
+use crate::head::called;
 use crate::problem::{Fault, RuleProblem};
 
 /// A filter, compiled for the rules of one log source.
@@ -97,7 +98,7 @@ type Names = HashMap<String, Vec<usize>>;
 pub(crate) fn attach(compiler: &mut Compiler<'_>, pending: Vec<Pending<'_>>, problems: &mut [Vec<RuleProblem>]) {
     let mut names = Names::new();
     for (at, rule) in compiler.rules.iter().enumerate() {
-        for name in [Some(&rule.id), rule.name.as_ref()].into_iter().flatten() {
+        for name in [Some(&rule.head.id), rule.head.name.as_ref()].into_iter().flatten() {
             let rules = names.entry(name.clone()).or_default();
             if rules.last() != Some(&at) {
                 rules.push(at);
@@ -105,7 +106,7 @@ pub(crate) fn attach(compiler: &mut Compiler<'_>, pending: Vec<Pending<'_>>, pro
         }
     }
     for Pending { part, filter, org_id, file } in pending {
-        let id = filter.id.as_ref().or(filter.name.as_ref()).unwrap_or(&filter.title).clone();
+        let id = called(filter.id.as_ref(), filter.name.as_ref(), &filter.title);
         let mut faults = Vec::new();
         let attached = compiler.filter((&id, part.file), &filter, org_id.as_ref(), &names, &mut faults);
         faults.extend(attached.err());
@@ -251,7 +252,7 @@ impl Compiler<'_> {
         for reference in references {
             // Rules of other tenants are nobody's business.
             let visible = |at: &&usize| {
-                let own = self.rules.get(**at).and_then(|rule| rule.org_id.as_ref());
+                let own = self.rules.get(**at).and_then(|rule| rule.head.org_id.as_ref());
                 org_id.is_none() || own.is_none() || own == org_id
             };
             let named: Vec<usize> = names.get(reference).into_iter().flatten().filter(visible).copied().collect();

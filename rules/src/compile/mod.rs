@@ -14,12 +14,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rsigma_parser::{LogSource, SigmaRule};
-use tidegate_events::{Dataset, Level};
+use tidegate_events::Dataset;
 
 use crate::config::RulesConfig;
 use crate::correlation::{Correlation, CorrelationSet, set as correlation_set};
 use crate::document::{Parsed, parse_file};
 use crate::error::RulesError;
+use crate::head::{Head, called, level};
 use crate::logsource::{Cover, LogSources, Resolved, Wanted};
 use crate::problem::{Fault, RuleFile, RuleProblem};
 pub use attribute::span_us;
@@ -33,24 +34,8 @@ use program::{Leaf, Node, PredicateId, ViewId};
 /// One rule, ready to run.
 #[derive(Debug)]
 pub struct Rule {
-    /// The Sigma `id`, or else the `name` or the title.
-    pub id: String,
-    /// The Sigma `name`, by which other documents may refer to it.
-    pub name: Option<String>,
-    /// The Sigma `title`.
-    pub title: String,
-    /// The Sigma `description`.
-    pub description: String,
-    /// The Sigma `level`; `medium` without one.
-    pub level: Level,
-    /// The Sigma `tags`.
-    pub tags: Vec<String>,
-    /// The Sigma `falsepositives`.
-    pub falsepositives: Vec<String>,
-    /// The file it came from.
-    pub file: String,
-    /// The tenant whose events it sees; `None` for every tenant.
-    pub org_id: Option<Arc<str>>,
+    /// What it says of itself.
+    pub head: Head,
     /// The fields that the rule names, and the view of each.
     pub(crate) fields: Vec<(String, ViewId)>,
     /// The fields that the rule asks to be shown (Sigma `fields`), and the view of each.
@@ -128,7 +113,7 @@ impl RuleSet {
                         filters.push(Pending { part, filter: *filter, org_id, file: at });
                     }
                     Parsed::Correlation(rule) => {
-                        let id = rule.id.clone().or_else(|| rule.name.clone()).unwrap_or_else(|| rule.title.clone());
+                        let id = called(rule.id.as_ref(), rule.name.as_ref(), &rule.title);
                         let checked = compiler.check(file, rule.sigma_version, &id);
                         compiler.ids.entry((file.org_id.clone(), id.clone())).or_insert_with(|| file.name.clone());
                         match checked {
@@ -181,13 +166,13 @@ impl RuleSet {
     /// The id of a rule, or of a filter: they are numbered after the rules.
     pub(crate) fn unit_id(&self, unit: usize) -> &str {
         let filter = || Some(self.filters.get(unit.checked_sub(self.rules.len())?)?.id.as_str());
-        self.rules.get(unit).map(|rule| rule.id.as_str()).or_else(filter).unwrap_or_default()
+        self.rules.get(unit).map(|rule| rule.head.id.as_str()).or_else(filter).unwrap_or_default()
     }
 
     /// The tenant whose rule or filter it is: filters are numbered after the rules.
     pub(crate) fn unit_org(&self, unit: usize) -> Option<&Arc<str>> {
         match unit.checked_sub(self.rules.len()) {
-            None => self.rules.get(unit)?.org_id.as_ref(),
+            None => self.rules.get(unit)?.head.org_id.as_ref(),
             Some(filter) => self.filters.get(filter)?.org_id.as_ref(),
         }
     }
@@ -248,7 +233,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn rule(&mut self, file: &RuleFile, rule: SigmaRule) -> Result<(), Fault> {
-        let id = rule.id.clone().or_else(|| rule.name.clone()).unwrap_or_else(|| rule.title.clone());
+        let id = called(rule.id.as_ref(), rule.name.as_ref(), &rule.title);
         self.check(file, rule.sigma_version, &id)?;
         let log_source = self.log_source(&rule.logsource)?;
         let resolved = self.resolved(log_source)?;
@@ -265,16 +250,19 @@ impl<'a> Compiler<'a> {
         let shown: Vec<_> = rule.fields.iter().take(32).cloned().map(&mut with_view).collect();
         let group_by = wanted.group_by.map(|fields| fields.into_iter().map(&mut with_view).collect());
         self.ids.insert((file.org_id.clone(), id.clone()), file.name.clone());
-        self.rules.push(Rule {
+        let head = Head {
             id,
             name: rule.name,
             title: rule.title,
             description: rule.description.unwrap_or_default(),
-            level: rule.level.map_or(Level::Medium, level),
+            level: level(rule.level),
             tags: rule.tags,
             falsepositives: rule.falsepositives,
             file: file.name.clone(),
             org_id: file.org_id.as_deref().map(Arc::from),
+        };
+        self.rules.push(Rule {
+            head,
             fields,
             shown,
             program,
@@ -393,10 +381,10 @@ impl<'a> Compiler<'a> {
         }
         fn candidate(rule: &Rule) -> correlation_set::Candidate<'_> {
             correlation_set::Candidate {
-                id: &rule.id,
-                name: rule.name.as_deref(),
-                file: &rule.file,
-                org_id: rule.org_id.as_ref(),
+                id: &rule.head.id,
+                name: rule.head.name.as_deref(),
+                file: &rule.head.file,
+                org_id: rule.head.org_id.as_ref(),
             }
         }
         let rules: Vec<_> = self.rules.iter().map(candidate).collect();
@@ -445,15 +433,5 @@ impl<'a> Compiler<'a> {
             correlations,
             source_view: self.source_view,
         }
-    }
-}
-
-pub(crate) fn level(level: rsigma_parser::Level) -> Level {
-    match level {
-        rsigma_parser::Level::Informational => Level::Informational,
-        rsigma_parser::Level::Low => Level::Low,
-        rsigma_parser::Level::Medium => Level::Medium,
-        rsigma_parser::Level::High => Level::High,
-        rsigma_parser::Level::Critical => Level::Critical,
     }
 }

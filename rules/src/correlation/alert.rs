@@ -70,13 +70,13 @@ pub(crate) fn alert(
     let text = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
     let time = |entry: Option<&Entry>| entry.map_or(fire.at, |entry| entry.time);
     Alert {
-        alert_id: alert_id(org_id, &correlation.id, &group_key, &fire.at.to_string()),
+        alert_id: alert_id(org_id, &correlation.head.id, &group_key, &fire.at.to_string()),
         org_id: org_id.to_owned(),
         source: completing.source.to_string(),
-        rule_id: correlation.id.clone(),
-        title: correlation.title.clone(),
-        level: correlation.level,
-        tags: correlation.tags.clone(),
+        rule_id: correlation.head.id.clone(),
+        title: correlation.head.title.clone(),
+        level: correlation.head.level,
+        tags: correlation.head.tags.clone(),
         first_time: time(window.first()),
         last_time: time(window.last()),
         event_ids,
@@ -107,7 +107,7 @@ fn message(correlation: &Correlation, fire: &Fire, group_key: &str) -> String {
         CorrelationType::ValuePercentile => format!("percentile {} of {field} is {value}", definition.percentile),
     };
     let separator = if group_key.is_empty() { "" } else { ", " };
-    format!("{}: {measured} within {}{separator}{group_key}", correlation.title, definition.span.1)
+    format!("{}: {measured} within {}{separator}{group_key}", correlation.head.title, definition.span.1)
 }
 
 /// `{"group":{…},"value":12,"condition":">= 10","timespan":"5m"}`, and for temporal correlations `"rules"`: when each was

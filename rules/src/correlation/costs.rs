@@ -47,7 +47,8 @@ pub(crate) struct Costs {
 
 impl Costs {
     pub fn new(set: &CorrelationSet, event_ns_max: u64) -> Self {
-        let unit = |own: &crate::correlation::Correlation| Unit { id: own.id.clone(), org_id: own.org_id.clone() };
+        let unit =
+            |own: &crate::correlation::Correlation| Unit { id: own.head.id.clone(), org_id: own.head.org_id.clone() };
         let units: Vec<Unit> = set.correlations.iter().map(unit).collect();
         let terms = Terms { event_ns_max, own_events: true, name: "correlation_event_ns_max" };
         Self {

@@ -86,7 +86,7 @@ impl Correlations {
             let completing = (*window.last.1).clone();
             let org_id =
                 self.clock.tenants.get(tenant as usize).map(|tenant| tenant.org_id.clone()).unwrap_or_default();
-            if self.off.is_off(&org_id, &correlation.id) {
+            if self.off.is_off(&org_id, &correlation.head.id) {
                 continue;
             }
             let firing = Firing {

@@ -173,10 +173,10 @@ impl Correlations {
                 };
                 for target in targets {
                     let Some(correlation) = set.correlations.get(target.correlation as usize) else { continue };
-                    let foreign = correlation.org_id.as_ref().is_some_and(|own| **own != *org_id);
+                    let foreign = correlation.head.org_id.as_ref().is_some_and(|own| **own != *org_id);
                     let place = (target.correlation, stand.tenant);
                     let stopped = self.costs.is_stopped(place.0, place.1);
-                    if foreign || stopped || self.off.is_off(org_id, &correlation.id) {
+                    if foreign || stopped || self.off.is_off(org_id, &correlation.head.id) {
                         continue;
                     }
                     let mut key = Vec::new();
@@ -272,9 +272,9 @@ impl Correlations {
         let own = values(&firing.key);
         for feed in &correlation.feeds {
             let Some(other) = set.correlations.get(feed.correlation as usize) else { continue };
-            let foreign = other.org_id.as_ref().is_some_and(|scope| *scope != org_id);
+            let foreign = other.head.org_id.as_ref().is_some_and(|scope| *scope != org_id);
             let stopped = self.costs.is_stopped(feed.correlation, firing.tenant);
-            if foreign || stopped || self.off.is_off(&org_id, &other.id) {
+            if foreign || stopped || self.off.is_off(&org_id, &other.head.id) {
                 continue;
             }
             let none = Views { group: Box::default(), measured: Box::default() };

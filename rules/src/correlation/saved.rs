@@ -26,6 +26,7 @@ use crate::correlation::entry::{Entry, EventId, Value};
 use crate::correlation::group::{Completing, Group, OpenWindow};
 use crate::correlation::run::Correlations;
 use crate::correlation::set::Correlation;
+use crate::head::Head;
 
 const MAGIC: &[u8; 8] = b"TGCORR02";
 /// How often it is tried to make a state short enough by leaving out groups.
@@ -41,8 +42,8 @@ pub(crate) struct Identity {
 
 impl Identity {
     pub fn of(correlation: &Correlation) -> Self {
-        let Correlation { org_id, id, fingerprint, .. } = correlation;
-        Self { scope: org_id.clone(), id: id.clone(), fingerprint: *fingerprint }
+        let Head { org_id, id, .. } = &correlation.head;
+        Self { scope: org_id.clone(), id: id.clone(), fingerprint: correlation.fingerprint }
     }
 }
 

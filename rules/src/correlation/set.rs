@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use rsigma_parser::CorrelationRule;
 use rustc_hash::FxHashMap;
-use tidegate_events::Level;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::compile::interner::View;
 use crate::correlation::definition::Definition;
 use crate::correlation::references::{Reference, Resolved, names, order, resolve, unordered};
 use crate::document::Part;
+use crate::head::{Head, level};
 use crate::off::Off;
 use crate::problem::{Fault, RuleProblem};
 
@@ -30,24 +30,8 @@ const HINTS_MAX: usize = 100;
 /// A correlation rule, ready to run.
 #[derive(Debug)]
 pub struct Correlation {
-    /// The Sigma `id`, or else the `name` or the title.
-    pub id: String,
-    /// The Sigma `name`.
-    pub name: Option<String>,
-    /// The Sigma `title`.
-    pub title: String,
-    /// The Sigma `description`.
-    pub description: String,
-    /// The Sigma `level`; `medium` without one.
-    pub level: Level,
-    /// The Sigma `tags`.
-    pub tags: Vec<String>,
-    /// The Sigma `falsepositives`.
-    pub falsepositives: Vec<String>,
-    /// The file it came from.
-    pub file: String,
-    /// The tenant whose events it sees; `None` for every tenant.
-    pub org_id: Option<Arc<str>>,
+    /// What it says of itself.
+    pub head: Head,
     pub(crate) definition: Definition,
     /// Whether a window may be judged before it is over.
     pub(crate) eager: bool,
@@ -110,12 +94,12 @@ pub(crate) struct Referred {
 
 impl Referred {
     fn add(&mut self, by: &Correlation) {
-        let known = match &by.org_id {
+        let known = match &by.head.org_id {
             None => self.everyone.get_or_insert(false),
             Some(org_id) => self.tenants.entry(org_id.clone()).or_default(),
         };
         *known |= by.definition.generate;
-        self.by.push((by.org_id.clone(), by.id.as_str().into(), by.definition.generate));
+        self.by.push((by.head.org_id.clone(), by.head.id.as_str().into(), by.definition.generate));
     }
 
     /// Whether the rule raises alerts of its own where nothing is off: for a tenant, or for one that has no rules of its own.
@@ -380,7 +364,7 @@ impl Builder<'_> {
         {
             let reason = format!(
                 "the correlation {} is told when its window is over, so that its firings have only the fields it groups by, and {field} is none",
-                other.id
+                other.head.id
             );
             return Err(Fault::new(reason).hint("group that one by the field too").near("group-by:"));
         }
@@ -411,22 +395,18 @@ fn no_attribute(rule: &CorrelationRule) -> Result<(), Fault> {
 /// The correlation, without what it feeds.
 fn loaded(pending: &Pending<'_>, definition: Definition, fingerprint: u64) -> Correlation {
     let rule = &pending.rule;
-    Correlation {
+    let head = Head {
         id: pending.id.clone(),
         name: rule.name.clone(),
         title: rule.title.clone(),
         description: rule.description.clone().unwrap_or_default(),
-        level: rule.level.map_or(Level::Medium, crate::compile::level),
+        level: level(rule.level),
         tags: rule.tags.clone(),
         falsepositives: rule.falsepositives.clone(),
         file: pending.file.0.clone(),
         org_id: pending.org_id.clone(),
-        eager: definition.is_eager(),
-        needed: 1,
-        definition,
-        fingerprint,
-        feeds: Vec::new(),
-    }
+    };
+    Correlation { head, eager: definition.is_eager(), needed: 1, definition, fingerprint, feeds: Vec::new() }
 }
 
 fn unloaded(names: &[String]) -> Fault {

@@ -439,7 +439,7 @@ impl Evaluator {
                 self.budget.cut(at);
                 continue;
             }
-            if let Some(org_id) = rule.org_id.as_deref()
+            if let Some(org_id) = rule.head.org_id.as_deref()
                 && !matched.is_empty()
             {
                 matched.and(tenants.entry(org_id).or_insert_with(|| rows_of_tenant(rows, org_id)));

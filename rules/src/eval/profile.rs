@@ -108,7 +108,7 @@ pub fn field_costs(set: &Arc<RuleSet>, batches: &[LogBatch]) -> (Vec<FieldCost>,
             predicates.push(PredicateCost {
                 field: field.clone(),
                 test: test(&predicate.matcher),
-                rules: rules.map(|rule| rule.title.clone()).collect(),
+                rules: rules.map(|rule| rule.head.title.clone()).collect(),
                 values: values.len(),
                 ns_per_value: timed(values, &mut alone),
             });

@@ -115,12 +115,12 @@ fn the_pack_loads_and_says_what_a_rule_should_say() {
     assert_eq!(rules.unknown_log_sources(), [""; 0]);
     assert!(rules.rules().len() >= 25);
     for rule in rules.rules() {
-        let parts: Vec<usize> = rule.id.split('-').map(str::len).collect();
-        assert_eq!(parts, [8, 4, 4, 4, 12], "{}: the id is a UUID", rule.file);
+        let parts: Vec<usize> = rule.head.id.split('-').map(str::len).collect();
+        assert_eq!(parts, [8, 4, 4, 4, 12], "{}: the id is a UUID", rule.head.file);
         assert!(
-            !rule.tags.is_empty() && !rule.falsepositives.is_empty() && !rule.description.is_empty(),
+            !rule.head.tags.is_empty() && !rule.head.falsepositives.is_empty() && !rule.head.description.is_empty(),
             "{}",
-            rule.file
+            rule.head.file
         );
     }
 }

@@ -101,7 +101,7 @@ fn circles_are_refused_and_what_rests_on_what_did_not_load_says_so() {
         + &one("u", "t")
         + &one("v", "a");
     let (rules, problems) = RuleSet::compile(&[RuleFile::new("c.yml", text)], &RulesConfig::default()).expect("tables");
-    assert_eq!(rules.correlations().iter().map(|own| own.id.as_str()).collect::<Vec<_>>(), ["v"]);
+    assert_eq!(rules.correlations().iter().map(|own| own.head.id.as_str()).collect::<Vec<_>>(), ["v"]);
     let mut told: Vec<_> = problems
         .iter()
         .map(|problem| (problem.rule.as_str(), problem.reason.split(',').next().unwrap_or_default()))

@@ -87,7 +87,7 @@ impl World {
         let (set, problems) = RuleSet::compile(&files, &config).expect("tables");
         assert_eq!(problems, []);
         let id = |id: &str| id.strip_prefix("probe:").map_or(Ok(id.to_owned()), |key| Err(key.to_owned()));
-        let ids = set.rules().iter().map(|rule| id(&rule.id)).collect();
+        let ids = set.rules().iter().map(|rule| id(&rule.head.id)).collect();
         let evaluator = Evaluator::new(Arc::new(set), &config);
         Self { evaluator, ids, peers, rules, figures: Figures::default() }
     }

@@ -311,7 +311,7 @@ fn matches_are_in_the_order_of_rows_then_rules() {
     });
     let config = RulesConfig::default();
     let (rules, _) = RuleSet::compile(&rules, &config).expect("tables");
-    assert_eq!(rules.rules().iter().map(|rule| rule.id.as_str()).collect::<Vec<_>>(), ["a.yml", "b.yml"]);
+    assert_eq!(rules.rules().iter().map(|rule| rule.head.id.as_str()).collect::<Vec<_>>(), ["a.yml", "b.yml"]);
     let mut evaluator = Evaluator::new(Arc::new(rules), &config);
     let found = evaluator.matches(&Events::security("test", &f(&["x", "y", "x"])).batch(0));
     assert_eq!(found, [(0, 0), (0, 1), (2, 0), (2, 1)]);

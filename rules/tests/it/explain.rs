@@ -153,7 +153,13 @@ fn the_trial_and_the_evaluator_agree_on_every_case_of_the_pack() {
             let mut wanted: Vec<usize> = found.iter().filter(|(_, own)| *own == rule).map(|(row, _)| *row).collect();
             matches += wanted.len();
             wanted.truncate(10);
-            assert_eq!(tried(&set, rule, &events).matches, wanted, "{} on {}", set.rules()[rule].id, case.display());
+            assert_eq!(
+                tried(&set, rule, &events).matches,
+                wanted,
+                "{} on {}",
+                set.rules()[rule].head.id,
+                case.display()
+            );
         }
     }
     assert!(matches > 40, "{matches}");

@@ -30,7 +30,7 @@ fn matches(files: &Files<'_>, events: &[Value]) -> (String, Vec<RuleProblem>) {
     let mut evaluator = Evaluator::new(Arc::new(rules), &RulesConfig::default());
     let found = evaluator.matches(&batch.batch(0));
     let text: Vec<String> =
-        found.iter().map(|(row, at)| format!("{row}:{}", evaluator.rules().rules()[*at].id)).collect();
+        found.iter().map(|(row, at)| format!("{row}:{}", evaluator.rules().rules()[*at].head.id)).collect();
     (text.join(" "), problems)
 }
 
@@ -137,7 +137,7 @@ fn a_filter_is_for_rules_within_its_log_source() {
         let (set, problems) = compile(&files);
         let mut evaluator = Evaluator::new(Arc::new(set), &RulesConfig::default());
         let found = evaluator.matches(&Events::security("windows", std::slice::from_ref(&event)).batch(0));
-        let ids: Vec<&str> = found.iter().map(|(_, at)| evaluator.rules().rules()[*at].id.as_str()).collect();
+        let ids: Vec<&str> = found.iter().map(|(_, at)| evaluator.rules().rules()[*at].head.id.as_str()).collect();
         (ids.join(" "), problems.into_iter().map(|problem| problem.reason).collect::<Vec<_>>())
     };
     assert_eq!(found("product: windows", "any"), ("any_process".into(), vec![]));

@@ -158,7 +158,7 @@ fn rule_texts_and_state_stay_within_their_bounds() {
     ];
     let mut operator = with_rules(config.clone(), &changes);
     let orgs: Vec<Option<String>> =
-        operator.rules().rules().iter().map(|rule| rule.org_id.as_deref().map(str::to_owned)).collect();
+        operator.rules().rules().iter().map(|rule| rule.head.org_id.as_deref().map(str::to_owned)).collect();
     assert_eq!(orgs, [Some("acme".to_owned()), Some("zeta".into())]);
     assert_eq!(operator.problems().len(), 1, "of c.yml, and nothing of what was not taken");
 }

@@ -70,7 +70,7 @@ fn documents_that_build_on_each_other_are_merged() {
     let text = "action: global\ntitle: G\nlogsource: {product: test}\n---\nid: g1\ndetection: {s: {f: x}, condition: s}\n---\nid: g2\ndetection: {s: {f: y}, condition: s}\n";
     let (rules, problems) = RuleSet::compile(&[RuleFile::new("g.yml", text)], &RulesConfig::default()).expect("tables");
     assert_eq!(problems, []);
-    assert_eq!(rules.rules().iter().map(|rule| rule.id.as_str()).collect::<Vec<_>>(), ["g1", "g2"]);
+    assert_eq!(rules.rules().iter().map(|rule| rule.head.id.as_str()).collect::<Vec<_>>(), ["g1", "g2"]);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn each_tenant_has_a_share_of_files_of_its_own() {
         [None, Some("acme"), Some("zeta")].iter().flat_map(|org| (0..4).map(|number| file(*org, number))).collect();
     let config = RulesConfig { files_max: 3, tenant_files_max: 2, ..RulesConfig::default() };
     let (rules, problems) = RuleSet::compile(&files, &config).expect("tables");
-    let count = |org: Option<&str>| rules.rules().iter().filter(|rule| rule.org_id.as_deref() == org).count();
+    let count = |org: Option<&str>| rules.rules().iter().filter(|rule| rule.head.org_id.as_deref() == org).count();
     assert_eq!((count(None), count(Some("acme")), count(Some("zeta"))), (3, 2, 2));
     assert_eq!(problems.len(), 1 + 2 + 2);
     assert!(problems.iter().all(|problem| problem.reason.contains("rule files") && problem.rule.is_empty()));

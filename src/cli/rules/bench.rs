@@ -169,7 +169,7 @@ impl Report<'_> {
     }
 
     fn title(&self, rule: usize) -> (&str, &str) {
-        self.set.rules().get(rule).map_or(("", ""), |rule| (rule.title.as_str(), rule.file.as_str()))
+        self.set.rules().get(rule).map_or(("", ""), |rule| (rule.head.title.as_str(), rule.head.file.as_str()))
     }
 
     fn as_json(&self, top: usize) -> serde_json::Value {

@@ -76,11 +76,11 @@ fn chosen(set: &RuleSet, named: &Named, file: &str) -> Vec<usize> {
     let wanted = |rule: &tidegate_rules::Rule| match &named.wanted {
         None => true,
         Some(wanted) => {
-            let names = [Some(&rule.id), rule.name.as_ref(), Some(&rule.title)];
+            let names = [Some(&rule.head.id), rule.head.name.as_ref(), Some(&rule.head.title)];
             names.into_iter().flatten().any(|name| name.eq_ignore_ascii_case(wanted))
         }
     };
-    let rules = set.rules().iter().enumerate().filter(|(_, rule)| rule.file == file && wanted(rule));
+    let rules = set.rules().iter().enumerate().filter(|(_, rule)| rule.head.file == file && wanted(rule));
     rules.map(|(at, _)| at).collect()
 }
 
@@ -97,14 +97,15 @@ impl Beside {
             wanted.is_none_or(|wanted| names.iter().flatten().any(|name| name.eq_ignore_ascii_case(wanted)))
         };
         let own = set.correlations().iter().enumerate();
-        let own =
-            own.filter(|(_, own)| own.file == file && is_wanted(&[Some(&own.id), own.name.as_ref(), Some(&own.title)]));
+        let own = own.filter(|(_, own)| {
+            own.head.file == file && is_wanted(&[Some(&own.head.id), own.head.name.as_ref(), Some(&own.head.title)])
+        });
         let correlations = own.filter_map(|(at, _)| explain_correlation(set, at)).collect();
         let mut filters = explain_filters(set, file);
         // A filter is asked for by its id, or it is alone in its file.
         let first = filters.first().map(|filter| filter.rule_id.clone());
         let alone = filters.iter().all(|filter| Some(&filter.rule_id) == first.as_ref());
-        let rules = set.rules().iter().any(|rule| rule.file == file);
+        let rules = set.rules().iter().any(|rule| rule.head.file == file);
         filters.retain(|filter| is_wanted(&[Some(&filter.rule_id)]) || (alone && !rules));
         Self { correlations, filters }
     }

@@ -161,8 +161,8 @@ impl Shelf {
         let (loaded, problems) = match RuleSet::compile(&files, &self.config) {
             Ok((set, problems)) => {
                 tracing::info!(rules = set.rules().len(), problems = problems.len(), "rules looked at");
-                let rules = set.rules().iter().map(|rule| (rule.file.clone(), rule.id.clone()));
-                let correlations = set.correlations().iter().map(|own| (own.file.clone(), own.id.clone()));
+                let rules = set.rules().iter().map(|rule| (rule.head.file.clone(), rule.head.id.clone()));
+                let correlations = set.correlations().iter().map(|own| (own.head.file.clone(), own.head.id.clone()));
                 (rules.chain(correlations).collect::<HashSet<_>>(), problems)
             }
             Err(error) => {
