@@ -225,8 +225,16 @@ impl std::fmt::Debug for LeasedCheckpoint {
 pub(super) async fn hold(client: &Object, config: &TimescaleConfig, lease: Lease) -> Result<(), SinksError> {
     let Lease { partition, epoch } = lease;
     let leases = qualified(&config.schema, "leases");
-    // Renewing does not wait for this lock, taking does.
-    let query = format!("SELECT epoch FROM {leases} WHERE partition = {partition} AND epoch = {epoch} FOR KEY SHARE");
+    // Renewing does not wait for this lock, taking does. So the server ends a transaction whose holder was stopped in it, once the
+    // lease is over: others would wait for it.
+    let idle_max = format!(
+        "least({}, greatest(1000, extract(epoch FROM until - now()) * 1000))::int8::text",
+        config.statement_ms_max
+    );
+    let query = format!(
+        "SELECT epoch, set_config('idle_in_transaction_session_timeout', {idle_max}, true) FROM {leases} \
+         WHERE partition = {partition} AND epoch = {epoch} FOR KEY SHARE"
+    );
     match rows(client, config, "look at the lease", &query).await?.is_empty() {
         true => Err(lost(lease)),
         false => Ok(()),
