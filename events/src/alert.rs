@@ -98,6 +98,32 @@ pub struct Alert {
     pub continues: Option<String>,
 }
 
+impl Alert {
+    /// An alert of one event of which no more is known than these.
+    pub fn new(alert_id: impl Into<String>, org_id: impl Into<String>) -> Self {
+        Self {
+            alert_id: alert_id.into(),
+            org_id: org_id.into(),
+            source: String::new(),
+            rule_id: String::new(),
+            title: String::new(),
+            level: Level::Medium,
+            tags: Vec::new(),
+            group_key: String::new(),
+            first_time: 0,
+            last_time: 0,
+            event_ids: Vec::new(),
+            event_count: 1,
+            actor: None,
+            asset: None,
+            resource: None,
+            message: String::new(),
+            matched: "{}".to_owned(),
+            continues: None,
+        }
+    }
+}
+
 /// The alerts as a batch of [`Dataset::Alerts`]; alert `i` gets `seq = first_seq + i`, and `received_us` as receive time.
 ///
 /// # Errors
@@ -155,26 +181,8 @@ mod tests {
 
     #[test]
     fn a_batch_of_alerts_has_the_core_schema_and_counts_seq() {
-        let alert = Alert {
-            alert_id: "a".into(),
-            org_id: "acme".into(),
-            source: "cloudtrail".into(),
-            rule_id: "r".into(),
-            title: "t".into(),
-            level: Level::High,
-            tags: vec!["attack.t1078".into()],
-            group_key: String::new(),
-            first_time: 1,
-            last_time: 2,
-            event_ids: vec!["e".into()],
-            event_count: 1,
-            actor: None,
-            asset: None,
-            resource: None,
-            message: "m".into(),
-            matched: "{}".into(),
-            continues: None,
-        };
+        let (tags, event_ids) = (vec!["attack.t1078".into()], vec!["e".into()]);
+        let alert = Alert { level: Level::High, tags, event_ids, ..Alert::new("a", "acme") };
         let batch = alerts_to_batch(&[alert.clone(), alert], 7, 3).expect("a batch");
         assert_eq!(batch.schema(), Dataset::Alerts.core_schema());
         let seq = batch.column_by_name("seq").expect("seq").clone();

@@ -78,31 +78,12 @@ fn number(value: &Value) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use tidegate_events::{Alert, Level, alerts_to_batch};
+    use tidegate_events::{Alert, alerts_to_batch};
 
     use super::*;
 
     fn alerts(orgs: &[&str], offset: Offset) -> LogBatch {
-        let alert = |org: &&str| Alert {
-            alert_id: format!("a-{org}"),
-            org_id: (*org).into(),
-            source: "s".into(),
-            rule_id: "r".into(),
-            title: "t".into(),
-            level: Level::High,
-            tags: vec!["x".into()],
-            group_key: String::new(),
-            first_time: 1,
-            last_time: 2,
-            event_ids: vec![],
-            event_count: 1,
-            actor: None,
-            asset: None,
-            resource: None,
-            message: "m".into(),
-            matched: "{}".into(),
-            continues: None,
-        };
+        let alert = |org: &&str| Alert { tags: vec!["x".into()], ..Alert::new(format!("a-{org}"), *org) };
         let alerts: Vec<Alert> = orgs.iter().map(alert).collect();
         LogBatch { offset, dataset: Dataset::Alerts, rows: alerts_to_batch(&alerts, offset, 3).expect("a batch") }
     }
