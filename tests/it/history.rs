@@ -16,7 +16,7 @@ mod twin;
 mod whole;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
@@ -28,7 +28,7 @@ use tidegate_query::{Query, QueryConfig, QueryParts, Scope};
 use tidegate_sinks::parquet::LogSource;
 
 use crate::faulty_proxy::{self, Proxy};
-use fixture::{Mode, World, append, raised, rows};
+use fixture::{Mode, World, Writer, append, raised, rows};
 use twin::{Kept, deliver, deliver_as, history};
 
 /// Rows `from..to`, numbered by `n`.
@@ -72,20 +72,8 @@ async fn each_row_is_seen_once_while_rows_arrive_and_are_delivered() {
     let history = history(&kept.config);
     let query = query_over(&world, history.clone());
     world.append(Dataset::SecurityEvents, numbered(0, 6)).await;
-    let (acknowledged, done) = (Arc::new(AtomicU64::new(6)), Arc::new(AtomicBool::new(false)));
-    let writer = {
-        let (world, acknowledged, done) = (world.clone(), acknowledged.clone(), done.clone());
-        tokio::spawn(async move {
-            let mut next = 6;
-            while !done.load(Ordering::Relaxed) && next < 20_000 {
-                let to = next + 1 + next * 31 % 17;
-                world.append(Dataset::SecurityEvents, numbered(next, to)).await;
-                acknowledged.store(to, Ordering::SeqCst);
-                next = to;
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        })
-    };
+    let writer = Writer::start(&world, numbered, (6, 20_000), Duration::from_millis(2));
+    let (acknowledged, done) = (writer.acknowledged.clone(), writer.done.clone());
     let delivery = {
         let (world, done, config) = (world.clone(), done.clone(), kept.config.clone());
         let history = history.clone();
@@ -122,8 +110,7 @@ async fn each_row_is_seen_once_while_rows_arrive_and_are_delivered() {
         assert!(largest + 3 > before as i64 && count >= last, "round {round}: {before} {largest} {count} {last}");
         last = count;
     }
-    done.store(true, Ordering::Relaxed);
-    writer.await.expect("the writer");
+    writer.end().await;
     assert!(delivery.await.expect("the delivery") > 3);
     cursors.dedup();
     assert!(cursors.len() > 3, "the cursor has to move while queries run: {cursors:?}");

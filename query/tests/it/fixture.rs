@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch, UInt32Array, new_null_array};
 use arrow::buffer::OffsetBuffer;
@@ -41,6 +42,49 @@ pub enum Mode {
     /// In such a store, written from several logs, each of which has some tenants; the logs have forgotten them.
     #[allow(dead_code, reason = "only a store that has several logs is asked for it")]
     AskedParts,
+}
+
+/// Rows that come while a test looks.
+pub struct Writer {
+    /// Rows below are acknowledged.
+    pub acknowledged: Arc<AtomicU64>,
+    /// Set by who wants no more.
+    pub done: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Writer {
+    /// Appends what `numbered` makes of one number to another, from `from` on and up to `rows_max`, a few at a time.
+    pub fn start(
+        world: &Arc<World>,
+        numbered: fn(u64, u64) -> RecordBatch,
+        (from, rows_max): (u64, u64),
+        pause: Duration,
+    ) -> Self {
+        let (world, acknowledged, done) =
+            (world.clone(), Arc::new(AtomicU64::new(from)), Arc::new(AtomicBool::new(false)));
+        let (told, enough) = (acknowledged.clone(), done.clone());
+        let task = tokio::spawn(async move {
+            let mut next = from;
+            while !enough.load(Ordering::Relaxed) && next < rows_max {
+                let to = next + 1 + next * 31 % 17;
+                world.append(Dataset::SecurityEvents, numbered(next, to)).await;
+                told.store(to, Ordering::SeqCst);
+                next = to;
+                match pause.is_zero() {
+                    true => tokio::task::yield_now().await,
+                    false => tokio::time::sleep(pause).await,
+                }
+            }
+        });
+        Self { acknowledged, done, task }
+    }
+
+    /// Waits for the end of what it does.
+    pub async fn end(self) {
+        self.done.store(true, Ordering::Relaxed);
+        self.task.await.expect("the writer");
+    }
 }
 
 /// A history whose snapshot a test can replace.

@@ -1,7 +1,8 @@
 //! Rows move from the log to history while queries run: each query sees each acknowledged row exactly once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
@@ -9,7 +10,7 @@ use tidegate_events::{Dataset, FieldType};
 use tidegate_pipeline::{FieldCatalog, History, Snapshot, StreamLog};
 use tidegate_query::{Query, QueryConfig, QueryParts, Scope};
 
-use super::fixture::{Mode, World, rows};
+use super::fixture::{Mode, World, Writer, rows};
 
 /// Rows `from..to`, numbered by `n`, in an order of time of their own.
 fn numbered(from: u64, to: u64) -> arrow::array::RecordBatch {
@@ -33,20 +34,8 @@ async fn numbers(query: &Query, org_id: &str, sql: &str) -> Vec<i64> {
 async fn each_row_is_seen_once_while_rows_arrive_and_move() {
     let world = Arc::new(World::empty(QueryConfig::default()));
     world.append(Dataset::SecurityEvents, numbered(0, 6)).await;
-    let (acknowledged, done) = (Arc::new(AtomicU64::new(6)), Arc::new(AtomicBool::new(false)));
-    let writer = {
-        let (world, acknowledged, done) = (world.clone(), acknowledged.clone(), done.clone());
-        tokio::spawn(async move {
-            let mut next = 6;
-            while !done.load(Ordering::Relaxed) && next < 3_000 {
-                let to = next + 1 + next * 31 % 17;
-                world.append(Dataset::SecurityEvents, numbered(next, to)).await;
-                acknowledged.store(to, Ordering::SeqCst);
-                next = to;
-                tokio::task::yield_now().await;
-            }
-        })
-    };
+    let writer = Writer::start(&world, numbered, (6, 3_000), Duration::ZERO);
+    let (acknowledged, done) = (writer.acknowledged.clone(), writer.done.clone());
     let mover = {
         let (world, done) = (world.clone(), done.clone());
         tokio::spawn(async move {
@@ -74,8 +63,7 @@ async fn each_row_is_seen_once_while_rows_arrive_and_move() {
         let agreed = "SELECT (SELECT count(*) FROM security_events) - (SELECT count(*) FROM security_events a JOIN security_events b ON a.event_id = b.event_id)";
         assert_eq!(numbers(&world.query, "globex", agreed).await, [0], "round {round}");
     }
-    done.store(true, Ordering::Relaxed);
-    writer.await.expect("the writer");
+    writer.end().await;
     mover.await.expect("the mover");
 }
 
