@@ -12,6 +12,7 @@ use chrono::{DateTime, SecondsFormat};
 use tidegate_events::Dataset;
 use tidegate_pipeline::{LogBatch, Offset};
 
+use crate::error::SinksError;
 use crate::feed::render_alert;
 
 /// What a consumer gets of a row, beside node and offset.
@@ -33,6 +34,27 @@ impl Entry {
         let event = self.event.as_ref().map_or(0, Vec::len);
         event + self.org_id.len() + self.id.len() + self.time.len() + self.source.len() + 64
     }
+}
+
+/// The names of the datasets that consumers get unless others are configured.
+pub(crate) fn exported_by_default() -> Vec<String> {
+    let datasets = [Dataset::SecurityEvents, Dataset::CostEvents, Dataset::Alerts];
+    datasets.map(|dataset| dataset.table_name().to_owned()).into()
+}
+
+/// The datasets of these names.
+///
+/// # Errors
+/// [`SinksError::Invalid`], which says what there is.
+pub(crate) fn exported(names: &[String]) -> Result<Vec<Dataset>, SinksError> {
+    let known = |name: &String| {
+        Dataset::from_table_name(name).ok_or_else(|| {
+            SinksError::Invalid(format!(
+                "no dataset {name:?}: use security_events, cost_events, alerts, dead_letters or changes"
+            ))
+        })
+    };
+    names.iter().map(known).collect()
 }
 
 /// The rows of a batch from `from` on. An event of more than `event_bytes_max` goes without its JSON.

@@ -5,7 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidegate_events::Dataset;
 
-use super::link::{FETCH_BYTES, SEGMENT_BYTES};
+use super::link::{FETCH_BYTES, SEGMENT_BYTES, TopicShape};
+use crate::entries::{exported, exported_by_default};
 use crate::error::SinksError;
 
 /// What the key of a record, a tenant's name, has at most.
@@ -126,11 +127,10 @@ pub struct FluvioConfig {
 
 impl Default for FluvioConfig {
     fn default() -> Self {
-        let datasets = [Dataset::SecurityEvents, Dataset::CostEvents, Dataset::Alerts];
         Self {
             address: String::new(),
             prefix: "tidegate".to_owned(),
-            datasets: datasets.map(|dataset| dataset.table_name().to_owned()).into(),
+            datasets: exported_by_default(),
             partitions: 4,
             replicas: 1,
             acknowledged_by: AcknowledgedBy::Leader,
@@ -175,16 +175,20 @@ impl FluvioConfig {
         }
     }
 
+    /// A topic as it is made.
+    pub(super) fn shape(&self) -> TopicShape {
+        TopicShape {
+            partitions: self.partitions,
+            replicas: self.replicas,
+            retention_s: Some(self.retention_s),
+            partition_bytes_max: Some(self.partition_bytes_max),
+            segment_bytes: self.segment_bytes,
+        }
+    }
+
     /// The datasets that are written.
     pub(super) fn exported(&self) -> Result<Vec<Dataset>, SinksError> {
-        let known = |name: &String| {
-            Dataset::from_table_name(name).ok_or_else(|| {
-                SinksError::Invalid(format!(
-                    "no dataset {name:?}: use security_events, cost_events, alerts, dead_letters or changes"
-                ))
-            })
-        };
-        self.datasets.iter().map(known).collect()
+        exported(&self.datasets)
     }
 
     /// The topic of a dataset.

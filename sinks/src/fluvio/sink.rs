@@ -9,14 +9,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrow::error::ArrowError;
 use metrics::{counter, histogram};
 use tidegate_events::Dataset;
 use tidegate_pipeline::fs::Fs;
 use tidegate_pipeline::{Delivery, LogBatch, Offset, Refusal, Sink, SinkError, SinkFuture};
+use tokio::task::JoinHandle;
 
 use super::config::{FluvioConfig, KEY_BYTES_MAX};
 use super::failure::FluvioFailure;
-use super::link::{Cluster, Link, TopicShape};
+use super::link::{Cluster, Link};
 use super::producer::{Producer, ProducerConfig, room_of};
 use super::window::Window;
 use crate::cursor_file::CursorFile;
@@ -116,13 +118,19 @@ impl FluvioSink {
 
     /// Sends the rows from the cursor on. Returns while some are still on their way.
     async fn send(&mut self, batches: &[Arc<LogBatch>], window: &mut Window) -> Result<(), Unsent> {
-        for batch in batches {
-            if !self.exported.contains(&batch.dataset) || batch.next_offset() <= self.cursor {
-                continue;
-            }
+        let wanted =
+            |batch: &&Arc<LogBatch>| self.exported.contains(&batch.dataset) && batch.next_offset() > self.cursor;
+        let wanted: Vec<&Arc<LogBatch>> = batches.iter().filter(wanted).collect();
+        let mut made = None;
+        for (nth, batch) in wanted.iter().enumerate() {
+            // First, so that nothing is made for a cluster that is away.
             let producer = self.producer(batch.dataset).await?;
+            let making = made.take().unwrap_or_else(|| self.make(batch));
+            let entries = self.entries(making).await?;
+            // While these are sent.
+            made = wanted.get(nth + 1).map(|next| self.make(next));
             let (mut count, mut bytes) = (0, 0);
-            for Entry { offset, org_id, event, .. } in self.entries(batch).await? {
+            for Entry { offset, org_id, event, .. } in entries {
                 // All of them fit: the others were refused.
                 let Ok(event) = event else { continue };
                 let room = room_of(org_id.len() + event.len());
@@ -138,12 +146,17 @@ impl FluvioSink {
         Ok(())
     }
 
-    /// The rows of a batch from the cursor on, as records.
-    async fn entries(&self, batch: &Arc<LogBatch>) -> Result<Vec<Entry>, Unsent> {
+    /// Begins to make records of the rows of a batch from the cursor on.
+    fn make(&self, batch: &Arc<LogBatch>) -> JoinHandle<Result<Vec<Entry>, ArrowError>> {
         let (of_batch, from, bytes_max) = (batch.clone(), self.cursor, self.config.event_bytes_max);
         // Off the I/O threads: making JSON takes CPU.
-        let made = tokio::task::spawn_blocking(move || entries(&of_batch, from, bytes_max)).await;
-        let made = made.map_err(|error| FluvioFailure::Away(format!("making records: {error}")))?;
+        tokio::task::spawn_blocking(move || entries(&of_batch, from, bytes_max))
+    }
+
+    /// The records that were made.
+    async fn entries(&self, making: JoinHandle<Result<Vec<Entry>, ArrowError>>) -> Result<Vec<Entry>, Unsent> {
+        let bytes_max = self.config.event_bytes_max;
+        let made = making.await.map_err(|error| FluvioFailure::Away(format!("making records: {error}")))?;
         let made =
             made.map_err(|error| Unsent::Rows(Refusal::from(format!("no JSON can be made of these rows: {error}"))))?;
         let too_large = |entry: &Entry| Some((entry.offset, *entry.event.as_ref().err()?));
@@ -167,14 +180,7 @@ impl FluvioSink {
             None => self.link.insert(self.cluster.connect().await?).clone(),
         };
         let topic = self.config.topic(dataset);
-        let shape = TopicShape {
-            partitions: self.config.partitions,
-            replicas: self.config.replicas,
-            retention_s: Some(self.config.retention_s),
-            partition_bytes_max: Some(self.config.partition_bytes_max),
-            segment_bytes: self.config.segment_bytes,
-        };
-        let partitions = link.ensure_topic(&topic, shape).await?;
+        let partitions = link.ensure_topic(&topic, self.config.shape()).await?;
         for partition in 0..partitions {
             // The library keeps what it is given for as long as a leader is away, also when nobody wants it any more. So nothing
             // is given to it before all leaders are seen.

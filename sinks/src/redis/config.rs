@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidegate_events::Dataset;
 
+use crate::entries::{exported, exported_by_default};
 use crate::error::SinksError;
 
 /// A Redis server, and what it is used for.
@@ -79,10 +80,9 @@ pub struct StreamsConfig {
 
 impl Default for StreamsConfig {
     fn default() -> Self {
-        let datasets = [Dataset::SecurityEvents, Dataset::CostEvents, Dataset::Alerts];
         Self {
             enabled: true,
-            datasets: datasets.map(|dataset| dataset.table_name().to_owned()).into(),
+            datasets: exported_by_default(),
             entries_max: 100_000,
             age_s_max: None,
             event_bytes_max: 1 << 20,
@@ -193,14 +193,7 @@ impl std::fmt::Debug for RedisConfig {
 impl StreamsConfig {
     /// The datasets that are written.
     pub(super) fn exported(&self) -> Result<Vec<Dataset>, SinksError> {
-        let known = |name: &String| {
-            Dataset::from_table_name(name).ok_or_else(|| {
-                SinksError::Invalid(format!(
-                    "no dataset {name:?}: use security_events, cost_events, alerts, dead_letters or changes"
-                ))
-            })
-        };
-        self.datasets.iter().map(known).collect()
+        exported(&self.datasets)
     }
 }
 
