@@ -330,3 +330,58 @@ fn a_question_that_is_left_or_late_stops_at_the_database() {
         assert_eq!(shown(&history, ask(&history, id())).await, ["e1", "e2", "e4"]);
     });
 }
+
+#[test]
+fn a_name_with_a_nul_is_asked_for_as_it_is_stored() {
+    in_a_schema(1, async |schema| {
+        let log = MemoryLog::new(16, 1 << 20);
+        let EventBatch { dataset, rows, keys } = events(0, 3);
+        let mut columns: Vec<(String, ArrayRef)> = rows
+            .schema()
+            .fields()
+            .iter()
+            .map(|field| field.name().clone())
+            .zip(rows.columns().iter().cloned())
+            .collect();
+        let nul: ArrayRef = Arc::new(StringArray::from(vec!["x", "y\0", "z"]));
+        columns.push(("nul\0name".to_owned(), nul));
+        // More own fields than are asked for one by one.
+        for at in 0..20 {
+            columns.push((format!("own{at}"), Arc::new(Int64Array::from(vec![at; 3]))));
+        }
+        let rows = RecordBatch::try_from_iter(columns).expect("a batch");
+        append(&log, EventBatch { dataset, rows, keys }).await;
+        deliver(schema, &log).await;
+        let history = history(&schema.config);
+        seen(&history, 3).await;
+        let column = |name: &str, kind: DataType| (Output::Column(name.into()), kind);
+        let name = "nul\0name";
+        for more in [0, 20] {
+            let mut outputs = vec![column(name, DataType::Utf8)];
+            outputs.extend((0..more).map(|at| column(&format!("own{at}"), DataType::Int64)));
+            let found = answer(&history, ask(&history, outputs)).await.expect("an answer");
+            let mut texts: Vec<_> =
+                found.iter().flat_map(|rows| rows.column(0).as_string::<i32>().iter()).flatten().collect();
+            texts.sort_unstable();
+            assert_eq!(texts, ["y\u{fffd}", "z"], "with {more} others");
+        }
+        let text = |text: &str| Value::Text(text.into());
+        for filter in [
+            Filter::OwnHas(name.into()),
+            Filter::OwnIn(name.into(), vec![text("y\0"), text("z")]),
+            Filter::OwnCompare(name.into(), Comparison::GtEq, text("y\0")),
+            Filter::Or(vec![
+                Filter::Compare("actor".into(), Comparison::NotEq, text("a\0")),
+                Filter::IsNull("actor".into()),
+                Filter::In("actor".into(), vec![text("\0")]),
+                Filter::Like("actor".into(), "\0%".into()),
+            ]),
+        ] {
+            let asked =
+                RowsAsk { filters: vec![filter.clone()], ..ask(&history, vec![column("event_id", DataType::Utf8)]) };
+            let found = answer(&history, asked).await.unwrap_or_else(|error| panic!("{filter:?}: {error}"));
+            let rows: usize = found.iter().map(RecordBatch::num_rows).sum();
+            assert_eq!(rows, 2, "{filter:?}");
+        }
+    });
+}

@@ -110,7 +110,7 @@ impl Question {
         for output in &ask.outputs {
             let own = is_own(output);
             if let (true, true, Some(object), Output::Column(name)) = (own, whole, object, output) {
-                self.places.push(Place::Member(object, name.clone()));
+                self.places.push(Place::Member(object, stored_name(name)));
                 continue;
             }
             if at > 0 {
@@ -120,7 +120,7 @@ impl Question {
                 Output::Column(name) if own && whole => {
                     object = Some(at);
                     self.sql.push_str(ATTRIBUTES);
-                    Place::Member(at, name.clone())
+                    Place::Member(at, stored_name(name))
                 }
                 Output::Column(name) if own => {
                     self.member(name);
@@ -184,7 +184,7 @@ impl Question {
     /// An own field, or `_rest`.
     fn member(&mut self, name: &str) {
         let _ = write!(self.sql, "({ATTRIBUTES} -> ");
-        self.value(name.to_owned(), Type::TEXT);
+        self.value(stored(name), Type::TEXT);
         self.sql.push(')');
     }
 
@@ -250,18 +250,18 @@ impl Question {
             }
             Filter::Like(name, pattern) => {
                 let _ = write!(self.sql, "({} LIKE ", quoted(name));
-                self.value(pattern.to_string(), Type::TEXT);
+                self.value(stored(pattern), Type::TEXT);
                 self.sql.push(')');
             }
             Filter::OwnHas(name) => {
                 let _ = write!(self.sql, "({ATTRIBUTES} ? ");
-                self.value(name.to_string(), Type::TEXT);
+                self.value(stored(name), Type::TEXT);
                 self.sql.push(')');
             }
             Filter::OwnIn(name, values) => {
                 for (nth, value) in values.iter().enumerate() {
                     let _ = write!(self.sql, "{}{ATTRIBUTES} @> ", if nth == 0 { "(" } else { " OR " });
-                    let object: serde_json::Map<_, _> = [(name.to_string(), json(value))].into_iter().collect();
+                    let object: serde_json::Map<_, _> = [(stored(name), json(value))].into_iter().collect();
                     self.value(serde_json::Value::Object(object).to_string(), Type::TEXT);
                     self.sql.push_str("::text::jsonb");
                 }
@@ -287,7 +287,7 @@ impl Question {
 
     fn constant(&mut self, value: &Value) {
         match value {
-            Value::Text(text) => self.value(text.to_string(), Type::TEXT),
+            Value::Text(text) => self.value(stored(text), Type::TEXT),
             Value::Int(value) => self.value(*value, Type::INT8),
             Value::Float(value) => self.value(*value, Type::FLOAT8),
             Value::Bool(value) => self.value(*value, Type::BOOL),
@@ -317,6 +317,15 @@ impl Question {
     }
 }
 
+/// A name or a text as the tables have it: they hold no NUL, and what came with one was stored with U+FFFD.
+fn stored(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+fn stored_name(name: &Arc<str>) -> Arc<str> {
+    if name.contains('\0') { stored(name).into() } else { name.clone() }
+}
+
 fn symbol(op: Comparison) -> &'static str {
     match op {
         Comparison::Eq => "=",
@@ -330,7 +339,7 @@ fn symbol(op: Comparison) -> &'static str {
 
 fn json(value: &Value) -> serde_json::Value {
     match value {
-        Value::Text(text) => (&**text).into(),
+        Value::Text(text) => stored(text).into(),
         Value::Int(value) | Value::Time(value) => (*value).into(),
         Value::Float(value) => (*value).into(),
         Value::Bool(value) => (*value).into(),
