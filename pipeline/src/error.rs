@@ -56,6 +56,9 @@ pub enum PipelineError {
     /// The operator of the program: a configured value or a name is not valid.
     #[error("{0}")]
     Invalid(String),
+    /// The machines around: a change is in the log and could not be read back in time, so that it is not known here whether it counts.
+    #[error("{0}")]
+    Unseen(String),
     /// A bug or an exhausted machine: Arrow refused a batch.
     #[error("arrow: {0}")]
     Arrow(#[from] arrow::error::ArrowError),

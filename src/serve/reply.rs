@@ -34,6 +34,9 @@ pub fn unchanged(error: PipelineError, what: &str, invalid: impl FnOnce(String) 
             Problem::new(429, "log_full", reason).hint("try again in a moment")
         }
         PipelineError::Append(error) => Problem::new(503, "not_durable", error.to_string()).hint("try again"),
+        PipelineError::Unseen(reason) => {
+            Problem::new(503, "not_seen", reason).hint("look whether it is there before you make it again")
+        }
         other => {
             tracing::error!(error = %other, what, "a change could not be made");
             Problem::new(500, "internal", "the change could not be made; the server's log says why")
@@ -65,4 +68,25 @@ pub fn method_not_allowed(allowed: &'static str, request_id: &str) -> Response<B
     let mut response = problem(&Problem::new(405, "method_not_allowed", message), request_id);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_the_callers_fault_is_not_told_as_such() {
+        let refused = |reason: String| Problem::new(400, "invalid_key", reason);
+        let full = AppendError::Full("full".to_owned());
+        for (error, status) in [
+            (PipelineError::Invalid("x".to_owned()), 400),
+            (PipelineError::Append(full), 429),
+            (PipelineError::Append(AppendError::Closed), 503),
+            (PipelineError::Unseen("stored".to_owned()), 503),
+            (PipelineError::Locked("here".into()), 500),
+        ] {
+            let told = format!("{error:?}");
+            assert_eq!(unchanged(error, "a key", refused).status, status, "{told}");
+        }
+    }
 }

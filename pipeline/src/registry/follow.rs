@@ -83,12 +83,15 @@ impl Shared {
     }
 
     /// Waits until an append of our own was read back.
+    ///
+    /// # Errors
+    /// [`PipelineError::Unseen`] when that takes too long.
     pub(super) async fn seen(&self, appended: &Appended) -> Result<(), PipelineError> {
         let end = appended.offsets.iter().map(|range| range.end).max().unwrap_or_default();
         let mut applied = self.applied.subscribe();
         match tokio::time::timeout(SEEN_MAX, applied.wait_for(|applied| *applied >= end)).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(PipelineError::Invalid(
+            Err(_) => Err(PipelineError::Unseen(
                 "the change is stored, but this node cannot read it back now: it counts once it can".to_owned(),
             )),
         }

@@ -174,7 +174,8 @@ impl Registry {
     ///
     /// # Errors
     /// [`PipelineError::Invalid`] for a change that breaks a bound, [`PipelineError::Append`] when the log does not take
-    /// them now: nothing is changed then.
+    /// them now: nothing is changed then. [`PipelineError::Unseen`] when the registry [follows](Self::follow) the log and cannot
+    /// read back what it wrote: it is changed once it can.
     pub async fn apply(&self, changes: Vec<Change>) -> Result<(), PipelineError> {
         let shared = self.shared.clone();
         let task = tokio::spawn(async move { shared.apply(changes).await });

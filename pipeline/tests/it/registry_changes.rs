@@ -10,7 +10,7 @@ use tidegate_pipeline::fs::{Fault, Fs, SimFs, SimOp};
 use tidegate_pipeline::registry::{
     Action, Change, Registry, RegistryConfig, changes_in, changes_of_batch, changes_to_batch,
 };
-use tidegate_pipeline::{PipelineError, StreamLog};
+use tidegate_pipeline::{Append, AppendReply, LogBatch, LogBounds, PipelineError, StreamLog};
 
 use crate::scripted::{Fate, ScriptedLog, events, until};
 
@@ -367,4 +367,49 @@ proptest! {
             assert_eq!(everything(&open(&log.reopen(), &SimFs::new())), before, "from the log alone");
         });
     }
+}
+
+/// A log that takes appends, and can be read no further than it was when this was made.
+struct WriteOnly {
+    log: Arc<ScriptedLog>,
+    from: u64,
+}
+
+impl StreamLog for WriteOnly {
+    fn append(&self, append: Append) -> AppendReply {
+        self.log.append(append)
+    }
+
+    fn read(&self, from: u64, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        match from < self.from {
+            true => self.log.read(from, bytes_max),
+            false => Err(PipelineError::Invalid("away".to_owned())),
+        }
+    }
+
+    fn forget(&self, below: u64) -> Result<(), PipelineError> {
+        self.log.forget(below)
+    }
+
+    fn watch(&self) -> tokio::sync::watch::Receiver<LogBounds> {
+        self.log.watch()
+    }
+}
+
+/// Takes as long as such a change is waited for.
+#[tokio::test]
+async fn a_change_that_is_stored_and_not_read_back_is_no_fault_of_the_change() {
+    let (log, fs) = (ScriptedLog::new(), SimFs::new());
+    let known = open(&log, &fs);
+    known.apply(vec![change(Action::Create, "acme", "known", json!(1))]).await.expect("made");
+    let away = Arc::new(WriteOnly { from: log.bounds().next, log });
+    let (shared, reading): (Arc<dyn Fs>, _) = (Arc::new(fs.clone()), away.clone());
+    let changes = |from| changes_in(&*reading, from, 1 << 20);
+    let registry =
+        Registry::open(shared, Path::new(DIR), away, RegistryConfig::default(), changes).expect("a registry");
+    let following = registry.follow();
+    let told = registry.apply(vec![change(Action::Create, "acme", "unseen", json!(1))]).await;
+    assert!(matches!(told, Err(PipelineError::Unseen(_))), "{told:?}");
+    assert_eq!(bodies(&registry, "acme"), ["known 1"]);
+    following.abort();
 }
