@@ -25,6 +25,8 @@ pub(crate) struct Commit {
     /// Where it stands afterwards.
     pub(crate) to: Offset,
     pub(crate) batches: BTreeMap<Dataset, Vec<RecordBatch>>,
+    /// Whether to ask first if the place answers, since it did not a moment ago.
+    pub(crate) ask_first: bool,
 }
 
 /// What a commit wrote.
@@ -38,7 +40,10 @@ pub(crate) struct Committed {
 impl ParquetStore {
     /// Writes the rows and moves the cursor, all or nothing. Needs a thread that may block and compute.
     pub(crate) fn commit(&self, commit: Commit) -> Result<Committed, SinksError> {
-        let Commit { source, from, to, batches } = commit;
+        let Commit { source, from, to, batches, ask_first } = commit;
+        if ask_first {
+            self.answers()?;
+        }
         // Rows that are there after all need not be written again.
         self.settle_doubt()?;
         let now = self.cursor(source);

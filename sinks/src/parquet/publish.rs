@@ -205,6 +205,14 @@ impl ParquetStore {
         SinksError::Replaced { place, by }
     }
 
+    /// Whether the place answers: for who is about to put work into files that could not be stored a moment ago.
+    ///
+    /// # Errors
+    /// [`SinksError::Io`].
+    pub(crate) fn answers(&self) -> Result<(), SinksError> {
+        self.newest_edit().map(drop).map_err(SinksError::io("list", &manifest_dir(&self.dir)))
+    }
+
     /// The newest edit of an object store. That a number was free says nothing by itself: a writer that was held up for long finds
     /// the number of its next edit free again once others have put that edit, gone on, and removed it as an old one.
     fn newest_edit(&self) -> io::Result<u64> {

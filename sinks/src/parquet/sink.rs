@@ -27,6 +27,8 @@ pub struct ParquetSink {
     taken: Offset,
     /// Commits in a row that panicked.
     panics: u32,
+    /// The last commit failed at the place: the next one asks whether it answers before anything is encoded.
+    unanswered: bool,
 }
 
 /// Panics in a row after which the rows are held to be the reason.
@@ -39,7 +41,17 @@ impl ParquetSink {
             LogSource::Ingest => "parquet:ingest",
             LogSource::Output => "parquet:output",
         };
-        Self { store, source, name, buffer: Vec::new(), buffer_bytes: 0, buffer_rows: 0, taken, panics: 0 }
+        Self {
+            store,
+            source,
+            name,
+            buffer: Vec::new(),
+            buffer_bytes: 0,
+            buffer_rows: 0,
+            taken,
+            panics: 0,
+            unanswered: false,
+        }
     }
 
     async fn take(&mut self, delivery: Delivery) -> Result<(), SinksError> {
@@ -109,11 +121,12 @@ impl ParquetSink {
 
     async fn commit_from(&mut self, from: Offset) -> Result<(), SinksError> {
         let batches = rows_from(&self.buffer, from);
-        let commit = Commit { source: self.source, from, to: self.taken, batches };
+        let commit = Commit { source: self.source, from, to: self.taken, batches, ask_first: self.unanswered };
         let started = Instant::now();
         let done = self.store.spawn_commit(commit).await;
         self.panics = if done.as_ref().is_err_and(tokio::task::JoinError::is_panic) { self.panics + 1 } else { 0 };
         let done = done.unwrap_or_else(|stopped| Err(SinksError::Stopped(stopped.to_string())));
+        self.unanswered = matches!(done, Err(SinksError::Io { .. }));
         self.count(&done, started);
         done.map(|_| ())
     }

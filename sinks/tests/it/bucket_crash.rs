@@ -1,9 +1,11 @@
 //! A call to the object store that fails, whichever: nothing is lost, doubled or half visible, before and after a restart.
 
 use tidegate_pipeline::History;
+use tidegate_sinks::parquet::LogSource;
 
-use crate::bucket_world::{Faulty, Trouble, check_bucket_life, named, open_bucket};
+use crate::bucket_world::{Faulty, Trouble, bucket_ids, check_bucket_life, named, open_bucket};
 use crate::parquet_life::{LIFE_ROWS, live};
+use crate::parquet_rows::{batch, delivery, flush, write};
 
 /// Calls to the object store, and uploads in parts.
 fn calls_of_a_life() -> (u64, u64) {
@@ -67,4 +69,22 @@ fn a_call_that_fails_once_is_made_good_by_trying_again() {
         store.sweep().unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(objects.files(), named(&store), "{what}: nothing else is left");
     }
+}
+
+#[test]
+fn an_object_store_that_is_away_is_asked_before_rows_are_made_into_files_again() {
+    let objects = Faulty::default();
+    let (store, _) = open_bucket(&objects, "log").expect("opens");
+    let mut sink = store.sink(LogSource::Ingest);
+    write(&mut sink, delivery(0, batch(&[("a", 1, 0), ("b", 2, 1)]))).expect("taken");
+    objects.trouble(Some(Trouble { nth: 1, sticky: true, answer_lost: false }));
+    flush(&mut sink).expect_err("it is away");
+    for _ in 0..3 {
+        let before = objects.calls();
+        flush(&mut sink).expect_err("it is away");
+        assert_eq!(objects.calls() - before, 1, "it was asked, and no more");
+    }
+    objects.trouble(None);
+    flush(&mut sink).expect("it is back");
+    assert_eq!(bucket_ids(objects.inner.as_ref(), &store), [0, 1]);
 }
