@@ -101,6 +101,8 @@ pub const FLUVIO_LOG_REFUSED: &str = "tidegate_sinks_fluvio_log_refused_total";
 pub const FLUVIO_LOG_REPEATS: &str = "tidegate_sinks_fluvio_log_repeated_rows_total";
 /// Records that could not be decoded.
 pub const FLUVIO_LOG_DAMAGED: &str = "tidegate_sinks_fluvio_log_damaged_records_total";
+/// Times that a partition no longer had records that were read from it, or acknowledged.
+pub const FLUVIO_LOG_LOST_ENDS: &str = "tidegate_sinks_fluvio_log_lost_ends_total";
 /// Readers that were opened for who fell behind the cache.
 pub const FLUVIO_LOG_REREADS: &str = "tidegate_sinks_fluvio_log_rereads_total";
 /// Bytes of decoded batches, by `partition`; bounded by `cache_bytes_max`.
@@ -190,6 +192,11 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "Rows left out by readers because they were written before, bounded by dedup_keys_max",
     ),
     (FLUVIO_LOG_DAMAGED, "counter", "Records of the logs of many machines that could not be decoded"),
+    (
+        FLUVIO_LOG_LOST_ENDS,
+        "counter",
+        "Times that a partition no longer had records that were read from it, or acknowledged",
+    ),
     (FLUVIO_LOG_REREADS, "counter", "Readers opened for who fell behind the cache, bounded by cache_bytes_max"),
     (FLUVIO_LOG_CACHE_BYTES, "gauge", "Bytes of decoded batches by partition, bounded by cache_bytes_max"),
     (REDIS_IDS_DUPLICATES, "counter", "Rows not stored because another node has stored them"),

@@ -11,9 +11,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use tidegate_sinks::fluvio::{FluvioLog, FluvioLogConfig};
+
+use crate::faulty_proxy::Mode;
+use crate::fluvio_world::Cluster;
 use crate::server::{Caller, PATIENCE, Server, on_demand};
 use crate::tenants::key;
-use crate::timescale::{query, url};
+use crate::timescale::{proxied, query, url};
 
 pub const TENANTS: [&str; 6] = ["acme", "beta", "coro", "delta", "echo", "foxtrot"];
 const PARTITIONS: &str = "4";
@@ -265,4 +269,107 @@ fn a_worker_that_is_killed_loses_and_doubles_nothing() {
         acknowledged.len(),
         found.len()
     );
+}
+
+/// Sends events in requests of twenty.
+fn send(server: &Server, key: &str, tenant: &str, numbers: std::ops::Range<u64>) -> BTreeSet<String> {
+    let mut client = server.client_with(key);
+    let numbers: Vec<u64> = numbers.collect();
+    for numbers in numbers.chunks(EVENTS as usize) {
+        let events: Vec<Value> = numbers.iter().map(|at| event(tenant, *at)).collect();
+        until("the events are taken", || client.bulk("/v2/events/bulk?source=custom", &events).status.as_u16() == 200);
+    }
+    numbers.into_iter().map(|at| format!("{tenant}/{tenant}-{at}")).collect()
+}
+
+#[test]
+fn what_takes_the_places_of_records_that_a_broker_lost_is_delivered() {
+    let suite = "workers of a log in Fluvio whose broker lost its newest records";
+    let Some(address) = cluster(suite) else { return };
+    let Some(stock) = Cluster::find(suite) else { return };
+    for down in [false, true] {
+        let world = World::new(&address, if down { "lostdown" } else { "lost" });
+        let mut ingest = world.start("ingest");
+        let keys: BTreeMap<&str, String> =
+            TENANTS.iter().map(|tenant| (*tenant, key(&ingest, tenant, "ingest"))).collect();
+        let mut worker = world.start("worker");
+        until("the worker has all partitions", || held(&worker) == 4);
+        let all = |ingest: &Server, numbers: std::ops::Range<u64>| {
+            let sent = keys.iter().map(|(tenant, key)| send(ingest, key, tenant, numbers.clone()));
+            sent.flatten().collect::<BTreeSet<String>>()
+        };
+        let mut expected = all(&ingest, 0..200);
+        until("they are in the database", || world.stored().len() == expected.len());
+        let alone = || world.column("SELECT event_ids FROM SCHEMA.alerts WHERE rule_id LIKE '%-000000000003'");
+        until("and their alerts", || alone().len() == expected.len() / 10);
+        if down {
+            worker.kill();
+            ingest.kill();
+        }
+        let (prefix, partitions) = (world.schema.clone(), PARTITIONS.parse().expect("a number"));
+        let config = FluvioLogConfig { address: address.clone(), prefix, partitions, ..FluvioLogConfig::default() };
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let topic = format!("{}-log", world.schema);
+        stock.lose_records(&topic, 3, || {
+            until("the topic is made anew", || runtime.block_on(FluvioLog::prepare(&config)).is_ok());
+        });
+        if down {
+            world.run(&mut ingest, "ingest");
+        }
+        // More than were lost, so that each partition has overtaken the cursors when the worker looks again.
+        expected.extend(all(&ingest, 1_000..1_200));
+        if down {
+            world.run(&mut worker, "worker");
+        }
+        let took = until("what took their places is in the database", || world.stored().len() >= expected.len());
+        until("and its alerts", || alone().len() >= expected.len() / 10);
+        std::thread::sleep(Duration::from_secs(1));
+        let stored = world.stored();
+        assert_eq!(stored.len(), expected.len(), "each once");
+        assert!(stored.into_iter().collect::<BTreeSet<_>>() == expected);
+        assert_eq!(alone().len(), expected.len() / 10, "one alert for each");
+        assert!(worker.lines().contains("has lost rows that were read"), "it is told");
+        worker.stop();
+        ingest.stop();
+        println!("down: {down}; all there after {took:?}");
+    }
+}
+
+#[test]
+fn a_worker_whose_database_hangs_lets_go_before_others_take_over_and_ends_when_it_is_told() {
+    let Some(address) = cluster("a worker whose database hangs") else { return };
+    let world = World::new(&address, "hang");
+    let (proxy, proxied_url) = proxied();
+    let mut through_proxy = world.of("worker");
+    through_proxy.extend([("SINKS__TIMESCALE__URL", proxied_url.as_str()), ("SHUTDOWN__DRAIN_MS_MAX", "2000")]);
+    let mut hung = Server::start(&through_proxy);
+    until("the first worker has all partitions", || held(&hung) == 4);
+    let other = world.start("worker");
+    until("they share", || held(&hung) == 2 && held(&other) == 2);
+    for round in 0..3 {
+        // At another moment between two renewals each time.
+        std::thread::sleep(Duration::from_millis(250 * round));
+        proxy.set(Mode::Hang);
+        let (began, mut last_held) = (Instant::now(), Instant::now());
+        loop {
+            assert!(began.elapsed() < PATIENCE, "nobody takes over");
+            if held(&hung) > 0 {
+                last_held = Instant::now();
+            }
+            if held(&other) == 4 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let taken = Instant::now();
+        assert!(held(&hung) == 0 && last_held < taken, "held until {:?} before", taken - last_held);
+        println!("let go {:?} after, taken over {:?} after", last_held - began, taken - began);
+        proxy.set(Mode::Pass);
+        until("they share again", || held(&hung) == 2 && held(&other) == 2);
+    }
+    // With leases, and with a database that does not answer.
+    proxy.set(Mode::Hang);
+    let took = hung.stop();
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    println!("stopped after {took:?}");
 }

@@ -34,7 +34,7 @@ pub use config::LogConfig;
 pub use memory::MemoryLog;
 pub use recover::OpenReport;
 pub use scan::Damage;
-pub use segment::memory_bytes;
+pub use segment::{memory_bytes, memory_bytes_of};
 pub use segment_log::{LogLock, SegmentLog};
 pub use verify::{SegmentReport, dump, verify};
 

@@ -309,6 +309,11 @@ pub(crate) fn time_range(rows: &RecordBatch) -> Option<(i64, i64)> {
 /// Arrow's `get_array_memory_size` counts an allocation once a column, which for a batch read from the log (whose columns
 /// point into one allocation) is wrong by the number of its columns.
 pub fn memory_bytes(rows: &RecordBatch) -> usize {
+    memory_bytes_of([rows])
+}
+
+/// The same for batches that may share allocations, each of which counts once.
+pub fn memory_bytes_of<'a>(batches: impl IntoIterator<Item = &'a RecordBatch>) -> usize {
     fn visit(array: &arrow::array::ArrayData, seen: &mut Vec<(usize, usize)>) {
         let validity = array.nulls().map(|nulls| nulls.buffer());
         seen.extend(
@@ -322,11 +327,14 @@ pub fn memory_bytes(rows: &RecordBatch) -> usize {
             visit(child, seen);
         }
     }
-    let mut seen = Vec::with_capacity(rows.num_columns() * 3);
-    for column in rows.columns() {
-        visit(&column.to_data(), &mut seen);
+    let (mut seen, mut count) = (Vec::new(), 0);
+    for rows in batches {
+        count += 1;
+        seen.reserve(rows.num_columns() * 3);
+        rows.columns().iter().for_each(|column| visit(&column.to_data(), &mut seen));
+        // Of many slices of one batch each would have all of its buffers.
+        seen.sort_unstable();
+        seen.dedup_by_key(|(address, _)| *address);
     }
-    seen.sort_unstable();
-    seen.dedup_by_key(|(address, _)| *address);
-    seen.iter().map(|(_, bytes)| bytes).sum::<usize>() + std::mem::size_of::<RecordBatch>()
+    seen.iter().map(|(_, bytes)| bytes).sum::<usize>() + count * std::mem::size_of::<RecordBatch>()
 }

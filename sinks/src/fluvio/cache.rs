@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tidegate_pipeline::log::memory_bytes;
 use tidegate_pipeline::{LogBatch, Offset};
 
 use super::frames::{offset_of, record_of};
@@ -85,15 +84,18 @@ impl Cache {
 
     /// The batches from `from` (at or after the start) on, up to `bytes_max` but at least one if there is any.
     pub(super) fn batches(&self, from: Offset, bytes_max: usize) -> Vec<Arc<LogBatch>> {
-        let entries = self.entries.iter().skip(self.index(record_of(from)));
-        let known = entries.flat_map(|entry| &entry.batches).filter(|batch| batch.next_offset() > from);
         let mut left = Some(bytes_max);
-        let within = |batch: &Arc<LogBatch>| {
+        let known = self.entries.iter().skip(self.index(record_of(from))).flat_map(|entry| {
+            // The batches of a record share its memory.
+            let share = entry.bytes / entry.batches.len().max(1);
+            entry.batches.iter().map(move |batch| (batch, share))
+        });
+        let within = |(batch, bytes): (&Arc<LogBatch>, usize)| {
             let room = left?;
-            left = room.checked_sub(memory_bytes(&batch.rows)).filter(|left| *left > 0);
+            left = room.checked_sub(bytes).filter(|left| *left > 0);
             Some(batch.clone())
         };
-        known.map_while(within).collect()
+        known.filter(|(batch, _)| batch.next_offset() > from).map_while(within).collect()
     }
 
     /// The place of a record among the entries, or of the first after it.
@@ -117,7 +119,7 @@ mod tests {
         let rows_of = RecordBatch::try_new(schema, vec![column]).expect("a batch");
         let batch = LogBatch { offset: offset_of(record), dataset: Dataset::SecurityEvents, rows: rows_of };
         let batches = if rows > 0 { vec![Arc::new(batch)] } else { Vec::new() };
-        Entry { record, rows, batches, bytes }
+        Entry { record, rows, batches, bytes, mark: 0 }
     }
 
     fn found(cache: &Cache, from: Offset, bytes_max: usize) -> Vec<u64> {
@@ -136,7 +138,7 @@ mod tests {
         assert_eq!(found(&cache, cache.start(), 1), [14]);
         assert_eq!(found(&cache, offset_of(14) + 2, 1), [14], "a batch is not split");
         assert_eq!(found(&cache, offset_of(14) + 3, 1), [16], "empty ones are passed over");
-        assert_eq!(found(&cache, offset_of(14) + 3, memory_bytes(&entry(0, 3, 0).batches[0].rows) + 1), [16, 17]);
+        assert_eq!(found(&cache, offset_of(14) + 3, 21), [16, 17]);
         assert_eq!(found(&cache, offset_of(14), usize::MAX), [14, 16, 17, 18, 19]);
         assert_eq!(found(&cache, offset_of(20), usize::MAX), [0u64; 0]);
     }

@@ -45,6 +45,25 @@ pub enum FluvioFailure {
         /// The first that is there.
         first: u64,
     },
+    /// The cluster: it no longer has records that it had acknowledged (a machine has lost power, or a topic was made anew), and gives
+    /// their numbers to others (docs/many-machines.md).
+    #[error(
+        "{topic}-{partition} has lost records: {read} were read, {}",
+        .from.map_or_else(
+            || "and it is not known from which on they are gone; docs/many-machines.md says what to do".to_owned(),
+            |from| format!("and from {from} on they are gone")
+        )
+    )]
+    Lost {
+        /// The topic.
+        topic: String,
+        /// Its partition.
+        partition: u32,
+        /// The record after the last one that was read.
+        read: u64,
+        /// The first that is gone or another, where that is known.
+        from: Option<u64>,
+    },
     /// The client library: it has skipped records (see docs/sinks/fluvio.md). Reading again from `expected` may work.
     #[error("{topic}-{partition}: record {found} came where {expected} was expected: the client has skipped some")]
     Gap {

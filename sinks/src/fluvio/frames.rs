@@ -75,7 +75,12 @@ pub(super) fn record_of(offset: Offset) -> u64 {
 
 /// How many records of a partition lie between two offsets, about: one that was read in part counts as read.
 pub fn records_between(from: Offset, to: Offset) -> u64 {
-    to.div_ceil(OFFSETS_OF_RECORD).saturating_sub(from.div_ceil(OFFSETS_OF_RECORD))
+    records_below(to).saturating_sub(records_below(from))
+}
+
+/// The record after all that have rows below an offset.
+pub(super) fn records_below(offset: Offset) -> u64 {
+    offset.div_ceil(OFFSETS_OF_RECORD)
 }
 
 /// The batches as records of about `bytes_max` in memory each.

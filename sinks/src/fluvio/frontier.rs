@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
@@ -11,7 +12,8 @@ use tidegate_pipeline::{LogBatch, Offset, PipelineError};
 use super::failure::FluvioFailure;
 use super::frames::{offset_of, record_of};
 use super::log::{Shared, Side};
-use super::reader::{Entry, Place, Reader};
+use super::reader::{Entry, Reader};
+use super::tail::lost_from;
 use crate::metrics as names;
 
 /// Between two tries to read.
@@ -27,13 +29,15 @@ pub(super) struct Behind {
     at: Offset,
 }
 
-/// Fills the cache until it is aborted.
+/// Fills the cache until it is aborted, or the partition no longer has what was read.
 pub(super) async fn follow(shared: Arc<Shared>) {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1, u64::from(shared.place.partition));
     loop {
         let Err(failure) = shared.follow_on(&mut backoff).await;
-        if let FluvioFailure::Forgotten { first, .. } = &failure {
-            shared.skip_to(*first);
+        match &failure {
+            FluvioFailure::Forgotten { first, .. } => shared.skip_to(*first),
+            FluvioFailure::Lost { .. } => return shared.lose(&failure),
+            _ => {}
         }
         shared.tell(Side::Read, Some(failure.to_string()));
         tokio::time::sleep(backoff.failed()).await;
@@ -44,22 +48,17 @@ impl Shared {
     async fn follow_on(&self, backoff: &mut Backoff) -> Result<Infallible, FluvioFailure> {
         let link = self.place.cluster.connect().await?;
         let from = self.cache.lock().next();
+        // What was read before the connection broke must still be there, or the numbers of the records mean others now.
+        let tail = self.marks.lock().tail(offset_of(from));
+        if let Some(from) = lost_from(&self.leader, &tail).await? {
+            return Err(tail.lost(&self.place, from));
+        }
         let mut reader = Reader::open(self.place.clone(), link, from).await?;
         let bounds = reader.bounds;
         if bounds.first > from {
             self.skip_to(bounds.first);
         }
         self.visible(offset_of(bounds.next));
-        if bounds.next < from {
-            let Place { topic, partition, .. } = &*self.place;
-            tracing::error!(
-                topic,
-                partition,
-                from,
-                next = bounds.next,
-                "the partition has lost records that were read"
-            );
-        }
         self.tell(Side::Read, None);
         backoff.succeeded();
         loop {
@@ -74,12 +73,25 @@ impl Shared {
 
     fn take(&self, entry: Entry) {
         let end = entry.end();
+        self.marks.lock().push(entry.record, entry.mark);
         let mut cache = self.cache.lock();
         cache.push(entry);
         gauge!(names::FLUVIO_LOG_CACHE_BYTES, "partition" => self.place.partition.to_string())
             .set(cache.bytes() as f64);
         drop(cache);
         self.visible(end);
+        self.filled.notify_all();
+    }
+
+    /// Nothing more is read: what comes now has the numbers of what was there before.
+    pub(super) fn lose(&self, failure: &FluvioFailure) {
+        if self.lost.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        counter!(names::FLUVIO_LOG_LOST_ENDS).increment(1);
+        tracing::error!(%failure, "a broker has lost records that it had acknowledged: this log is opened anew");
+        self.tell(Side::Read, Some(failure.to_string()));
+        self.stage_waits();
         self.filled.notify_all();
     }
 

@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
@@ -27,12 +28,14 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::cache::Cache;
+use super::config::AcknowledgedBy;
 use super::failure::FluvioFailure;
 use super::frames::{encode, offset_of, record_of};
 use super::frontier::{Behind, follow};
 use super::link::Cluster;
 use super::log_config::{FluvioLogConfig, LogTopic};
 use super::reader::Place;
+use super::tail::{LogTail, Marks, lost_from};
 use super::writer::{Pending, write};
 use crate::error::SinksError;
 use crate::metrics as names;
@@ -45,7 +48,6 @@ const GROUP_MAX: usize = 256;
 pub struct FluvioLog {
     shared: Arc<Shared>,
     tasks: Vec<AbortHandle>,
-    follows: bool,
 }
 
 /// Which log, and what is known of its readers.
@@ -57,6 +59,8 @@ pub struct FluvioLogParts {
     pub partition: u32,
     /// The smallest offset from which the log will be followed. `None` for a log that is only appended to.
     pub follow: Option<Offset>,
+    /// Of a cursor at or after it, where there is one: what the partition [still has](FluvioLog::lost_from).
+    pub tail: LogTail,
     /// The health of this log.
     pub stage: Arc<Stage>,
 }
@@ -64,6 +68,8 @@ pub struct FluvioLogParts {
 /// What the appending threads, the readers and the tasks share.
 pub(super) struct Shared {
     pub(super) place: Arc<Place>,
+    /// The same as its leader has it.
+    pub(super) leader: Arc<Place>,
     pub(super) config: FluvioLogConfig,
     pub(super) bounds: watch::Sender<LogBounds>,
     pub(super) cache: Mutex<Cache>,
@@ -72,6 +78,10 @@ pub(super) struct Shared {
     /// The cache has room.
     pub(super) room: Notify,
     pub(super) behind: Mutex<Vec<Behind>>,
+    pub(super) marks: Mutex<Marks>,
+    /// The partition no longer has what was read.
+    pub(super) lost: AtomicBool,
+    pub(super) follows: bool,
     queue: Mutex<Queue>,
     wake: Notify,
     stage: Arc<Stage>,
@@ -123,11 +133,8 @@ impl FluvioLog {
     /// # Errors
     /// [`SinksError::Fluvio`] when the cluster is away or has no such partition.
     pub async fn open(config: &FluvioLogConfig, parts: FluvioLogParts) -> Result<Self, SinksError> {
-        let FluvioLogParts { topic, partition, follow: followed, stage } = parts;
-        let cluster = Cluster::new(&config.cluster())?;
-        let carrier = Carrier::new().map_err(|error| SinksError::Stopped(format!("no random bits: {error}")))?;
-        let place =
-            Arc::new(Place { cluster, topic: config.topic(topic), partition, window: config.window(), carrier });
+        let FluvioLogParts { topic, partition, follow: followed, tail, stage } = parts;
+        let place = place(config, topic, partition)?;
         let link = place.cluster.connect().await?;
         let found = place.bounds(&link).await?;
         let first = if found.first == 0 { 0 } else { offset_of(found.first) };
@@ -135,12 +142,16 @@ impl FluvioLog {
         let from = record_of(followed.unwrap_or(bounds.next)).clamp(found.first, found.next.max(found.first));
         let shared = Arc::new(Shared {
             place,
+            leader: leader(config, topic, partition)?,
             config: config.clone(),
             bounds: watch::Sender::new(bounds),
             cache: Mutex::new(Cache::new(from, config.cache_bytes_max)),
             filled: Condvar::new(),
             room: Notify::new(),
             behind: Mutex::default(),
+            marks: Mutex::new(Marks::before(from, &tail)),
+            lost: AtomicBool::new(false),
+            follows: followed.is_some(),
             queue: Mutex::default(),
             wake: Notify::new(),
             stage,
@@ -151,7 +162,33 @@ impl FluvioLog {
         if followed.is_some() {
             tasks.push(tokio::spawn(follow(shared.clone())).abort_handle());
         }
-        Ok(Self { shared, tasks, follows: followed.is_some() })
+        Ok(Self { shared, tasks })
+    }
+
+    /// Whether a partition still has the records that a tail tells of: the offset from which on it has others, if it has not.
+    ///
+    /// # Errors
+    /// [`SinksError::Fluvio`]: [`FluvioFailure::Lost`] when that offset is not known, or that the cluster is away.
+    pub async fn lost_from(
+        config: &FluvioLogConfig,
+        topic: LogTopic,
+        partition: u32,
+        tail: &LogTail,
+    ) -> Result<Option<Offset>, SinksError> {
+        let leader = leader(config, topic, partition)?;
+        Ok(lost_from(&leader, tail).await?.map(offset_of))
+    }
+
+    /// What is to be kept with a cursor at this offset, so that it can be told later whether the partition still has what
+    /// stands before it.
+    pub fn tail(&self, offset: Offset) -> LogTail {
+        self.shared.marks.lock().tail(offset)
+    }
+
+    /// Whether the partition has lost records that were read: it is to be opened anew then, after a look at the
+    /// [tails](Self::lost_from). Nothing is read or written any more.
+    pub fn has_lost(&self) -> bool {
+        self.shared.lost.load(Ordering::Acquire)
     }
 
     fn try_append(&self, append: Append, reply: oneshot::Sender<AppendResult>) {
@@ -208,7 +245,7 @@ impl StreamLog for FluvioLog {
         if from >= next {
             return Ok(Vec::new());
         }
-        if !self.follows {
+        if !self.shared.follows {
             return Err(PipelineError::Invalid("this node only appends to this log".to_owned()));
         }
         let deadline = Instant::now() + self.shared.patience();
@@ -224,7 +261,8 @@ impl StreamLog for FluvioLog {
                 self.shared.room.notify_one();
                 return Ok(batches);
             }
-            if self.shared.filled.wait_until(&mut cache, deadline).timed_out() {
+            let late = self.shared.filled.wait_until(&mut cache, deadline).timed_out();
+            if late || self.has_lost() {
                 return Err(self.shared.unreadable("what is there does not come"));
             }
         }
@@ -257,8 +295,23 @@ impl Drop for FluvioLog {
     }
 }
 
+/// Where a log is, and how it is read.
+fn place(config: &FluvioLogConfig, topic: LogTopic, partition: u32) -> Result<Arc<Place>, SinksError> {
+    let cluster = Cluster::new(&config.cluster())?;
+    let carrier = Carrier::new().map_err(|error| SinksError::Stopped(format!("no random bits: {error}")))?;
+    Ok(Arc::new(Place { cluster, topic: config.topic(topic), partition, window: config.window(), carrier }))
+}
+
+/// The same as the leader of the partition has it: what all replicas have may be known late again after a leader came back.
+fn leader(config: &FluvioLogConfig, topic: LogTopic, partition: u32) -> Result<Arc<Place>, SinksError> {
+    place(&FluvioLogConfig { acknowledged_by: AcknowledgedBy::Leader, ..config.clone() }, topic, partition)
+}
+
 impl Shared {
     fn admits(&self) -> Result<(), AppendError> {
+        if self.lost.load(Ordering::Acquire) {
+            return Err(AppendError::Failed(self.trouble("the partition has lost records")));
+        }
         let bytes = self.queue.lock().bytes;
         if bytes < self.config.queue_bytes_max { Ok(()) } else { Err(self.full(bytes)) }
     }
@@ -271,8 +324,8 @@ impl Shared {
         }
         queue.bytes = bytes;
         queue.waiting.push_back(pending);
-        self.stage.waiting(bytes as u64 + 1, Instant::now());
         drop(queue);
+        self.stage_waits();
         self.wake.notify_one();
         Ok(())
     }
@@ -307,11 +360,19 @@ impl Shared {
     }
 
     pub(super) fn group_done(&self, bytes: usize) {
-        let mut queue = self.queue.lock();
-        queue.bytes -= bytes;
+        self.queue.lock().bytes -= bytes;
+        self.stage_waits();
+        if !self.lost.load(Ordering::Acquire) {
+            self.stage.progressed(Instant::now());
+        }
+    }
+
+    /// Tells the stage whether something waits: appends, or whoever would read on.
+    pub(super) fn stage_waits(&self) {
+        let queue = self.queue.lock();
         let waiting = queue.bytes as u64 + u64::from(!queue.waiting.is_empty());
-        self.stage.waiting(waiting, Instant::now());
-        self.stage.progressed(Instant::now());
+        let lost = u64::from(self.lost.load(Ordering::Acquire));
+        self.stage.waiting(waiting + lost, Instant::now());
     }
 
     /// Rows below are there to be read.
@@ -352,10 +413,15 @@ impl Shared {
         (self.place.cluster.connect_max + self.place.cluster.reply_max) * 2
     }
 
+    /// What is wrong with reading, or else this.
+    fn trouble(&self, reason: &str) -> String {
+        let said = self.troubles.lock()[Side::Read as usize].clone();
+        said.unwrap_or_else(|| reason.to_owned())
+    }
+
     /// A read that may work later.
     pub(super) fn unreadable(&self, reason: &str) -> PipelineError {
-        let said = self.troubles.lock()[Side::Read as usize].clone();
-        let source = std::io::Error::other(said.unwrap_or_else(|| reason.to_owned()));
+        let source = std::io::Error::other(self.trouble(reason));
         let path = format!("{}-{}", self.place.topic, self.place.partition).into();
         PipelineError::Io { op: "read", path, source }
     }

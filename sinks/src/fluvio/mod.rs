@@ -3,7 +3,8 @@
 //! - [`FluvioSink`]: a sink of a log.
 //! - `link`: a connection with our own bounds of time; `producer` and `records`: the two ends of a partition.
 //! - `log`: a partition as a stream log (docs/many-machines.md). `frames`: what a record holds. `writer`: appends to records.
-//!   `reader`, `repeats`, `frontier`, `cache`: records to batches, without what was written twice. `partitioned`: by tenant.
+//!   `reader`, `repeats`, `frontier`, `cache`: records to batches, without what was written twice. `tail`: what a broker has lost.
+//!   `partitioned`: by tenant.
 
 mod cache;
 mod config;
@@ -19,6 +20,7 @@ mod reader;
 mod records;
 mod repeats;
 mod sink;
+mod tail;
 mod window;
 mod writer;
 
@@ -38,6 +40,7 @@ pub use log::{FluvioLog, FluvioLogParts};
 pub use log_config::{FluvioLogConfig, LogTopic};
 pub use partitioned::{PartitionedLog, partition_of};
 pub use sink::{FluvioParts, FluvioSink};
+pub use tail::LogTail;
 
 use crate::cursor_file::CursorFile;
 use crate::error::SinksError;

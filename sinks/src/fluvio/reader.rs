@@ -6,7 +6,7 @@ use std::time::Duration;
 use arrow::buffer::Buffer;
 use metrics::counter;
 use tidegate_pipeline::log::carried::Carrier;
-use tidegate_pipeline::log::memory_bytes;
+use tidegate_pipeline::log::memory_bytes_of;
 use tidegate_pipeline::{LogBatch, Offset};
 
 use super::failure::FluvioFailure;
@@ -14,6 +14,7 @@ use super::frames::{self, offset_of};
 use super::link::{Cluster, Link, PartitionBounds};
 use super::records::Records;
 use super::repeats::{RecordWindow, WindowBounds};
+use super::tail::mark;
 use crate::metrics as names;
 
 /// How long nothing may come before the partition is asked whether there is something.
@@ -41,9 +42,17 @@ pub(super) struct Entry {
     pub(super) batches: Vec<Arc<LogBatch>>,
     /// Of memory.
     pub(super) bytes: usize,
+    /// See [`super::tail`].
+    pub(super) mark: u32,
 }
 
 impl Entry {
+    fn new(record: u64, rows: usize, batches: Vec<Arc<LogBatch>>, mark: u32) -> Self {
+        // Batches that are parts of one record share its memory.
+        let bytes = memory_bytes_of(batches.iter().map(|batch| &batch.rows));
+        Self { record, rows, batches, bytes, mark }
+    }
+
     /// The offset after its last row.
     pub(super) fn end(&self) -> Offset {
         offset_of(self.record) + self.rows as Offset
@@ -87,12 +96,22 @@ impl Reader {
                 return Ok(Some(self.entry(at, &value)));
             }
             // A stream that hangs looks like one that has nothing.
-            if self.link.next_record(&self.place.topic, self.place.partition).await? <= self.records.expected() {
+            let (next, expected) =
+                (self.link.next_record(&self.place.topic, self.place.partition).await?, self.records.expected());
+            if next == expected {
                 return Ok(None);
             }
+            if next < expected {
+                // Whoever reads on compares the ends.
+                return Err(self.away(&format!("it ends at record {next}, before {expected}")));
+            }
         }
+        Err(self.away("records are there and do not come"))
+    }
+
+    fn away(&self, what: &str) -> FluvioFailure {
         let doing = format!("read {}-{}", self.place.topic, self.place.partition);
-        Err(self.place.cluster.away(&doing, &"records are there and do not come"))
+        self.place.cluster.away(&doing, &what)
     }
 
     fn entry(&mut self, record: u64, value: &Buffer) -> Entry {
@@ -107,9 +126,7 @@ impl Reader {
         let rows = unframed.rows;
         let repeats = self.window.take(record, unframed.keys.clone());
         counter!(names::FLUVIO_LOG_REPEATS).increment(repeats.len() as u64);
-        let batches = unframed.into_batches(record, &repeats);
-        let bytes = batches.iter().map(|batch| memory_bytes(&batch.rows)).sum();
-        Entry { record, rows, batches, bytes }
+        Entry::new(record, rows, unframed.into_batches(record, &repeats), mark(value))
     }
 }
 
@@ -140,4 +157,31 @@ async fn look_back(place: &Place, first: u64, from: u64) -> Result<RecordWindow,
         window.take(record, keys);
     }
     Ok(window)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, RecordBatch, StringArray};
+    use tidegate_events::Dataset;
+    use tidegate_pipeline::EventBatch;
+
+    use super::*;
+
+    #[test]
+    fn a_record_of_which_rows_are_left_out_counts_once() {
+        let ids: Vec<String> = (0..1_000).map(|at| format!("{at:0>100}")).collect();
+        let column: ArrayRef = Arc::new(StringArray::from(ids));
+        let rows = RecordBatch::try_from_iter([("event_id", column)]).expect("a batch");
+        let carrier = Carrier::new().expect("random bits");
+        let batch = EventBatch { dataset: Dataset::SecurityEvents, rows, keys: (1..=1_000).collect() };
+        let frames = frames::encode(&carrier, &[batch], 1 << 20, 7).expect("a record");
+        let value = Buffer::from(frames[0].value.as_slice());
+        // Every other row was there before.
+        let repeats: Vec<usize> = (0..1_000).step_by(2).collect();
+        let unframed = frames::decode(&carrier, &value).expect("a record");
+        let entry = Entry::new(5, unframed.rows, unframed.into_batches(5, &repeats), mark(&value));
+        assert_eq!((entry.batches.len(), entry.rows), (500, 1_000));
+        let overhead = entry.batches.len() * std::mem::size_of::<RecordBatch>();
+        assert!(entry.bytes <= 2 * value.len() + overhead, "{} bytes of a record of {}", entry.bytes, value.len());
+    }
 }

@@ -19,7 +19,7 @@ use tidegate_pipeline::{Ack, AppendError, Appended, EventBatch, Offset};
 use tokio::sync::oneshot;
 
 use super::failure::FluvioFailure;
-use super::frames::{Frame, RECORD_BYTES_MAX, encode, offset_of};
+use super::frames::{Frame, RECORD_BYTES_MAX, encode, offset_of, records_below};
 use super::log::{Shared, Side};
 use super::producer::{Producer, ProducerConfig};
 use crate::metrics as names;
@@ -71,12 +71,18 @@ async fn commit(shared: &Shared, group: Vec<Pending>, window: &mut Window, produ
         });
         prepared.push(Prepared { frames, batches: count, duplicates, reply });
     }
+    // Whatever is written from now on comes after that.
+    let known = records_below(shared.bounds.borrow().next);
     let sent = match refused {
         Some(error) => Err(error),
         None => send(shared, &mut prepared, producer).await,
     };
     match sent {
         Ok(placed) => {
+            if shared.goes_back(known, &placed) {
+                // What a broker has lost is no duplicate.
+                *window = Window::new(shared.config.dedup_keys_max);
+            }
             keys.commit(window);
             shared.tell(Side::Write, None);
             answer(shared, prepared, &placed);
@@ -167,6 +173,24 @@ async fn send_all(
         placed.push(acknowledged(sending).await?);
     }
     Ok(placed)
+}
+
+impl Shared {
+    /// Whether a group has got numbers that others had before it was sent, when there were so many `known`: the broker has lost
+    /// their records.
+    fn goes_back(&self, known: u64, placed: &[u64]) -> bool {
+        let Some(from) = placed.first().copied().filter(|first| *first < known) else { return false };
+        let (topic, partition) = (self.place.topic.clone(), self.place.partition);
+        let failure = FluvioFailure::Lost { topic, partition, read: known, from: Some(from) };
+        if self.follows {
+            self.lose(&failure);
+        } else {
+            counter!(names::FLUVIO_LOG_LOST_ENDS).increment(1);
+            tracing::error!(%failure, "a broker has lost records that it had acknowledged");
+            self.bounds.send_modify(|bounds| bounds.next = offset_of(from));
+        }
+        true
+    }
 }
 
 async fn acknowledged(sending: super::producer::Sending) -> Result<u64, FluvioFailure> {

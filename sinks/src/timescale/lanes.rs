@@ -30,6 +30,7 @@ use super::leases::hold;
 use super::rows::{Rows, copy_statement};
 use super::schema::rows;
 use super::store::TimescaleStore;
+use super::tails::keep;
 use crate::error::SinksError;
 
 /// Bytes of rows that are sent at once.
@@ -62,6 +63,8 @@ pub(super) struct Work {
     pub(super) lanes: Vec<Lane>,
     pub(super) shares: Arc<Vec<Share>>,
     pub(super) to: Offset,
+    /// What the log ends with before `to`, to be kept beside the cursor.
+    pub(super) tail: Option<Vec<u8>>,
 }
 
 /// What a transaction did.
@@ -149,8 +152,9 @@ impl Work {
             }
         }
         let cursors = qualified(&config.schema, "cursors");
+        let tail = self.tail.as_ref().map_or_else(String::new, |tail| keep(&config.schema, self.log_id, tail) + "; ");
         let end = format!(
-            "UPDATE {cursors} SET next_offset = {}, updated = now() WHERE log_id = {} AND lane IN ({}); COMMIT",
+            "UPDATE {cursors} SET next_offset = {}, updated = now() WHERE log_id = {} AND lane IN ({}); {tail}COMMIT",
             self.to,
             self.log_id,
             self.numbers()

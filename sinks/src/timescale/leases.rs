@@ -15,12 +15,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::{Object, Pool};
+use tidegate_pipeline::Offset;
 use tokio_postgres::types::ToSql;
 
 use super::config::TimescaleConfig;
 use super::connect::{self, step};
 use super::ddl::{qualified, quoted};
 use super::schema::{rows, run};
+use super::tails;
 use crate::error::SinksError;
 
 /// A partition that this worker holds.
@@ -74,32 +76,59 @@ impl Leases {
     /// # Errors
     /// [`SinksError::Database`], with what to do. What was held is held until [`good_until`](Self::good_until).
     pub async fn round(&mut self, partitions: u32) -> Result<(Vec<Lease>, usize), SinksError> {
-        let client = connect::get(&self.pool, &self.config).await?;
-        let found = self.renew(&client, partitions).await;
-        if found.is_err() {
-            // Its state is not known. Dropped, it is closed.
-            drop(Object::take(client));
-        }
-        found
+        let client = Asked::of(connect::get(&self.pool, &self.config).await?);
+        let found = self.round_with(&client, partitions).await?;
+        client.answered();
+        Ok(found)
     }
 
-    async fn renew(&mut self, client: &Object, partitions: u32) -> Result<(Vec<Lease>, usize), SinksError> {
-        if !self.made {
-            run(client, &self.config, "make the tables of leases", &tables(&self.config.schema, partitions)).await?;
-            self.made = true;
-        }
-        let (leases, workers) = (self.table("leases"), self.table("workers"));
-        let (holder, until) = (&self.holder, format!("now() + interval '{} ms'", self.length.as_millis()));
-        // By the own clock from before it was asked: the database's began later.
+    /// Renews what is held and takes nothing: what is held then.
+    ///
+    /// # Errors
+    /// As [`round`](Self::round).
+    pub async fn renew(&mut self) -> Result<Vec<Lease>, SinksError> {
+        let client = Asked::of(connect::get(&self.pool, &self.config).await?);
         let asked = Instant::now();
+        let held = self.renew_with(&client).await?;
+        client.answered();
+        Ok(self.hold(held, asked))
+    }
+
+    /// What is held from now on, when that was asked for at a time.
+    fn hold(&mut self, held: BTreeMap<u32, u64>, asked: Instant) -> Vec<Lease> {
+        self.held = held;
+        // By the own clock from before it was asked: the database's began later.
+        self.good_until = Some(asked + self.length);
+        self.held.iter().map(|(partition, epoch)| Lease { partition: *partition, epoch: *epoch }).collect()
+    }
+
+    /// The time of the database until which a lease that is renewed now is held.
+    fn until(&self) -> String {
+        format!("now() + interval '{} ms'", self.length.as_millis())
+    }
+
+    async fn renew_with(&self, client: &Object) -> Result<BTreeMap<u32, u64>, SinksError> {
+        let (leases, workers) = (self.table("leases"), self.table("workers"));
+        let (holder, until) = (&self.holder, self.until());
         let renew = format!(
             "INSERT INTO {workers} (holder, until) VALUES ('{holder}', {until}) ON CONFLICT (holder) DO UPDATE SET until = {until}; \
              DELETE FROM {workers} WHERE until < now() - interval '1 day'; \
              UPDATE {leases} SET until = {until} WHERE holder = '{holder}' AND until > now() RETURNING partition, epoch"
         );
         let renewed = rows(client, &self.config, "renew the leases", &renew).await?;
-        let mut held: BTreeMap<u32, u64> = renewed.iter().filter_map(|row| lease(row)).collect();
         // One that is held in the table and not known here was taken by an answer that was lost: its epoch is ours all the same.
+        Ok(renewed.iter().filter_map(|row| lease(row)).collect())
+    }
+
+    async fn round_with(&mut self, client: &Object, partitions: u32) -> Result<(Vec<Lease>, usize), SinksError> {
+        if !self.made {
+            run(client, &self.config, "make the tables of leases", &tables(&self.config.schema, partitions)).await?;
+            self.made = true;
+        }
+        let (leases, workers) = (self.table("leases"), self.table("workers"));
+        let (holder, until) = (&self.holder, self.until());
+        let asked = Instant::now();
+        let mut held = self.renew_with(client).await?;
         let live = format!("SELECT count(*) FROM {workers} WHERE until > now()");
         let live = rows(client, &self.config, "count the workers", &live).await?;
         let live: usize = live.first().and_then(|row| row.first()?.parse().ok()).unwrap_or(1);
@@ -115,10 +144,7 @@ impl Leases {
             let taken = rows(client, &self.config, "take leases", &take).await?;
             held.extend(taken.iter().filter_map(|row| lease(row)));
         }
-        self.held = held;
-        self.good_until = Some(asked + self.length);
-        let all = self.held.iter().map(|(partition, epoch)| Lease { partition: *partition, epoch: *epoch });
-        Ok((all.collect(), share))
+        Ok((self.hold(held, asked), share))
     }
 
     /// Until when, by this process's clock, what is held is held without another [`round`](Self::round). Some of the time is left
@@ -133,11 +159,13 @@ impl Leases {
     /// [`SinksError::Database`]: it ends by itself then.
     pub async fn release(&mut self, lease: Lease) -> Result<(), SinksError> {
         self.held.remove(&lease.partition);
-        let client = connect::get(&self.pool, &self.config).await?;
+        let client = Asked::of(connect::get(&self.pool, &self.config).await?);
         let (leases, Lease { partition, epoch }) = (self.table("leases"), lease);
         let release =
             format!("UPDATE {leases} SET until = '-infinity' WHERE partition = {partition} AND epoch = {epoch}");
-        run(&client, &self.config, "release a lease", &[release]).await
+        run(&client, &self.config, "release a lease", &[release]).await?;
+        client.answered();
+        Ok(())
     }
 
     /// Says that this worker is gone, so that the others take more at once.
@@ -145,9 +173,11 @@ impl Leases {
     /// # Errors
     /// [`SinksError::Database`]: it is seen by itself then.
     pub async fn leave(&mut self) -> Result<(), SinksError> {
-        let client = connect::get(&self.pool, &self.config).await?;
+        let client = Asked::of(connect::get(&self.pool, &self.config).await?);
         let leave = format!("DELETE FROM {} WHERE holder = '{}'", self.table("workers"), self.holder);
-        run(&client, &self.config, "leave the workers", &[leave]).await
+        run(&client, &self.config, "leave the workers", &[leave]).await?;
+        client.answered();
+        Ok(())
     }
 
     /// Where the checkpoints of a lease are kept.
@@ -163,6 +193,36 @@ impl Leases {
 impl std::fmt::Debug for Leases {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Leases").field("holder", &self.holder).field("held", &self.held).finish_non_exhaustive()
+    }
+}
+
+/// A connection that is asked something by whoever may lose patience: one that has not answered is closed, since its state is not
+/// known, and the next question must not wait behind this one.
+struct Asked(Option<Object>);
+
+impl Asked {
+    fn of(client: Object) -> Self {
+        Self(Some(client))
+    }
+
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl std::ops::Deref for Asked {
+    type Target = Object;
+
+    fn deref(&self) -> &Object {
+        self.0.as_ref().expect("only what ends it takes it")
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(client) = self.0.take() {
+            drop(Object::take(client));
+        }
     }
 }
 
@@ -189,25 +249,45 @@ impl LeasedCheckpoint {
         body.map_err(|error| SinksError::Database { reason: format!("read the checkpoint: {error}") })
     }
 
-    /// Keeps a body, unless the lease is lost.
+    /// Keeps a body that stands at an offset, unless the lease is lost, or one is there by then that is further: a save may come
+    /// late, after its caller has lost patience and the next one was made.
     ///
     /// # Errors
-    /// [`SinksError::Database`]; nothing is changed then.
-    pub async fn save(&self, body: &[u8]) -> Result<(), SinksError> {
-        let client = connect::get(&self.pool, &self.config).await?;
+    /// [`SinksError::Database`] when the lease is lost or the database does not answer; nothing is changed then.
+    pub async fn save(&self, offset: Offset, body: &[u8]) -> Result<(), SinksError> {
+        self.write(offset, body, "AND kept.next_offset > excluded.next_offset").await
+    }
+
+    /// Keeps a body whatever is there, unless the lease is lost: for who goes back to an earlier offset.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub async fn replace(&self, offset: Offset, body: &[u8]) -> Result<(), SinksError> {
+        self.write(offset, body, "AND false").await
+    }
+
+    /// Keeps a body, but for one that is newer: of a later lease, or of this one where `newer` says so.
+    async fn write(&self, offset: Offset, body: &[u8], newer: &str) -> Result<(), SinksError> {
+        let client = Asked::of(connect::get(&self.pool, &self.config).await?);
         let checkpoints = qualified(&self.config.schema, "checkpoints");
         let leases = qualified(&self.config.schema, "leases");
         let query = format!(
-            "INSERT INTO {checkpoints} (partition, epoch, body) \
-             SELECT partition, epoch, $3::bytea FROM {leases} WHERE partition = $1 AND epoch = $2 FOR KEY SHARE \
-             ON CONFLICT (partition) DO UPDATE SET epoch = excluded.epoch, body = excluded.body, saved = now()"
+            "WITH held AS (SELECT partition, epoch FROM {leases} WHERE partition = $1 AND epoch = $2 FOR KEY SHARE), \
+             done AS (INSERT INTO {checkpoints} AS kept (partition, epoch, next_offset, body) \
+             SELECT partition, epoch, $3::int8, $4::bytea FROM held ON CONFLICT (partition) DO UPDATE SET \
+             epoch = excluded.epoch, next_offset = excluded.next_offset, body = excluded.body, saved = now() \
+             WHERE NOT (kept.epoch > excluded.epoch OR (kept.epoch = excluded.epoch {newer}))) \
+             SELECT count(*) FROM held"
         );
         let Lease { partition, epoch } = self.lease;
-        let (partition_id, epoch_id) = (partition.cast_signed(), epoch.cast_signed());
-        let parameters: [&(dyn ToSql + Sync); 3] = [&partition_id, &epoch_id, &body];
-        match step(&self.config, "write the checkpoint", client.execute(&query, &parameters)).await? {
-            0 => Err(lost(self.lease)),
-            _ => Ok(()),
+        let (partition_id, epoch_id, offset) = (partition.cast_signed(), epoch.cast_signed(), offset.cast_signed());
+        let parameters: [&(dyn ToSql + Sync); 4] = [&partition_id, &epoch_id, &offset, &body];
+        let found = step(&self.config, "write the checkpoint", client.query_one(&query, &parameters)).await?;
+        client.answered();
+        match found.try_get::<_, i64>(0) {
+            Ok(0) => Err(lost(self.lease)),
+            Ok(_) => Ok(()),
+            Err(error) => Err(SinksError::Database { reason: format!("write the checkpoint: {error}") }),
         }
     }
 }
@@ -268,8 +348,11 @@ fn tables(schema: &str, partitions: u32) -> Vec<String> {
         ),
         format!(
             "CREATE TABLE IF NOT EXISTS {checkpoints} (partition int4 PRIMARY KEY, epoch int8 NOT NULL, body bytea NOT NULL, \
-             saved timestamptz NOT NULL DEFAULT now())"
+             saved timestamptz NOT NULL DEFAULT now(), next_offset int8 NOT NULL DEFAULT 0)"
         ),
+        // Made before there were offsets.
+        format!("ALTER TABLE {checkpoints} ADD COLUMN IF NOT EXISTS next_offset int8 NOT NULL DEFAULT 0"),
+        tails::table(schema),
         format!(
             "INSERT INTO {leases} (partition) SELECT generate_series(0, {}) ON CONFLICT DO NOTHING",
             i64::from(partitions) - 1

@@ -7,7 +7,7 @@
 //! - [`config`]: the settings. `connect`: the pool, TLS, bounds on waiting.
 //! - [`ddl`]: the tables. [`policies`]: what lies over them. `schema`: migrations.
 //! - `binary`, `json`, `rows`: rows as the wire has them. `lanes`: transactions. `sink`: what the delivery drives.
-//! - `leases`: who of many workers writes which log.
+//! - `leases`: who of many workers writes which log. `tails`: what that log ended with.
 //! - `chunks`: partitions, and where rows of odd times go. `failure`: what the database said, for people.
 
 mod binary;
@@ -26,6 +26,7 @@ mod rows;
 mod schema;
 mod sink;
 mod store;
+mod tails;
 
 pub use config::{ExtensionUse, TimescaleConfig};
 pub use leases::{Lease, LeasedCheckpoint, Leases};
@@ -33,3 +34,4 @@ pub use read::{TimescaleHistory, TimescaleReadParts, column_of};
 pub use schema::{script, survey};
 pub use sink::TimescaleSink;
 pub use store::TimescaleStore;
+pub use tails::{StoredTail, TailAt};

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::lanes::{Done, Lane, Share, Work, lanes_of};
 use super::schema;
 use super::store::TimescaleStore;
+use super::tails::TailAt;
 use crate::error::SinksError;
 use crate::metrics as names;
 use crate::parquet::{LogSource, check_batch, row_bytes};
@@ -32,6 +33,7 @@ pub struct TimescaleSink {
     since: Option<Instant>,
     /// The offset after the last row taken.
     taken: Offset,
+    tail_at: Option<TailAt>,
 }
 
 impl TimescaleSink {
@@ -52,7 +54,13 @@ impl TimescaleSink {
             buffer_rows: 0,
             since: None,
             taken: from,
+            tail_at: None,
         }
+    }
+
+    /// Keeps what the log ends with beside the cursor, in the same transactions. For a store that has a lease, and one lane.
+    pub fn keep_tails(&mut self, tail_at: TailAt) {
+        self.tail_at = Some(tail_at);
     }
 
     /// Asks the database where the lanes stand, when that is not known. Whoever starts the sink may do so beforehand, so that
@@ -148,6 +156,7 @@ impl TimescaleSink {
                 log_id: ready.log_id(self.source),
                 lanes,
                 shares: shares.clone(),
+                tail: self.tail_at.as_ref().map(|tail_at| tail_at.tail(self.taken)),
                 to: self.taken,
             };
             tasks.spawn(async move { (numbers, work.commit().await) });

@@ -18,6 +18,8 @@ pub enum Mode {
     Refuse,
     /// Keeps connections and passes nothing on.
     Hang,
+    /// The same with the connections that are there by then; new ones pass.
+    HangOld,
     /// Passes on about so many bytes in a millisecond and direction.
     Slow(usize),
     /// Cuts a connection once so many bytes went to the server.
@@ -63,21 +65,27 @@ async fn pass(client: TcpStream, server: String, mode: watch::Receiver<Mode>) {
     server.set_nodelay(true).ok();
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
+    let old = *mode.borrow() != Mode::HangOld;
     // When one direction ends, so does the connection.
     tokio::select! {
-        () = pump(from_client, to_server, mode.clone(), true) => {}
-        () = pump(from_server, to_client, mode, false) => {}
+        () = pump(from_client, to_server, mode.clone(), (true, old)) => {}
+        () = pump(from_server, to_client, mode, (false, old)) => {}
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>, up: bool) {
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut mode: watch::Receiver<Mode>,
+    (up, old): (bool, bool),
+) {
     let (mut buffer, mut passed) = (vec![0; 16 << 10], 0);
     loop {
         let now = *mode.borrow_and_update();
         match now {
             Mode::Refuse => return,
             Mode::CutAfter(bytes) if up && passed >= bytes => return,
-            Mode::Hang => {
+            hang if hang == Mode::Hang || (hang == Mode::HangOld && old) => {
                 if mode.changed().await.is_err() {
                     return;
                 }

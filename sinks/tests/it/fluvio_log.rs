@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidegate_events::{Alert, Dataset, Level, alerts_to_batch};
+use tidegate_events::{Alert, Dataset, alerts_to_batch};
 use tidegate_pipeline::tailing::read_on;
 use tidegate_pipeline::{Ack, AppendError, EventBatch, Health, Offset, StreamLog};
-use tidegate_sinks::fluvio::{FluvioLog, FluvioLogConfig, FluvioLogParts, LogTopic};
+use tidegate_sinks::SinksError;
+use tidegate_sinks::fluvio::{FluvioFailure, FluvioLog, FluvioLogConfig, FluvioLogParts, LogTail, LogTopic};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::contract::rows::{events, ids, one};
@@ -23,7 +24,7 @@ struct World {
     config: FluvioLogConfig,
     next: u32,
     // Removed last.
-    _cluster: Cluster,
+    cluster: Cluster,
 }
 
 impl World {
@@ -42,7 +43,7 @@ impl World {
             ..FluvioLogConfig::default()
         };
         assert_eq!(runtime.block_on(FluvioLog::prepare(&config)).expect("topics"), partitions);
-        Some(Self { runtime: Arc::new(runtime), config, next: 0, _cluster: cluster })
+        Some(Self { runtime: Arc::new(runtime), config, next: 0, cluster })
     }
 
     fn partition(&mut self) -> u32 {
@@ -57,8 +58,12 @@ impl World {
 }
 
 fn open(runtime: &Runtime, config: &FluvioLogConfig, partition: u32, follow: Option<Offset>) -> Arc<dyn StreamLog> {
+    open_with(runtime, config, partition, follow)
+}
+
+fn open_with(runtime: &Runtime, config: &FluvioLogConfig, partition: u32, follow: Option<Offset>) -> Arc<FluvioLog> {
     let stage = Health::default().stage("log");
-    let parts = FluvioLogParts { topic: LogTopic::Log, partition, follow, stage };
+    let parts = FluvioLogParts { topic: LogTopic::Log, partition, follow, tail: LogTail::default(), stage };
     Arc::new(runtime.block_on(FluvioLog::open(config, parts)).expect("a log"))
 }
 
@@ -136,26 +141,7 @@ fn what_several_nodes_wrote_is_there_once_to_every_reader_wherever_it_begins() {
 fn alerts_that_are_raised_again_are_there_once_and_are_numbered_by_their_offset() {
     let Some(mut world) = World::find("alerts in a log in Fluvio", 1) else { return };
     let partition = world.partition();
-    let alert = |id: &str| Alert {
-        alert_id: id.into(),
-        org_id: "acme".into(),
-        source: "s".into(),
-        rule_id: "r".into(),
-        title: "t".into(),
-        level: Level::High,
-        tags: Vec::new(),
-        group_key: String::new(),
-        first_time: 1,
-        last_time: 2,
-        event_ids: Vec::new(),
-        event_count: 1,
-        actor: None,
-        asset: None,
-        resource: None,
-        message: "m".into(),
-        matched: "{}".into(),
-        continues: None,
-    };
+    let alert = |id: &str| Alert::new(id, "acme");
     for names in [["a", "b"], ["b", "c"]] {
         // Another worker each time.
         let log = world.open(partition, None);
@@ -229,4 +215,51 @@ fn a_broker_that_dies_loses_nothing_that_was_acknowledged_and_doubles_nothing() 
     assert_eq!(distinct.len(), all.len(), "each once");
     assert!(acknowledged.is_subset(&distinct) && distinct.is_subset(&issued), "{refused} refused");
     println!("{} acknowledged, {refused} requests refused", acknowledged.len());
+}
+
+/// An append of one row, and so a record, for each of these numbers.
+fn append_each(log: &Arc<dyn StreamLog>, numbers: std::ops::Range<u32>) {
+    for at in numbers {
+        let answer = log.append(one(events("a", &[&format!("e{at}")]))).blocking_recv().expect("an answer");
+        answer.expect("stored");
+    }
+}
+
+#[test]
+fn records_that_a_broker_lost_are_told_of_while_it_is_read_and_after_a_restart() {
+    let Some(mut world) = World::find("a log in Fluvio whose broker lost its newest records", 1) else { return };
+    let (partition, topic) = (world.partition(), world.config.topic(LogTopic::Log));
+    append_each(&world.open(partition, None), 0..10);
+    let reader = open_with(&world.runtime, &world.config, partition, Some(0));
+    let shared: Arc<dyn StreamLog> = reader.clone();
+    let read = whole(&shared, 0);
+    assert_eq!(read.len(), 10);
+    let end = shared.bounds().next;
+    let lost_from =
+        |tail: &LogTail| world.runtime.block_on(FluvioLog::lost_from(&world.config, LogTopic::Log, partition, tail));
+    // As the database keeps it.
+    let tail = LogTail::decode(&reader.tail(end).encode()).expect("a tail");
+    assert_eq!(lost_from(&tail).expect("looked at"), None);
+
+    world.cluster.lose_records(&topic, 6, || {
+        until("the topic is made anew", PATIENCE, || world.runtime.block_on(FluvioLog::prepare(&world.config)).is_ok());
+    });
+    assert_eq!(lost_from(&tail).expect("looked at"), Some(4 << 16), "it ends there");
+    assert_eq!(lost_from(&reader.tail(3 << 16)).expect("looked at"), None, "those before are the same");
+    until("who reads it is told", PATIENCE, || reader.has_lost());
+    let refused = shared.append(one(events("a", &["refused"]))).blocking_recv().expect("an answer");
+    assert!(matches!(&refused, Err(AppendError::Failed(told)) if told.contains("lost records")), "{refused:?}");
+
+    // Others are where they were.
+    append_each(&world.open(partition, None), 20..32);
+    assert_eq!(lost_from(&tail).expect("looked at"), Some(4 << 16), "it has gone on");
+    let anew: Arc<dyn StreamLog> = open_with(&world.runtime, &world.config, partition, Some(4 << 16));
+    let expected: Vec<String> = (20..32).map(|at| format!("e{at}")).collect();
+    assert_eq!(whole(&anew, 4 << 16).into_iter().map(|(_, id)| id).collect::<Vec<_>>(), expected);
+    // A tail that does not reach back that far.
+    let mut short = tail.encode();
+    short.drain(8..8 + 4 * 8);
+    let short = LogTail::decode(&short).expect("a tail");
+    let told = lost_from(&short).expect_err("it is not known");
+    assert!(matches!(told, SinksError::Fluvio(FluvioFailure::Lost { from: None, read: 10, .. })), "{told}");
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use fluvio::consumer::{ConsumerConfigExt, RetryMode};
 use fluvio::metadata::partition::PartitionSpec;
 use fluvio::metadata::topic::TopicSpec;
-use fluvio::{Fluvio, FluvioClusterConfig, Offset};
+use fluvio::{Fluvio, FluvioClusterConfig, Offset, RecordKey, TopicProducerConfigBuilder};
 use futures::StreamExt;
 use tidegate_events::Dataset;
 use tidegate_sinks::fluvio::FluvioConfig;
@@ -132,6 +132,43 @@ impl Cluster {
             let partitions = admin.list::<PartitionSpec, _>(vec![topic.clone()]).await.expect("partitions");
             partitions.iter().map(|partition| partition.status.size).sum()
         })
+    }
+
+    /// What a broker does that loses its newest records: the topic is made anew by `make`, and each partition gets the same records
+    /// again but for the last `lost` ones.
+    pub fn lose_records(&self, topic: &str, lost: usize, make: impl FnOnce()) {
+        let kept = self.block_on(async {
+            let fluvio = self.fluvio().await;
+            let admin = fluvio.admin().await;
+            let topics = admin.list::<TopicSpec, _>(vec![topic.to_owned()]).await.expect("topics");
+            let found = topics.into_iter().find(|found| found.name == topic).expect("the topic");
+            let mut kept: Vec<Vec<Vec<u8>>> = Vec::new();
+            for partition in 0..found.spec.partitions() {
+                let mut config = ConsumerConfigExt::builder();
+                config.topic(topic).partition(partition).offset_start(Offset::beginning()).max_bytes(32 << 20);
+                let config = config.disable_continuous(true).retry_mode(RetryMode::Disabled).build().expect("one");
+                let records = fluvio.consumer_with_config(config).await.expect("a consumer").collect::<Vec<_>>().await;
+                let mut values: Vec<Vec<u8>> =
+                    records.into_iter().map(|record| record.expect("a record").value().to_vec()).collect();
+                values.truncate(values.len().saturating_sub(lost));
+                kept.push(values);
+            }
+            admin.delete::<TopicSpec>(topic).await.expect("removed");
+            kept
+        });
+        make();
+        self.block_on(async {
+            let fluvio = self.fluvio().await;
+            for (partition, values) in (0u32..).zip(kept) {
+                let mut config = TopicProducerConfigBuilder::default();
+                config.set_specific_partitioner(partition);
+                let config = config.max_request_size(32 << 20).build().expect("a configuration");
+                let producer = fluvio.topic_producer_with_config(topic, config).await.expect("a producer");
+                for value in values {
+                    producer.send(RecordKey::NULL, value).await.expect("sent").wait().await.expect("acknowledged");
+                }
+            }
+        });
     }
 
     /// The ids of all records of all topics of a prefix, which begins with this one's.

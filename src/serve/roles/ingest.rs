@@ -9,7 +9,7 @@ use tidegate_ingest::batcher::Batcher;
 use tidegate_ingest::http::Ingest;
 use tidegate_ingest::mapping::Mappings;
 use tidegate_pipeline::StreamLog;
-use tidegate_sinks::fluvio::{LogTopic, PartitionedLog};
+use tidegate_sinks::fluvio::{LogTail, LogTopic, PartitionedLog};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -25,7 +25,7 @@ pub(super) async fn run(node: Node, config: &Config, metrics: PrometheusHandle) 
     let mut partitions: Vec<Arc<dyn StreamLog>> = Vec::new();
     for partition in 0..node.partitions {
         let stage = node.health.stage(&format!("log:{partition}"));
-        partitions.push(open_log(config, LogTopic::Log, partition, None, || stage.clone()).await?);
+        partitions.push(open_log(config, LogTopic::Log, partition, None, &LogTail::default(), || stage.clone()).await?);
     }
     let log = Arc::new(PartitionedLog::new(partitions, Handle::current())?);
     let mappings = Arc::new(Mappings::builtin().context("the shipped mappings")?);

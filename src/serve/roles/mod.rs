@@ -12,9 +12,12 @@
 //! changes, which each follows.
 
 mod ingest;
+mod known_changes;
+mod leased;
 mod partition;
 mod query;
 mod ruled;
+mod standing;
 mod worker;
 
 use std::net::SocketAddr;
@@ -32,7 +35,7 @@ use tidegate_pipeline::log::LogLock;
 use tidegate_pipeline::registry::{Registry, changes_in};
 use tidegate_pipeline::{Health, StreamLog};
 use tidegate_sinks::SinksError;
-use tidegate_sinks::fluvio::{FluvioFailure, FluvioLog, FluvioLogParts, LogTopic};
+use tidegate_sinks::fluvio::{FluvioFailure, FluvioLog, FluvioLogParts, LogTail, LogTopic};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
@@ -46,6 +49,7 @@ use super::server_file::{self, ServerFile};
 use super::threat_detection::shelf::Shelf;
 use super::{bind, lock_log, within};
 use crate::config::{Config, NodeRole};
+use known_changes::{Copy, KnownChanges};
 
 /// Between two tries to reach the cluster at the start.
 const RETRY: Duration = Duration::from_secs(1);
@@ -76,6 +80,7 @@ struct Node {
     partitions: u32,
     changes: Arc<FluvioLog>,
     registry: Registry,
+    known: Arc<KnownChanges>,
     keys: Arc<Keys>,
     shelf: Arc<Shelf>,
     rules: Arc<tokio::sync::Mutex<RulesSync>>,
@@ -108,26 +113,37 @@ impl Node {
         let lock = lock_log(&fs, &data.join("node")).await?;
         let health = Health::default();
         let partitions = patiently(|| FluvioLog::prepare(&config.fluvio)).await.context("look for the topics")?;
-        let dir = data.join("registry");
-        let covered = Registry::covered_in(fs.clone(), &dir, &config.registry).context("look at the registry")?;
+        let known = KnownChanges::in_folder(fs.clone(), data);
+        let Copy { covered, tail, outdated } = Box::pin(known.copy(config)).await?;
         let stage = health.stage("changes");
-        let changes = open_log(config, LogTopic::Changes, 0, Some(covered), || stage.clone()).await?;
-        let (folder, log, bounds) = (fs.clone(), changes.clone(), config.registry.clone());
+        let changes = open_log(config, LogTopic::Changes, 0, Some(covered), &tail, || stage.clone()).await?;
+        anyhow::ensure!(
+            !outdated || changes.bounds().next > 0,
+            "the topic {} is empty, and {} knows changes of it: was it removed? Without it no key is known; remove that folder \
+             to begin anew",
+            config.fluvio.topic(LogTopic::Changes),
+            known.registry().display()
+        );
+        let (folder, log, bounds, copy) = (fs.clone(), changes.clone(), config.registry.clone(), known.clone());
         let opening = move || {
+            if outdated {
+                copy.remove_copy()?;
+            }
             let reading = log.clone();
-            Registry::open(folder, &dir, log, bounds, move |from| changes_in(&*reading, from, READ_BYTES))
+            let read = move |from| changes_in(&*reading, from, READ_BYTES);
+            Registry::open(folder, copy.registry(), log, bounds, read)
         };
         let registry = tokio::task::spawn_blocking(opening).await.context("the thread that opens the registry")?;
         let registry = registry.context("open the registry")?;
         let tasks = vec![
             registry.follow().abort_handle(),
             tokio::spawn(show(metrics.clone())).abort_handle(),
-            tokio::spawn(save(registry.clone())).abort_handle(),
+            tokio::spawn(save(registry.clone(), known.clone(), changes.clone())).abort_handle(),
         ];
         let shelf = Arc::new(Shelf::new(registry.clone(), config.sigma.clone(), None));
         let rules = Arc::new(tokio::sync::Mutex::new(RulesSync::new(registry.clone(), shelf.clone(), config)));
         let keys = Arc::new(Keys::new(registry.clone()));
-        Ok(Self { fs, health, partitions, changes, registry, keys, shelf, rules, tasks, _lock: lock })
+        Ok(Self { fs, health, partitions, changes, registry, known, keys, shelf, rules, tasks, _lock: lock })
     }
 
     /// Brings the files of rules into force, now and whenever they change.
@@ -182,7 +198,7 @@ impl Node {
 
     /// The last steps of a drain.
     async fn end(self, deadline: Instant) {
-        let late = within(deadline, "the registry", async { self.registry.save().await }).await;
+        let late = within(deadline, "the registry", self.known.save(&self.registry, &self.changes)).await;
         self.tasks.iter().for_each(AbortHandle::abort);
         if let Some(reason) = late {
             tracing::warn!(reason, "not finished before the deadline; it goes on after the next start");
@@ -211,10 +227,11 @@ async fn open_log(
     topic: LogTopic,
     partition: u32,
     follow: Option<u64>,
+    tail: &LogTail,
     stage: impl Fn() -> Arc<tidegate_pipeline::Stage>,
 ) -> anyhow::Result<Arc<FluvioLog>> {
     let open = || {
-        let parts = FluvioLogParts { topic, partition, follow, stage: stage() };
+        let parts = FluvioLogParts { topic, partition, follow, tail: tail.clone(), stage: stage() };
         FluvioLog::open(&config.fluvio, parts)
     };
     let log = patiently(open).await.with_context(|| format!("open {}-{partition}", config.fluvio.topic(topic)))?;
@@ -248,11 +265,11 @@ async fn show(metrics: PrometheusHandle) {
     }
 }
 
-async fn save(registry: Registry) {
+async fn save(registry: Registry, known: Arc<KnownChanges>, changes: Arc<FluvioLog>) {
     let mut ticks = tokio::time::interval(SAVE_EVERY);
     loop {
         ticks.tick().await;
-        if let Err(error) = registry.save().await {
+        if let Err(error) = known.save(&registry, &changes).await {
             tracing::warn!(%error, "the registry was not saved; it is tried again");
         }
     }

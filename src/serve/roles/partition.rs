@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -10,16 +11,20 @@ use tidegate_pipeline::delivery::{DeliveryConfig, DeliveryHandle, DeliveryParts,
 use tidegate_pipeline::fs::Fs;
 use tidegate_pipeline::output::OutputLog;
 use tidegate_pipeline::run::{CheckpointCopy, RunHandle, RunLoop, RunParts};
-use tidegate_pipeline::{Health, PipelineError, Stage, StreamLog};
+use tidegate_pipeline::{Health, Offset, PipelineError, Stage, StreamLog};
 use tidegate_rules::SigmaOperator;
-use tidegate_sinks::fluvio::{FluvioLog, FluvioLogParts, LogTopic, records_between};
-use tidegate_sinks::timescale::{Lease, LeasedCheckpoint, TimescaleConfig, TimescaleStore};
+use tidegate_sinks::fluvio::{FluvioLog, FluvioLogParts, LogTail, LogTopic, records_between};
+use tidegate_sinks::parquet::LogSource;
+use tidegate_sinks::timescale::{Lease, LeasedCheckpoint, TailAt, TimescaleConfig, TimescaleSink, TimescaleStore};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::super::destinations::SOURCES;
 use super::super::housekeeping::keep_database;
-use super::ruled::Ruled;
+use super::leased::Leased;
+use super::ruled::{Ruled, Stopping};
+use super::standing::{Part, Standing, TOPICS};
 use crate::config::Config;
 
 /// How long a checkpoint may take to be in the database.
@@ -32,6 +37,8 @@ pub(super) struct Stages {
     run: Arc<Stage>,
     sinks: [Arc<Stage>; 2],
     database: Arc<Stage>,
+    /// Of one partition: who has it writes what people change, too.
+    changes: Option<Arc<Stage>>,
 }
 
 /// What a partition is started with.
@@ -52,9 +59,14 @@ pub(super) struct Partition {
     run: RunHandle,
     deliveries: Vec<DeliveryHandle>,
     housekeeping: Option<AbortHandle>,
-    logs: [Arc<dyn StreamLog>; 2],
+    logs: [Arc<FluvioLog>; 2],
+    /// Tells the rules until when they may wait for changes. Dropped, not at all.
+    stop: watch::Sender<Option<Instant>>,
     stages: Stages,
 }
+
+/// The partition whose holder does what one worker does for all.
+const FIRST: u32 = 0;
 
 /// What may be behind the end of a partition.
 pub(super) const LAGGING: [&str; 3] = ["rules", "events", "alerts"];
@@ -67,13 +79,20 @@ impl Stages {
             run: stage("run loop"),
             sinks: ["timescale:ingest", "timescale:output"].map(stage),
             database: stage("timescale:housekeeping"),
+            changes: (partition == FIRST).then(|| health.stage("timescale:changes")),
         }
+    }
+
+    /// Says why a partition does not start.
+    pub(super) fn refused(&self, reason: String) {
+        self.run.set_detail(Some(reason));
+        self.run.waiting(1, Instant::now());
     }
 
     /// Nothing is waited for any more.
     pub(super) fn clear(&self) {
         let [run, database] = [&self.run, &self.database];
-        for stage in self.logs.iter().chain(&self.sinks).chain([run, database]) {
+        for stage in self.logs.iter().chain(&self.sinks).chain([run, database]).chain(&self.changes) {
             stage.waiting(0, Instant::now());
             stage.set_detail(None);
         }
@@ -85,49 +104,61 @@ impl Partition {
     /// checkpoint.
     ///
     /// # Errors
-    /// When the database or the cluster does not answer: it may be tried again.
+    /// When the database or the cluster does not answer: it may be tried again. When the cluster has lost rows, and it is not known
+    /// which.
     pub(super) async fn start(parts: PartitionParts) -> anyhow::Result<Self> {
         let PartitionParts { config, timescale, fs, changes, lease, checkpoint, stages } = parts;
         let (commit_interval_ms, refresh_s) = (timescale.commit_interval_ms, timescale.refresh_s);
-        let store = TimescaleStore::open_leased(timescale, &origin(&config.fluvio.prefix, lease.partition), lease)?;
-        let [ingest, output] = SOURCES;
-        let cursors = [store.cursor(ingest).await?, store.cursor(output).await?];
+        let origin = origin(&config.fluvio.prefix, lease.partition);
+        let store = TimescaleStore::open_leased(timescale.clone(), &origin, lease)?;
+        let standing = Box::pin(Standing::find(&config.fluvio, &store, &checkpoint, lease.partition)).await;
+        let standing = standing.with_context(|| format!("where partition {origin} stands"))?;
+        let Standing { cursors, checkpoint: found, tails } = standing;
+        let (offset, output_offset) = found.as_ref().map_or((0, 0), |found| (found.offset, found.output_offset));
         let dir = config.data_dir.join("partitions").join(lease.partition.to_string()).join("checkpoint");
-        let found = adopt(&fs, &dir, &config, &checkpoint).await?;
-        let (offset, output_offset) = found.map_or((0, 0), |found| (found.offset, found.output_offset));
-        let follow = [cursors[0].min(offset), cursors[1].min(output_offset)];
+        put(&fs, &dir, config.run.checkpoint_bytes_max, found).await?;
         tracing::info!(?lease, ?cursors, offset, "a partition is taken");
-        let mut logs: Vec<Arc<dyn StreamLog>> = Vec::new();
-        for ((topic, from), stage) in [LogTopic::Log, LogTopic::Output].into_iter().zip(follow).zip(&stages.logs) {
-            let parts = FluvioLogParts { topic, partition: lease.partition, follow: Some(from), stage: stage.clone() };
-            logs.push(Arc::new(Box::pin(FluvioLog::open(&config.fluvio, parts)).await?));
-        }
-        let [log, output_log] = <[_; 2]>::try_from(logs).map_err(|_| anyhow::anyhow!("two logs"))?;
+        let follow = [cursors[0].min(offset), cursors[1].min(output_offset)];
+        let logs = open_logs(&config, &stages, lease, follow, tails).await?;
+        let [log, output_log] = logs.clone();
         let writer = Arc::new(OutputLog::of_numbering_log(output_log.clone()));
+        let (stop, stopping) = watch::channel(None);
+        let outdated = Arc::new(AtomicBool::new(false));
+        let stopping = Stopping { until: stopping, outdated: outdated.clone() };
+        let rules = Ruled::new(SigmaOperator::new(config.sigma.clone())?, changes.clone(), stopping);
+        let copy = copy(checkpoint, [log.clone(), output_log, changes.clone()], outdated);
         let parts = RunParts {
-            log: log.clone(),
+            log,
             output: writer.clone(),
-            operators: vec![Box::new(Ruled::new(SigmaOperator::new(config.sigma.clone())?, changes))],
+            operators: vec![Box::new(rules)],
             seed: Vec::new(),
             fs,
             dir,
             config: config.run.clone(),
             stage: stages.run.clone(),
         };
-        let run = RunLoop::start_with(parts, Some(copy(checkpoint)))?;
-        let pace = DeliveryConfig { flush_interval_ms: commit_interval_ms, ..config.delivery.clone() };
-        let logs = [log, output_log];
-        let ways = SOURCES.into_iter().zip(logs.clone()).zip(cursors).zip(&stages.sinks);
-        let deliveries = ways.map(|(((source, log), from), stage)| {
-            let sink = Box::new(store.sink(source, from));
-            let (output, config, stage) = (writer.clone(), pace.clone(), stage.clone());
-            deliver(DeliveryParts { sink, log, output, config, stage }, &Handle::current())
-        });
-        let deliveries = deliveries.collect();
+        // Before anything is at work: a start that fails leaves nothing behind.
+        let (changes_store, changes_from) = changes_in(&config, timescale, lease).await?;
+        // What was said of starts before this one.
+        stages.run.set_detail(None);
+        let run = begin(parts, copy).await?;
+        let config = DeliveryConfig { flush_interval_ms: commit_interval_ms, ..config.delivery.clone() };
+        let to = To { output: writer, config };
+        let ways = SOURCES.into_iter().zip(&logs).zip(cursors).zip(&stages.sinks);
+        let deliveries = ways.map(|(((source, log), from), stage)| to.deliver(store.sink(source, from), log, stage));
+        let mut deliveries: Vec<DeliveryHandle> = deliveries.collect();
+        if let Some(stage) = &stages.changes {
+            deliveries.push(to.deliver(changes_store.sink(LogSource::Ingest, changes_from), &changes, stage));
+        }
         // What a database wants done now and then, one worker does.
         let keep = || tokio::spawn(keep_database(store, refresh_s, stages.database.clone())).abort_handle();
-        let housekeeping = (lease.partition == 0).then(keep);
-        Ok(Self { lease, run, deliveries, housekeeping, logs, stages })
+        let housekeeping = (lease.partition == FIRST).then(keep);
+        Ok(Self { lease, run, deliveries, housekeeping, logs, stop, stages })
+    }
+
+    /// Whether a broker has lost rows that were read: the partition is to be started anew.
+    pub(super) fn has_lost(&self) -> bool {
+        self.logs.iter().any(|log| log.has_lost())
     }
 
     /// How many records the [rules, and events and alerts in the database](LAGGING), are behind the ends of the logs.
@@ -147,7 +178,8 @@ impl Partition {
     /// Comes to an end: what the log holds now is processed and delivered as far as the deadline allows, and nothing is written
     /// afterwards. What is left over is for whoever takes the partition next.
     pub(super) async fn drain(self, deadline: Instant) {
-        let Self { lease, run, deliveries, housekeeping, stages, .. } = self;
+        let Self { lease, run, deliveries, housekeeping, stop, stages, .. } = self;
+        stop.send_replace(Some(deadline));
         if let Some(housekeeping) = housekeeping {
             housekeeping.abort();
         }
@@ -163,51 +195,101 @@ impl Partition {
 
     /// Ends at once: somebody else has it, or may have it.
     pub(super) fn abandon(self) {
-        let Self { lease, run, deliveries, housekeeping, stages, .. } = self;
+        let Self { lease, run, deliveries, housekeeping, stop, stages, .. } = self;
         if let Some(housekeeping) = housekeeping {
             housekeeping.abort();
         }
-        drop((run, deliveries));
+        drop((run, deliveries, stop));
         stages.clear();
         tracing::warn!(?lease, "a partition is lost to another worker");
     }
 }
 
-/// Puts the checkpoint that the database has into the local folder, where the run loop looks for it.
-async fn adopt(
-    fs: &Arc<dyn Fs>,
-    dir: &Path,
+/// What the deliveries of a partition share.
+struct To {
+    output: Arc<OutputLog>,
+    config: DeliveryConfig,
+}
+
+impl To {
+    fn deliver(&self, mut sink: TimescaleSink, log: &Arc<FluvioLog>, stage: &Arc<Stage>) -> DeliveryHandle {
+        let tail_of = log.clone();
+        sink.keep_tails(TailAt::new(move |at| tail_of.tail(at).encode()));
+        let (output, config, stage) = (self.output.clone(), self.config.clone(), stage.clone());
+        deliver(DeliveryParts { sink: Box::new(sink), log: log.clone(), output, config, stage }, &Handle::current())
+    }
+}
+
+/// Opens the logs of a partition.
+async fn open_logs(
     config: &Config,
-    place: &LeasedCheckpoint,
-) -> anyhow::Result<Option<Checkpoint>> {
-    let body = place.load().await?;
-    let found = match body.map(|body| Checkpoint::decode(&body)) {
-        Some(Err(error)) => {
-            tracing::error!(
-                error,
-                "the checkpoint in the database is damaged: rules begin afresh, all of the log is processed"
-            );
-            None
-        }
-        found => found.and_then(Result::ok),
-    };
-    let (fs, dir, bytes_max) = (fs.clone(), dir.to_owned(), config.run.checkpoint_bytes_max);
-    let put = move || Checkpoints::put(fs, &dir, bytes_max, found.as_ref()).map(|()| found);
+    stages: &Stages,
+    lease: Lease,
+    follow: [Offset; 2],
+    tails: [LogTail; 2],
+) -> anyhow::Result<[Arc<FluvioLog>; 2]> {
+    let mut logs = Vec::new();
+    for (((topic, from), tail), stage) in TOPICS.into_iter().zip(follow).zip(tails).zip(&stages.logs) {
+        let parts =
+            FluvioLogParts { topic, partition: lease.partition, follow: Some(from), tail, stage: stage.clone() };
+        logs.push(Arc::new(Box::pin(FluvioLog::open(&config.fluvio, parts)).await?));
+    }
+    <[_; 2]>::try_from(logs).map_err(|_| anyhow::anyhow!("two logs"))
+}
+
+/// Where the rows of changes go, and from where on; nothing is asked by those that do not write them.
+async fn changes_in(
+    config: &Config,
+    timescale: TimescaleConfig,
+    lease: Lease,
+) -> anyhow::Result<(Arc<TimescaleStore>, Offset)> {
+    let store = TimescaleStore::open_leased(timescale, &origin(&config.fluvio.prefix, CHANGES), lease)?;
+    if lease.partition != FIRST {
+        return Ok((store, 0));
+    }
+    let part = Part { config: &config.fluvio, topic: LogTopic::Changes, partition: 0 };
+    let found = Box::pin(part.look(&store, LogSource::Ingest, LogTail::default())).await?;
+    if let Some(from) = found.lost {
+        store.rewind(LogSource::Ingest, from).await?;
+    }
+    Ok((store, found.cursor))
+}
+
+/// Starts the run loop off the I/O threads: it reads a checkpoint and restores states.
+async fn begin(parts: RunParts, copy: CheckpointCopy) -> anyhow::Result<RunHandle> {
+    let starting = tokio::task::spawn_blocking(move || RunLoop::start_with(parts, Some(copy)));
+    Ok(starting.await.context("the thread that starts the run loop")??)
+}
+
+/// Puts the checkpoint that the database has into the local folder, where the run loop looks for it.
+async fn put(fs: &Arc<dyn Fs>, dir: &Path, bytes_max: u64, found: Option<Checkpoint>) -> anyhow::Result<()> {
+    let (fs, dir) = (fs.clone(), dir.to_owned());
+    let put = move || Checkpoints::put(fs, &dir, bytes_max, found.as_ref());
     Ok(tokio::task::spawn_blocking(put).await.context("the thread that writes the checkpoint")??)
 }
 
-/// Takes each checkpoint to the database.
-fn copy(place: LeasedCheckpoint) -> CheckpointCopy {
+/// Takes each checkpoint to the database, with the ends of the log, the output log and the changes; none of rules that are
+/// `outdated`.
+fn copy(place: LeasedCheckpoint, logs: [Arc<FluvioLog>; 3], outdated: Arc<AtomicBool>) -> CheckpointCopy {
     let runtime = Handle::current();
     Box::new(move |checkpoint| {
-        let (place, body) = (place.clone(), checkpoint.encode());
+        let failed =
+            |reason: String| PipelineError::Invalid(format!("the checkpoint is not in the database: {reason}"));
+        if outdated.load(Ordering::Acquire) {
+            return Err(failed("changes of rules could not be read before the end".to_owned()));
+        }
+        let offsets = [checkpoint.offset, checkpoint.output_offset, Offset::MAX];
+        let mut tails: [LogTail; 3] = Default::default();
+        for ((tail, log), offset) in tails.iter_mut().zip(&logs).zip(offsets) {
+            *tail = log.tail(offset);
+        }
+        let (place, offset) = (place.clone(), checkpoint.offset);
+        let body = Leased { checkpoint: checkpoint.clone(), tails }.encode();
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
         runtime.spawn(async move {
             // Who asked may have lost patience.
-            answer.send(place.save(&body).await).ok();
+            answer.send(place.save(offset, &body).await).ok();
         });
-        let failed =
-            |reason: String| PipelineError::Invalid(format!("the checkpoint is not in the database: {reason}"));
         match answered.recv_timeout(COPY_MAX) {
             Ok(saved) => saved.map_err(|error| failed(error.to_string())),
             Err(_) => Err(failed(format!("no answer in {COPY_MAX:?}"))),
@@ -229,7 +311,51 @@ pub(super) fn origin(prefix: &str, partition: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_pipeline::fs::SimFs;
+    use tidegate_pipeline::log::MemoryLog;
+    use tidegate_pipeline::run::RunConfig;
+    use tidegate_pipeline::{Emitter, LogBatch, Operator};
+
     use super::*;
+
+    /// Takes its time when it is looked at, as one does that has a large state.
+    struct Slow;
+
+    impl Operator for Slow {
+        fn name(&self) -> &str {
+            std::thread::sleep(Duration::from_millis(300));
+            "slow"
+        }
+
+        fn process(&mut self, _batch: &LogBatch, _out: &mut Emitter) {}
+    }
+
+    #[tokio::test]
+    async fn a_start_of_the_run_loop_holds_up_no_io_thread() {
+        let log = || Arc::new(MemoryLog::new(8, 1 << 20));
+        let parts = RunParts {
+            log: log(),
+            output: Arc::new(OutputLog::new(log())),
+            operators: vec![Box::new(Slow)],
+            seed: Vec::new(),
+            fs: Arc::new(SimFs::new()),
+            dir: "/checkpoint".into(),
+            config: RunConfig::default(),
+            stage: Health::default().stage("run loop"),
+        };
+        let mut ticks = 0;
+        let ticking = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                ticks += 1;
+            }
+        };
+        tokio::select! {
+            () = ticking => {}
+            started = begin(parts, Box::new(|_| Ok(()))) => drop(started.expect("it runs")),
+        }
+        assert!(ticks > 5, "the thread did {ticks} other things meanwhile");
+    }
 
     #[test]
     fn origins_are_uuids_that_differ_by_prefix_and_partition() {

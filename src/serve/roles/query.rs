@@ -18,7 +18,7 @@ use tidegate_pipeline::{FieldCatalog, Offset, StreamLog};
 use tidegate_query::{Query, QueryParts};
 use tidegate_rules::StatusBoard;
 use tidegate_sinks::feed::Feed;
-use tidegate_sinks::fluvio::LogTopic;
+use tidegate_sinks::fluvio::{LogTail, LogTopic};
 use tidegate_sinks::timescale::{TimescaleHistory, TimescaleReadParts};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -106,7 +106,9 @@ async fn outputs(node: &mut Node, config: &Config) -> anyhow::Result<Vec<Arc<dyn
     let mut outputs: Vec<Arc<dyn StreamLog>> = Vec::new();
     for partition in 0..node.partitions {
         let stage = node.health.stage(&format!("output log:{partition}"));
-        let log = open_log(config, LogTopic::Output, partition, Some(Offset::MAX), || stage.clone()).await?;
+        let log =
+            open_log(config, LogTopic::Output, partition, Some(Offset::MAX), &LogTail::default(), || stage.clone())
+                .await?;
         node.tasks.push(tokio::spawn(read_along(log.clone())).abort_handle());
         outputs.push(log);
     }

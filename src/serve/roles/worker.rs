@@ -12,9 +12,10 @@ use anyhow::Context;
 use metrics::{counter, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tidegate_pipeline::Stage;
+use tidegate_sinks::SinksError;
 use tidegate_sinks::timescale::{Lease, Leases, TimescaleConfig};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use super::super::metrics::{LEASES_LOST, LEASES_TAKEN, PARTITION_HELD, PARTITION_LAG, PARTITIONS_HELD};
 use super::super::until_signal;
@@ -48,7 +49,7 @@ enum Unit {
     Starting(Lease, JoinHandle<anyhow::Result<Partition>>),
     Working(Partition),
     /// On its way to others; its lease is held until it has ended.
-    Ending(Lease),
+    Ending(Lease, AbortHandle),
 }
 
 struct Worker {
@@ -60,6 +61,9 @@ struct Worker {
     partitions: u32,
     units: BTreeMap<u32, Unit>,
     ending: JoinSet<Lease>,
+    /// The newest lease of each partition that was let go of before it was given back: what was under way then may still be, so
+    /// that the partition is taken with another epoch only.
+    abandoned: BTreeMap<u32, Lease>,
     stages: BTreeMap<u32, Stages>,
     /// How often a partition was taken, by whoever, when this worker took it last.
     taken: BTreeMap<u32, u64>,
@@ -89,6 +93,7 @@ impl Worker {
             partitions: node.partitions,
             units: BTreeMap::new(),
             ending: JoinSet::new(),
+            abandoned: BTreeMap::new(),
             stages: stages.collect(),
             taken: BTreeMap::new(),
             stage: node.health.stage("leases"),
@@ -96,28 +101,37 @@ impl Worker {
         })
     }
 
-    /// Holds leases and works on their partitions, until it is told to stop.
+    /// Holds leases and works on their partitions, until it is told to stop. Nothing in it takes longer than what is held is held.
     async fn work(&mut self, stop: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
         let mut stop = pin!(stop);
         let mut rounds = tokio::time::interval(self.length / ROUNDS);
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let lost = self.leases.good_until().filter(|_| !self.units.is_empty());
+            let lost = self.held_until();
             tokio::select! {
-                stopped = &mut stop => return stopped,
-                _ = rounds.tick() => self.round().await,
-                Some(ended) = self.ending.join_next() => self.ended(ended.ok()).await,
+                // First of all: a round that is due can wait, and what is lost cannot.
+                biased;
                 () = tokio::time::sleep_until(lost.unwrap_or_else(Instant::now).into()), if lost.is_some() => self.lose_all(),
+                stopped = &mut stop => return stopped,
+                Some(ended) = self.ending.join_next() => self.ended(ended.ok()).await,
+                _ = rounds.tick() => self.round().await,
             }
         }
     }
 
+    /// Until when what is held is held, when something is.
+    fn held_until(&self) -> Option<Instant> {
+        self.leases.good_until().filter(|_| !self.units.is_empty())
+    }
+
+    /// Until when the database may answer: never so long that something is held past its time.
+    fn patience(&self) -> Instant {
+        let patience = Instant::now() + self.length / 2;
+        self.held_until().map_or(patience, |until| until.min(patience))
+    }
+
     async fn round(&mut self) {
-        let patience = self.length / 2;
-        let found = match tokio::time::timeout(patience, self.leases.round(self.partitions)).await {
-            Ok(found) => found.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer of the database in {patience:?}")),
-        };
+        let found = in_time(self.patience(), self.leases.round(self.partitions)).await;
         let (held, share) = match found {
             Ok(found) => found,
             Err(error) => {
@@ -139,12 +153,17 @@ impl Worker {
         gone.into_iter().for_each(|partition| self.lose(partition));
         self.settle().await;
         for lease in &held {
-            if !self.units.contains_key(&lease.partition) {
+            if self.abandoned.get(&lease.partition) == Some(lease) {
+                self.release(Some(*lease), self.patience()).await;
+            } else if !self.units.contains_key(&lease.partition) {
                 self.start(*lease);
             }
         }
+        let lost = |unit: &Unit| matches!(unit, Unit::Working(working) if working.has_lost());
+        let anew = self.units.iter().filter(|(_, unit)| lost(unit)).map(|(partition, _)| *partition).collect();
+        self.give_back(anew);
         let surplus = held.len().saturating_sub(share);
-        self.give_back(surplus);
+        self.give_back(self.over(surplus));
         self.show();
     }
 
@@ -186,11 +205,11 @@ impl Worker {
                 Unit::Starting(lease, task) if task.is_finished() => match task.await {
                     Ok(Ok(working)) => Some(Unit::Working(working)),
                     Ok(Err(error)) => {
-                        tracing::warn!(
-                            ?lease,
-                            error = format!("{error:#}"),
-                            "a partition does not start; it is tried again"
-                        );
+                        let error = format!("{error:#}");
+                        tracing::warn!(?lease, error, "a partition does not start; it is tried again");
+                        if let Some(stages) = self.stages.get(&partition) {
+                            stages.refused(error);
+                        }
                         None
                     }
                     Err(error) => {
@@ -206,31 +225,41 @@ impl Worker {
         }
     }
 
-    /// Ends so many partitions, for workers that have fewer.
-    fn give_back(&mut self, surplus: usize) {
-        let under_way = self.units.values().filter(|unit| matches!(unit, Unit::Ending(_))).count();
+    /// So many partitions, less those that end already, for workers that have fewer.
+    fn over(&self, surplus: usize) -> Vec<u32> {
+        let under_way = self.units.values().filter(|unit| matches!(unit, Unit::Ending(..))).count();
         let working = self.units.iter().rev().filter(|(_, unit)| matches!(unit, Unit::Working(_)));
-        let over: Vec<u32> = working.map(|(partition, _)| *partition).take(surplus.saturating_sub(under_way)).collect();
-        for partition in over {
+        working.map(|(partition, _)| *partition).take(surplus.saturating_sub(under_way)).collect()
+    }
+
+    /// Ends partitions, whose leases are given back then: for other workers, or to be started anew by whoever takes them.
+    fn give_back(&mut self, partitions: Vec<u32>) {
+        for partition in partitions {
             if let Some(Unit::Working(working)) = self.units.remove(&partition) {
                 let lease = working.lease();
-                self.units.insert(partition, Unit::Ending(lease));
                 let deadline = Instant::now() + self.length / 2;
-                self.ending.spawn(async move {
+                let ending = self.ending.spawn(async move {
                     working.drain(deadline).await;
                     lease
                 });
+                self.units.insert(partition, Unit::Ending(lease, ending));
             }
         }
     }
 
     /// A partition that was given back has ended.
     async fn ended(&mut self, lease: Option<Lease>) {
+        let patience = self.patience();
+        self.release(lease, patience).await;
+    }
+
+    async fn release(&mut self, lease: Option<Lease>, deadline: Instant) {
         let Some(lease) = lease else { return };
-        if let Err(error) = self.leases.release(lease).await {
-            tracing::warn!(?lease, %error, "a lease was not given back; it ends by itself");
+        let deadline = self.patience().min(deadline);
+        if let Err(error) = in_time(deadline, self.leases.release(lease)).await {
+            tracing::warn!(?lease, error, "a lease was not given back; it ends by itself");
         }
-        if matches!(self.units.get(&lease.partition), Some(Unit::Ending(ending)) if *ending == lease) {
+        if matches!(self.units.get(&lease.partition), Some(Unit::Ending(ending, _)) if *ending == lease) {
             self.units.remove(&lease.partition);
         }
     }
@@ -241,51 +270,86 @@ impl Worker {
     }
 
     fn lose(&mut self, partition: u32) {
-        match self.units.remove(&partition) {
-            Some(Unit::Working(working)) => working.abandon(),
-            Some(Unit::Starting(_, task)) => task.abort(),
-            Some(Unit::Ending(_)) | None => {}
+        let Some(unit) = self.units.remove(&partition) else { return };
+        self.abandoned.insert(partition, unit.lease());
+        match unit {
+            Unit::Working(working) => working.abandon(),
+            Unit::Starting(_, task) => task.abort(),
+            // Dropped, it ends at once.
+            Unit::Ending(_, ending) => ending.abort(),
         }
         counter!(LEASES_LOST, "partition" => partition.to_string()).increment(1);
         if let Some(stages) = self.stages.get(&partition) {
             stages.clear();
         }
+        self.show();
     }
 
-    /// Gives everything back.
+    /// Gives everything back, as far as the deadline and the database let it. What is on its way to work is not waited for: it has
+    /// written nothing.
     async fn end(mut self, deadline: Instant) {
-        let mut ending = JoinSet::new();
+        // Some of the time is left for the commits that end it.
+        let until = deadline - deadline.saturating_duration_since(Instant::now()) / 5;
         for (_, unit) in std::mem::take(&mut self.units) {
             match unit {
                 Unit::Working(working) => {
-                    // Some of the time is left for the commits that end it.
-                    let until = deadline - deadline.saturating_duration_since(Instant::now()) / 5;
-                    ending.spawn(async move {
+                    self.ending.spawn(async move {
                         let lease = working.lease();
                         working.drain(until).await;
                         lease
                     });
                 }
-                Unit::Starting(_, task) => task.abort(),
-                Unit::Ending(_) => {}
+                Unit::Starting(lease, task) => {
+                    task.abort();
+                    self.ending.spawn(async move {
+                        // What had started by then ends here.
+                        drop(task.await);
+                        lease
+                    });
+                }
+                // It is among those that end already.
+                Unit::Ending(..) => {}
             }
         }
-        while let Some(ended) = ending.join_next().await {
-            self.ended(ended.ok()).await;
+        let mut rounds = tokio::time::interval(self.length / ROUNDS);
+        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !self.ending.is_empty() {
+            let held = self.leases.good_until().map_or(deadline, |until| until.min(deadline));
+            tokio::select! {
+                biased;
+                // Dropped, they end at once.
+                () = tokio::time::sleep_until(held.into()) => {
+                    tracing::warn!(partitions = self.ending.len(), "not all partitions could be given back: their leases end by themselves");
+                    self.ending.abort_all();
+                    break;
+                }
+                Some(ended) = self.ending.join_next() => self.release(ended.ok(), held).await,
+                _ = rounds.tick() => {
+                    if let Err(error) = in_time(self.patience().min(held), self.leases.renew()).await {
+                        tracing::warn!(error, "the leases are not renewed; it is tried again");
+                    }
+                }
+            }
         }
-        while let Some(ended) = self.ending.join_next().await {
-            self.ended(ended.ok()).await;
+        if let Err(error) = in_time(deadline, self.leases.leave()).await {
+            tracing::warn!(error, "the other workers see later that this one is gone");
         }
-        if let Err(error) = self.leases.leave().await {
-            tracing::warn!(%error, "the other workers see later that this one is gone");
-        }
+    }
+}
+
+/// What the database answers, or why it does not.
+async fn in_time<T>(deadline: Instant, asked: impl Future<Output = Result<T, SinksError>>) -> Result<T, String> {
+    let started = Instant::now();
+    match tokio::time::timeout_at(deadline.into(), asked).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer of the database in {} ms", started.elapsed().as_millis())),
     }
 }
 
 impl Unit {
     fn lease(&self) -> Lease {
         match self {
-            Self::Starting(lease, _) | Self::Ending(lease) => *lease,
+            Self::Starting(lease, _) | Self::Ending(lease, _) => *lease,
             Self::Working(working) => working.lease(),
         }
     }

@@ -1,0 +1,117 @@
+//! Leases and what goes with them: checkpoints that come late, tails, and a database that hangs.
+
+use std::time::{Duration, Instant};
+
+use tidegate_pipeline::{Append, Delivery, Offset, Sink, StreamLog, log::MemoryLog};
+use tidegate_sinks::parquet::LogSource;
+use tidegate_sinks::timescale::{Lease, Leases, StoredTail, TailAt, TimescaleConfig, TimescaleStore};
+
+use crate::contract::rows::events;
+use crate::faulty_proxy::{Mode, Proxy};
+use crate::postgres::{ORIGIN, Schema};
+
+const LENGTH: Duration = Duration::from_secs(3);
+
+fn leases(config: &TimescaleConfig, holder: &str) -> Leases {
+    Leases::new(config.clone(), holder, LENGTH).expect("leases")
+}
+
+async fn taken(leases: &mut Leases) -> Lease {
+    leases.round(1).await.expect("a round").0.pop().expect("a lease")
+}
+
+/// The configuration behind a proxy.
+fn proxied(config: &TimescaleConfig) -> (Proxy, TimescaleConfig) {
+    let (head, rest) = config.url.split_once('@').expect("user@host");
+    let (host, path) = rest.split_once('/').expect("host/database");
+    let proxy = Proxy::new(host);
+    let url = format!("{head}@{}/{path}", proxy.address);
+    (proxy, TimescaleConfig { url, ..config.clone() })
+}
+
+#[test]
+fn a_checkpoint_that_comes_late_replaces_none_that_is_further_or_of_a_later_lease() {
+    let schema = Schema::new();
+    schema.block_on(async {
+        let mut leases = leases(&schema.config, "first");
+        let lease = taken(&mut leases).await;
+        let place = leases.checkpoints(lease);
+        place.save(10, b"ten").await.expect("kept");
+        place.save(5, b"five, late").await.expect("its lease is held");
+        assert_eq!(place.load().await.expect("read").as_deref(), Some(&b"ten"[..]));
+        place.save(10, b"ten again").await.expect("kept");
+        place.save(12, b"twelve").await.expect("kept");
+        place.replace(3, b"back to three").await.expect("kept");
+        assert_eq!(place.load().await.expect("read").as_deref(), Some(&b"back to three"[..]));
+        leases.release(lease).await.expect("released");
+        let later = taken(&mut leases).await;
+        assert!(later.epoch > lease.epoch);
+        // Who goes on where the other was may be at a smaller offset.
+        leases.checkpoints(later).save(2, b"two").await.expect("kept");
+        let told = place.save(20, b"twenty, of a lease that is lost").await.expect_err("refused").to_string();
+        assert!(told.contains("was taken by another worker"), "{told}");
+        place.replace(20, b"the same").await.expect_err("refused");
+        assert_eq!(place.load().await.expect("read").as_deref(), Some(&b"two"[..]));
+    });
+}
+
+#[test]
+fn what_a_log_ended_with_is_kept_with_the_cursor_and_gone_when_that_goes_back() {
+    let schema = Schema::new();
+    schema.block_on(async {
+        let mut config = schema.config.clone();
+        config.connections = 1;
+        let mut leases = leases(&config, "first");
+        let lease = taken(&mut leases).await;
+        let store = TimescaleStore::open_leased(config.clone(), ORIGIN, lease).expect("a store");
+        assert_eq!(store.tail(LogSource::Ingest).await.expect("read"), StoredTail::default());
+        let log = MemoryLog::new(8, 1 << 20);
+        for ids in [["a", "b"], ["c", "d"]] {
+            let append = Append { batches: vec![events("acme", &ids)], ..Append::default() };
+            log.append(append).await.expect("an answer").expect("stored");
+        }
+        let mut sink = store.sink(LogSource::Ingest, 0);
+        sink.keep_tails(TailAt::new(|at: Offset| vec![0, 0xfe, at as u8]));
+        let batches = log.read(0, usize::MAX).expect("batches");
+        sink.write(Delivery { batches, next_offset: 4 }).await.expect("taken");
+        sink.flush().await.expect("committed");
+        let kept = StoredTail { tail: vec![0, 0xfe, 4], rewind_to: None };
+        assert_eq!(store.tail(LogSource::Ingest).await.expect("read"), kept);
+        assert_eq!(store.tail(LogSource::Output).await.expect("read"), StoredTail::default());
+        store.rewind(LogSource::Ingest, 9).await.expect("nothing to do");
+        assert_eq!(store.cursor(LogSource::Ingest).await.expect("a cursor"), 4);
+        store.rewind(LogSource::Ingest, 2).await.expect("put back");
+        assert_eq!(store.cursor(LogSource::Ingest).await.expect("a cursor"), 2);
+        assert_eq!(store.tail(LogSource::Ingest).await.expect("read"), StoredTail::default());
+        // What stands there now is delivered.
+        let mut sink = store.sink(LogSource::Ingest, 2);
+        let batches = log.read(2, usize::MAX).expect("batches");
+        sink.write(Delivery { batches, next_offset: 4 }).await.expect("taken");
+        sink.flush().await.expect("committed");
+        leases.release(lease).await.expect("released");
+        taken(&mut leases).await;
+        store.rewind(LogSource::Ingest, 0).await.expect_err("the lease is lost");
+        assert_eq!(store.cursor(LogSource::Ingest).await.expect("a cursor"), 4);
+    });
+    assert_eq!(schema.one("SELECT count(*) FROM security_events"), "6");
+}
+
+#[test]
+fn a_round_that_is_given_up_holds_up_none_after_it() {
+    let schema = Schema::new();
+    let (proxy, config) = proxied(&schema.config);
+    schema.block_on(async {
+        let mut leases = leases(&config, "first");
+        let lease = taken(&mut leases).await;
+        // As when the machine of the database is gone, and another has its address.
+        proxy.set(Mode::HangOld);
+        let given_up = tokio::time::timeout(Duration::from_millis(200), leases.round(1)).await;
+        assert!(given_up.is_err(), "it hangs");
+        let started = Instant::now();
+        assert_eq!(taken(&mut leases).await, lease, "held all the time");
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        assert_eq!(leases.renew().await.expect("renewed"), [lease]);
+        let until = leases.good_until().expect("held");
+        assert!(until > Instant::now() && until < Instant::now() + LENGTH);
+    });
+}
