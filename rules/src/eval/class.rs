@@ -1,6 +1,6 @@
 //! All predicates on the columns of one name: decided once for each distinct value, whatever rules and log sources they are of.
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::compile::RuleSet;
 use crate::compile::interner::View;
@@ -73,12 +73,14 @@ impl Class {
     }
 
     /// Takes over what the class of the same name learnt under other rules. It stays right for the matchers that both have. A class
-    /// that was made ready, and has matchers that the other has not, stays as it is, unless no such column ever came. The other
-    /// gets what is not needed: to drop it takes time.
+    /// that was made ready, and has matchers that the other has not, or not the regular expressions of the other, stays as it is,
+    /// unless no such column ever came. The other gets what is not needed: to drop it takes time.
     pub fn inherit(&mut self, other: &mut Self) {
         let known = |matcher: &Matcher| other.state.numbers.contains_key(matcher);
+        let wanted = |matcher: &Matcher| self.state.numbers.contains_key(matcher);
         let never = other.state.numbers.is_empty();
-        if !self.stale && !never && !self.state.numbers.keys().all(known) {
+        let same = self.state.numbers.keys().all(known) && !other.state.has_regex_beside(wanted);
+        if !self.stale && !never && !same {
             return;
         }
         self.stale = true;
@@ -119,10 +121,18 @@ impl Class {
 }
 
 impl State {
+    /// Whether there is a regular expression that is not `wanted`: each takes time of its own, whoever needs it. Other matchers are
+    /// looked for together, so that one more or less costs nothing.
+    fn has_regex_beside(&self, wanted: impl Fn(&Matcher) -> bool) -> bool {
+        self.numbers.keys().any(|matcher| matches!(matcher, Matcher::Regex(_)) && !wanted(matcher))
+    }
+
     fn renew(&mut self, rules: &RuleSet, own: &[PredicateId]) {
         let matcher = |id: &PredicateId| rules.predicates.get(*id as usize).map(|predicate| &predicate.matcher);
+        let wanted: FxHashSet<&Matcher> = own.iter().filter_map(matcher).collect();
         let known = !self.numbers.is_empty()
-            && own.iter().filter_map(matcher).all(|matcher| self.numbers.contains_key(matcher));
+            && wanted.iter().all(|matcher| self.numbers.contains_key(*matcher))
+            && !self.has_regex_beside(|matcher| wanted.contains(matcher));
         if !known {
             *self = Self::default();
             for matcher in own.iter().filter_map(matcher) {

@@ -233,6 +233,37 @@ fn a_search_that_would_never_end_is_given_up() {
     }
 }
 
+/// A rule that is gone takes nothing any more, however its columns are remembered.
+#[test]
+fn a_hog_that_was_deleted_costs_nothing() {
+    // Nobody is parked.
+    let config = RulesConfig { rule_event_ns_max: u64::MAX, ..RulesConfig::default() };
+    let hog = compiled(Some("{f|re: '[ab][abx]{90}[ab][abx]{90}[ab]zz'}"), &config);
+    let batches: Vec<LogBatch> = (0..40).map(|at| large_batch(&[large(at, 32 << 10)])).collect();
+    let took = |evaluator: &mut Evaluator| {
+        let started = Instant::now();
+        batches.iter().for_each(|batch| assert_eq!(matches(evaluator, batch), 1));
+        started.elapsed()
+    };
+    let mut evaluator = Evaluator::new(hog, &config);
+    let with = took(&mut evaluator);
+    let rules = compiled(None, &config);
+    for ahead in [false, true] {
+        let mut other = Evaluator::new(rules.clone(), &config);
+        if ahead {
+            other.make_ready();
+        }
+        evaluator.replace_with(other);
+        // Nothing of these values is remembered.
+        let mut fresh = Evaluator::new(rules.clone(), &config);
+        let (after, alone) = (took(&mut evaluator), took(&mut fresh));
+        println!("{with:?} with the hog, {after:?} after it, {alone:?} without it");
+        assert!(after < alone * 4 + with / 4, "{with:?} with the hog, {after:?} after it, {alone:?} without it");
+        evaluator = Evaluator::new(compiled(Some("{f|re: '[ab][abx]{90}[ab][abx]{90}[ab]zz'}"), &config), &config);
+        took(&mut evaluator);
+    }
+}
+
 /// Large events alone park nobody: rules that search them as they should go on.
 #[test]
 fn rules_that_search_large_events_quickly_go_on() {
