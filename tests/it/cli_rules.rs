@@ -91,6 +91,38 @@ fn check_shows_each_fault_in_its_line_and_counts() {
 }
 
 #[test]
+fn check_tells_all_errors_at_once_each_with_its_place_and_a_hint() {
+    let of = |number: u32, from: &str, to: &str| RULE.replace(from, to).replace("a001", &format!("a{number:03}"));
+    let correlation = "title: C\nid: c\ncorrelation:\n  type: event_count\n  rules: [nobody]\n  timespan: 5m\n  condition: {lt: 1}\n";
+    let rules = folder(&[
+        ("a.yml", &of(10, "eventName: StopLogging", "eventName|re: 'a(?=b)'")),
+        ("b.yml", &of(11, "eventName: StopLogging", "eventName|expand: '%who%'")),
+        ("c.yml", &of(12, "condition: selection and not filter", "condition: selection | count() > 5")),
+        ("d.yml", &of(13, "eventName: StopLogging", "eventName: [a, null]")),
+        ("e.yml", correlation),
+        ("f.yml", &format!("{}---\n{}", of(14, "selection and not", "selecton and not"), of(15, "eventName:", "eventName|gt:"))),
+        ("good.yml", RULE),
+    ]);
+    let (code, out, _) = run(&["rules", "check", &rules.path().to_string_lossy(), "--errors-only", "--json"]);
+    let found: Value = serde_json::from_str(&out).expect("JSON");
+    let errors: Vec<(String, u64, bool)> = found["errors"]
+        .as_array()
+        .expect("errors")
+        .iter()
+        .map(|error| {
+            let file = error["file"].as_str().unwrap_or_default().rsplit('/').next().unwrap_or_default().to_owned();
+            let hint = error["hint"].as_str().is_some_and(|hint| !hint.is_empty());
+            (file, error["line"].as_u64().unwrap_or_default(), hint)
+        })
+        .collect();
+    let wanted = [("a.yml", 8), ("b.yml", 8), ("c.yml", 11), ("d.yml", 8), ("e.yml", 7), ("f.yml", 11), ("f.yml", 20)];
+    let told: Vec<(&str, u64)> = errors.iter().map(|(file, line, _)| (file.as_str(), *line)).collect();
+    assert_eq!((code, told.as_slice()), (1, wanted.as_slice()), "{out}");
+    assert!(errors.iter().all(|(.., hint)| *hint), "an error without a hint: {out}");
+    assert_eq!(found["summary"]["rules"], 1, "the others load: {out}");
+}
+
+#[test]
 fn a_case_that_fails_says_which_events_and_can_be_written_anew() {
     let lines = [event("a", "StopLogging", "eve"), event("b", "StopLogging", "admin"), event("c", "GetUser", "eve")];
     let case = folder(&[
@@ -180,6 +212,15 @@ fn explain_tells_the_program_and_why_events_do_not_match() {
     let (_, out, _) = run(&["rules", "explain", &rule, "--json", "--events", &path(&files, "events.ndjson")]);
     let told: Value = serde_json::from_str(&out).expect("JSON");
     assert_eq!((&told[0]["events"]["matched"], &told[0]["rule"]["title"]), (&1.into(), &"Trail Stopped".into()));
+    // How often each was true and had a value, and how many distinct values were decided: two names, two users.
+    let counts: Vec<[&Value; 3]> = told[0]["events"]["predicates"]
+        .as_array()
+        .expect("predicates")
+        .iter()
+        .map(|own| ["satisfied", "present", "decided"].map(|key| &own[key]))
+        .collect();
+    let number = |value: u64| Value::from(value);
+    assert_eq!(counts, [[&number(2), &number(3), &number(2)], [&number(1), &number(3), &number(2)]], "{out}");
     let (code, out, _) = run(&["rules", "explain", "Security Log Cleared"]);
     assert!(code == 0 && out.contains("matches when"), "{out}");
     let (code, _, err) = run(&["rules", "explain", "No Such Rule"]);

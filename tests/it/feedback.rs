@@ -125,3 +125,30 @@ fn a_burst_is_two_alerts_and_a_silence_holds_for_its_tenant_and_group() {
     zeta.wait_for("SELECT count(*) FROM alerts WHERE group_key = 'who=max'", 1);
     assert_eq!(acme.number("SELECT count(*) FROM alerts"), before, "the whole rule is silent");
 }
+
+const CORRELATED: &str = "title: Marked\nid: 11111111-2222-4333-8444-000000000009\nname: marked\nlogsource: {product: custom}\n\
+                          detection: {sel: {action: marked}, condition: sel}\n---\ntitle: Marked often\n\
+                          id: 11111111-2222-4333-8444-000000000010\nlevel: critical\ncorrelation:\n  type: event_count\n  \
+                          rules: [marked]\n  group-by: [who]\n  timespan: 30s\n  condition: {gte: 3}\n";
+
+#[test]
+fn a_false_positive_of_a_correlation_is_silenced_for_its_group() {
+    let rules = tempfile::tempdir().expect("a folder");
+    std::fs::write(rules.path().join("often.yml"), CORRELATED).expect("a rule");
+    let server = Server::start(&[("RULES", rules.path().to_str().expect("a path"))]);
+    let mut acme = server.client_with(&key(&server, "acme", "admin"));
+    send(&mut acme, "marked", "kim", 0, 3);
+    acme.wait_for("SELECT count(*) FROM alerts WHERE title = 'Marked often' AND group_key = 'who=kim'", 1);
+    assert_eq!(acme.number("SELECT count(*) FROM alerts WHERE title = 'Marked'"), 0, "what is correlated is quiet");
+    let kim = alert_of(&mut acme, "kim");
+    let (status, said) =
+        say(&mut acme, &kim, &json!({"verdict": "false_positive", "comment": "a script", "silence": {"for": "1d"}}));
+    assert_eq!((status, &said["feedback"]["group_key"]), (201, &json!("who=kim")), "{said}");
+    send(&mut acme, "marked", "kim", 10, 3);
+    send(&mut acme, "marked", "lee", 11, 3);
+    acme.wait_for("SELECT count(*) FROM alerts WHERE group_key = 'who=lee'", 1);
+    assert_eq!(acme.number("SELECT count(*) FROM alerts WHERE group_key = 'who=kim'"), 1, "kim is silent");
+    assert_eq!(acme.send("DELETE", &format!("/v2/alerts/{kim}/silence"), &[], b"").status.as_u16(), 200);
+    send(&mut acme, "marked", "kim", 20, 3);
+    acme.wait_for("SELECT count(*) FROM alerts WHERE group_key = 'who=kim'", 2);
+}

@@ -6,6 +6,7 @@
 //! decoded before), and from JSON bytes (*bytes*: ours with its decoder, ids and all, theirs with `serde_json`; what was parsed
 //! is dropped within the clock).
 
+mod channels;
 mod peers;
 
 use std::collections::BTreeMap;
@@ -230,6 +231,35 @@ fn growth(criterion: &mut Criterion<CpuTime>, sample: &Sample, texts: &BTreeMap<
     Ok(())
 }
 
+/// What it costs when rules say by themselves of which channel and event id they are.
+fn channels(
+    criterion: &mut Criterion<CpuTime>,
+    sample: &Sample,
+    texts: &BTreeMap<String, String>,
+) -> anyhow::Result<()> {
+    let (first, second) = sample.batches()?;
+    let (_, lines) = sample.halves();
+    let values: Vec<Value> = lines.iter().map(|line| serde_json::from_slice(line)).collect::<Result<_, _>>()?;
+    let sources: Vec<LogSource> = values.iter().map(|event| log_source(sample.product, event)).collect();
+    let (plain, written) = channels::both(texts);
+    let mut group = slow_group(criterion, format!("detect/{}/channels", sample.name));
+    group.throughput(Throughput::Elements(lines.len() as u64));
+    for (name, texts) in [("as they are", &plain), ("with channel and event id", &written)] {
+        let rules = compile(texts, usize::MAX);
+        report(name, &rules, &first, &second);
+        group.bench_function(format!("tidegate, {name}"), |bencher| {
+            let run = |mut evaluator: Evaluator| (matches(&mut evaluator, &second), evaluator);
+            bencher.iter_batched(|| seasoned(&rules, &first), run, BatchSize::PerIteration);
+        });
+        let peer = Rsigma::new(texts.values().map(String::as_str), Mode::Default);
+        group.bench_function(format!("peer rsigma-eval, {name}"), |bencher| {
+            bencher.iter(|| peer.matches(values.iter().zip(&sources), Mode::Default));
+        });
+    }
+    group.finish();
+    Ok(())
+}
+
 fn compiling(criterion: &mut Criterion<CpuTime>, texts: &BTreeMap<String, String>) {
     let mut group = slow_group(criterion, "detect/compile".to_owned());
     let pack = pack::files();
@@ -253,6 +283,9 @@ fn run() -> anyhow::Result<()> {
     for sample in load().context("the samples")? {
         all_rules(&mut criterion, &sample, &texts)?;
         growth(&mut criterion, &sample, &texts)?;
+        if sample.product == "windows" {
+            channels(&mut criterion, &sample, &texts)?;
+        }
     }
     compiling(&mut criterion, &texts);
     criterion.final_summary();

@@ -118,7 +118,17 @@ fn windows(event: &Value) -> (Option<&'static str>, Option<&'static str>) {
     }
 }
 
-fn sysmon(id: i64) -> Option<&'static str> {
+/// The channels of services, as pySigma's pipelines have them.
+pub const CHANNELS: [(&str, &str); 5] = [
+    ("security", "Security"),
+    ("system", "System"),
+    ("application", "Application"),
+    ("powershell", "Microsoft-Windows-PowerShell/Operational"),
+    ("powershell-classic", "Windows PowerShell"),
+];
+
+/// The category of an event of Sysmon.
+pub fn sysmon(id: i64) -> Option<&'static str> {
     Some(match id {
         1 => "process_creation",
         2 => "file_change",

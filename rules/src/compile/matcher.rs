@@ -54,7 +54,7 @@ pub(crate) enum Cidr {
 }
 
 impl Cidr {
-    /// `10.0.0.0/8`, `fe80::/10`, or one address. Host bits are ignored.
+    /// `10.0.0.0/8`, `fe80::/10`, or one address. Host bits are ignored; IPv4 written as IPv6 (`::ffff:10.0.0.0/104`) is IPv4.
     pub fn parse(text: &str) -> Option<Self> {
         let (address, bits) = match text.split_once('/') {
             Some((address, bits)) => (address, Some(bits.parse::<u32>().ok()?)),
@@ -68,6 +68,10 @@ impl Cidr {
             }
             IpAddr::V6(address) => {
                 let bits = bits.unwrap_or(128);
+                if let (Some(address), Some(bits)) = (address.to_ipv4_mapped(), bits.checked_sub(96)) {
+                    let mask = if bits > 32 { return None } else { u32::MAX.checked_shl(32 - bits).unwrap_or(0) };
+                    return Some(Self::V4 { network: address.to_bits() & mask, mask });
+                }
                 let mask = if bits > 128 { return None } else { u128::MAX.checked_shl(128 - bits).unwrap_or(0) };
                 Some(Self::V6 { network: address.to_bits() & mask, mask })
             }

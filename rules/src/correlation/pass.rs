@@ -8,65 +8,67 @@ use crate::correlation::run::{Correlations, Fired, Firing, raised};
 use crate::correlation::set::CorrelationSet;
 
 impl Correlations {
-    /// Decides the windows of a tenant that are over and drops groups that are of no use any more, so many at most.
+    /// Decides the windows of a tenant that are over, in the order of their ends, and drops groups that are of no use any more, so
+    /// many at most.
     pub(super) fn pass(
         &mut self,
         set: &CorrelationSet,
         batch: &mut Batch<'_>,
         tenant: u32,
         expired_max: usize,
-        (row, out): (usize, &mut Vec<Fired>),
+        (row, before, out): (usize, bool, &mut Vec<Fired>),
     ) {
-        loop {
+        while let Some(moment) = self.next_over(tenant) {
+            self.moment = moment;
             let mut fired = self.close(set, tenant);
-            if fired.is_empty() {
-                break;
-            }
-            fired.sort_by(|(left_end, left), (right_end, right)| {
-                (left_end, left.correlation, &left.key).cmp(&(right_end, right.correlation, &right.key))
-            });
+            fired.sort_by(|left, right| (left.correlation, &left.key).cmp(&(right.correlation, &right.key)));
             let mut work = Vec::new();
-            for (_, mut firing) in fired {
-                out.extend(firing.alert.take().map(|alert| Fired { row, before: true, alert }));
+            for mut firing in fired {
+                out.extend(firing.alert.take().map(|alert| Fired { row, before, alert }));
                 let Some(correlation) = set.correlations.get(firing.correlation as usize) else { continue };
                 self.follow(set, correlation, batch, &firing, &mut work);
-                self.run(set, batch, tenant, &mut work, (row, true, out));
+                self.run(set, batch, tenant, &mut work, (row, before, out));
             }
         }
+        self.moment = i64::MAX;
         self.expire(set, tenant, expired_max);
     }
 
-    /// Takes the windows that are over out of their groups; those that fired with the end of each.
-    fn close(&mut self, set: &CorrelationSet, tenant: u32) -> Vec<(i64, Firing)> {
+    /// The first moment at which windows of a tenant are over that were not decided yet.
+    pub(super) fn next_over(&self, tenant: u32) -> Option<i64> {
+        let queues = &self.clock.tenants.get(tenant as usize)?.queues;
+        let first = queues.iter().filter_map(|queue| {
+            let at = queue.closing.peek()?.at;
+            (at <= self.clock.mark(tenant, queue.sources)).then_some(at)
+        });
+        first.min()
+    }
+
+    /// Takes the windows that are over at this moment out of their groups; those that fired. One moment after the other, however
+    /// far event time went on at once: what a window fires is an event of its end for the correlations that refer to it, whose
+    /// own windows may be over by now too.
+    fn close(&mut self, set: &CorrelationSet, tenant: u32) -> Vec<Firing> {
         let mut fired = Vec::new();
         let mut at = 0;
         while let Some(queue) = self.clock.tenants.get(tenant as usize).and_then(|tenant| tenant.queues.get(at)) {
             let sources = queue.sources;
-            let first = queue.closing.peek();
+            let mut next = queue.closing.peek();
             at += 1;
-            let Some(mut timer) = first else { continue };
-            let mark = self.clock.mark(tenant, sources);
-            while timer.at <= mark {
+            if next.is_none_or(|timer| timer.at > self.moment.min(self.clock.mark(tenant, sources))) {
+                continue;
+            }
+            while let Some(timer) = next.filter(|timer| timer.at <= self.moment) {
                 if let Some(queue) = self.clock.queue(tenant, sources) {
                     queue.closing.pop();
                 }
-                self.decide(set, tenant, (sources, mark), timer, &mut fired);
-                let next = self.clock.queue(tenant, sources).and_then(|queue| queue.closing.peek());
-                let Some(next) = next else { break };
-                timer = next;
+                self.decide(set, tenant, sources, timer, &mut fired);
+                next = self.clock.queue(tenant, sources).and_then(|queue| queue.closing.peek());
             }
         }
         fired
     }
 
-    fn decide(
-        &mut self,
-        set: &CorrelationSet,
-        tenant: u32,
-        (sources, mark): (u64, i64),
-        timer: Timer,
-        fired: &mut Vec<(i64, Firing)>,
-    ) {
+    fn decide(&mut self, set: &CorrelationSet, tenant: u32, sources: u64, timer: Timer, fired: &mut Vec<Firing>) {
         let step = self.costs.begin();
         let Some(bucket) = self.buckets.get_mut(timer.bucket as usize) else { return };
         let Some(correlation) = set.correlations.get(bucket.correlation as usize) else { return };
@@ -77,7 +79,7 @@ impl Correlations {
             return;
         }
         let mut fed = Fed::default();
-        while group.deadline(&terms, false) <= mark {
+        while group.deadline(&terms, false) <= self.moment {
             let Some((window, fire)) = group.close(&terms, &mut fed) else { break };
             self.counts.closed += 1;
             let Some(fire) = fire else { continue };
@@ -100,7 +102,7 @@ impl Correlations {
                 alert: raised(set, number, (&org_id, &self.off), group, (&fire, &completing), self.event_ids_max),
                 completing,
             };
-            fired.push((end, firing));
+            fired.push(firing);
         }
         group.settle(&terms);
         let open = !group.windows.is_empty();

@@ -12,13 +12,13 @@ use crate::compile::RuleSet;
 use crate::config::RulesConfig;
 use crate::correlation::alert::{alert, values};
 use crate::correlation::bucket::Bucket;
-use crate::correlation::clock::{Clock, Timer};
+use crate::correlation::clock::{Clock, Stand, Timer};
 use crate::correlation::costs::{Costs, Stopped};
 use crate::correlation::entry::{Entry, EventId, Value};
 use crate::correlation::group::{Completing, Fed, Fire, Group, Terms};
 use crate::correlation::read::{Batch, measured};
 use crate::correlation::saved::Kept;
-use crate::correlation::set::{Correlation, CorrelationSet, Views};
+use crate::correlation::set::{Correlation, CorrelationSet, Target, Views};
 use crate::eval::Parked;
 use crate::metrics;
 use crate::off::Off;
@@ -102,6 +102,8 @@ pub(crate) struct Correlations {
     /// Events and steps of indexes that were looked at, ever.
     looked_at: u64,
     pub(super) next_number: u64,
+    /// The moment whose windows are being decided: event time is that far then, though its marks are further. Else `i64::MAX`.
+    pub(super) moment: i64,
     /// State that waits for its rules.
     pub(super) kept: Vec<Kept>,
     pub(super) counts: Counts,
@@ -126,6 +128,7 @@ impl Correlations {
             live: 0,
             looked_at: 0,
             next_number: 0,
+            moment: i64::MAX,
             kept: Vec::new(),
             counts: Counts::default(),
             costs: Costs::new(&CorrelationSet::default(), config.correlation_event_ns_max),
@@ -153,17 +156,28 @@ impl Correlations {
             let (org_id, source) = (Batch::text(batch.org_id, row), Batch::text(batch.source, row));
             let (time, received) = (Batch::time(batch.times, row), Batch::time(batch.received, row));
             self.clock.receive(received);
-            while let Some(tenant) = self.clock.woken() {
-                self.pass(set, &mut batch, tenant, EXPIRED_PER_ROW, (row, &mut out));
+            let place = self.clock.place(org_id, source);
+            let mut woken: Vec<u32> = std::iter::from_fn(|| self.clock.woken()).collect();
+            woken.sort_unstable();
+            let own = place.map(|(tenant, _)| tenant);
+            for tenant in woken.iter().copied().filter(|tenant| Some(*tenant) != own) {
+                self.pass(set, &mut batch, tenant, EXPIRED_PER_ROW, (row, true, &mut out));
                 self.clock.arm(tenant);
             }
-            let place = self.clock.place(org_id, source);
-            if let Some(tenant) = place.and_then(|place| self.clock.wakes_up(place, received)) {
-                self.pass(set, &mut batch, tenant, usize::MAX, (row, &mut out));
+            // The row's own tenant last, whatever it is looked at for: its source comes back and may go back in time.
+            let back = place.and_then(|place| self.clock.wakes_up(place, received));
+            let woken = own.filter(|own| back.is_some() || woken.contains(own));
+            if let Some(tenant) = woken {
+                let expired_max = if back.is_some() { usize::MAX } else { EXPIRED_PER_ROW };
+                self.pass(set, &mut batch, tenant, expired_max, (row, true, &mut out));
             }
             let stand = place.and_then(|place| self.clock.observe(place, time, received));
+            if let Some(tenant) = woken {
+                // Its next silence may come before what was waited for.
+                self.clock.arm(tenant);
+            }
             if let Some(stand) = stand {
-                self.pass(set, &mut batch, stand.tenant, EXPIRED_PER_ROW, (row, &mut out));
+                self.pass(set, &mut batch, stand.tenant, EXPIRED_PER_ROW, (row, true, &mut out));
             }
             while let Some((_, rule)) = matches.next_if(|(own, _)| *own == row) {
                 let Some(targets) = set.targets.get(&(rule as u32)) else { continue };
@@ -171,38 +185,15 @@ impl Correlations {
                     self.counts.late += 1;
                     continue;
                 };
-                for target in targets {
-                    let Some(correlation) = set.correlations.get(target.correlation as usize) else { continue };
-                    let foreign = correlation.head.org_id.as_ref().is_some_and(|own| **own != *org_id);
-                    let place = (target.correlation, stand.tenant);
-                    let stopped = self.costs.is_stopped(place.0, place.1);
-                    if foreign || stopped || self.off.is_off(org_id, &correlation.head.id) {
-                        continue;
-                    }
-                    let mut key = Vec::new();
-                    let step = self.costs.begin();
-                    let value = measured(&mut batch, row, &mut key, (correlation, &target.views), None);
-                    self.costs.end(&step, place, false);
-                    let Some(value) = value else {
-                        self.counts.ungrouped += 1;
-                        continue;
-                    };
-                    work.push(Work {
-                        correlation: target.correlation,
-                        slot: target.slot,
-                        time: stand.time,
-                        sources: stand.source,
-                        id: EventId::new(Batch::text(batch.event_id, row)),
-                        key,
-                        value,
-                        origin: Some((row, rule as u32)),
-                        completing: Completing::default(),
-                    });
-                }
+                self.aim(set, &mut batch, (row, rule), targets, (org_id, stand), &mut work);
             }
             if let Some(stand) = stand.filter(|_| !work.is_empty()) {
                 once_each(set, &mut work);
                 self.run(set, &mut batch, stand.tenant, &mut work, (row, false, &mut out));
+                // A window that waits for another source now may be over: at once, or it would depend on who sends next.
+                if self.next_over(stand.tenant).is_some() {
+                    self.pass(set, &mut batch, stand.tenant, EXPIRED_PER_ROW, (row, false, &mut out));
+                }
             }
             if self.costs.is_due() {
                 let stopped = self.costs.judge(rows.num_rows() as u64);
@@ -235,6 +226,46 @@ impl Correlations {
     /// Correlations that were stopped because they took too much time.
     pub fn parked(&self) -> &[Parked] {
         self.costs.reports()
+    }
+
+    /// Puts a match to the work: an event for each correlation that its tenant has and that refers to the rule.
+    fn aim(
+        &mut self,
+        set: &CorrelationSet,
+        batch: &mut Batch<'_>,
+        (row, rule): (usize, usize),
+        targets: &[Target],
+        (org_id, stand): (&str, Stand),
+        work: &mut Vec<Work>,
+    ) {
+        for target in targets {
+            let Some(correlation) = set.correlations.get(target.correlation as usize) else { continue };
+            let foreign = correlation.head.org_id.as_ref().is_some_and(|own| **own != *org_id);
+            let place = (target.correlation, stand.tenant);
+            let stopped = self.costs.is_stopped(place.0, place.1);
+            if foreign || stopped || self.off.is_off(org_id, &correlation.head.id) {
+                continue;
+            }
+            let mut key = Vec::new();
+            let step = self.costs.begin();
+            let value = measured(batch, row, &mut key, (correlation, &target.views), None);
+            self.costs.end(&step, place, false);
+            let Some(value) = value else {
+                self.counts.ungrouped += 1;
+                continue;
+            };
+            work.push(Work {
+                correlation: target.correlation,
+                slot: target.slot,
+                time: stand.time,
+                sources: stand.source,
+                id: EventId::new(Batch::text(batch.event_id, row)),
+                key,
+                value,
+                origin: Some((row, rule as u32)),
+                completing: Completing::default(),
+            });
+        }
     }
 
     /// Feeds events, and what follows from them, in the order of correlations.
@@ -322,7 +353,7 @@ impl Correlations {
         let group = bucket.get_mut(slot)?;
         let known = group.sources;
         group.sources = self.clock.bounded(tenant, known | work.sources);
-        let mark = self.clock.mark(tenant, group.sources);
+        let mark = self.clock.mark(tenant, group.sources).min(self.moment);
         let completing = || work.origin.map_or_else(|| work.completing.clone(), |(row, _)| batch.completing(row));
         let id = work.id.clone();
         let entry = Entry { time: work.time, id: work.id, value: work.value, slot: work.slot };
@@ -339,7 +370,7 @@ impl Correlations {
                 tenant,
                 key: group.key.clone(),
                 time: fire.at,
-                sources: work.sources,
+                sources: group.sources,
                 id,
                 origin: work.origin,
                 alert: self.clock.tenants.get(tenant as usize).and_then(|tenant| {
@@ -392,7 +423,8 @@ impl Correlations {
         let bucket = self.buckets.get_mut(bucket_id as usize)?;
         if let Some(slot) = bucket.find(key) {
             let group = bucket.get_mut(slot)?;
-            let over = correlation.eager && group.deadline(terms, true) <= self.clock.mark(tenant, group.sources);
+            let mark = self.clock.mark(tenant, group.sources).min(self.moment);
+            let over = correlation.eager && group.deadline(terms, true) <= mark;
             if over {
                 group.reset(self.next_number, &correlation.definition);
                 self.next_number += 1;

@@ -5,7 +5,13 @@ use rustc_hash::FxHashMap;
 
 use crate::compile::RuleSet;
 use crate::compile::interner::View;
+use crate::compile::matcher::{Matcher, Place};
 use crate::compile::program::{Leaf, Node, PredicateId, ViewId, Witness};
+use crate::number::Comparison;
+
+/// A value that more rules of a log source ask for is no witness of a rule that has another: it says of what kind an event is, as an
+/// event id or a channel does that is written into every rule, and not which rule it is for.
+const SHARED_MAX: usize = 32;
 
 /// What calls up the rules of a set.
 #[derive(Debug, Default)]
@@ -42,10 +48,11 @@ impl Witnesses {
             uncalled: vec![Vec::new(); set.log_sources.len()],
         };
         for (rules, uncalled) in sources.iter().zip(0..) {
-            let choices: Vec<Vec<Choice>> = rules
+            let mut choices: Vec<Vec<Choice>> = rules
                 .iter()
                 .map(|at| set.rules.get(*at as usize).map(|rule| choices(set, &rule.program)).unwrap_or_default())
                 .collect();
+            leave_out_shared(set, &mut choices);
             let read = few_views(set, &choices);
             for (at, choices) in rules.iter().zip(choices) {
                 let within = choices.into_iter().filter(|choice| choice.views.iter().all(|view| read.contains(view)));
@@ -130,6 +137,44 @@ fn choices(set: &RuleSet, program: &Node) -> Vec<Choice> {
         }
     }
     found
+}
+
+/// Takes away choices with values that many rules share, from rules that have others. `rules` are those of one log source.
+fn leave_out_shared(set: &RuleSet, rules: &mut [Vec<Choice>]) {
+    let mut users: FxHashMap<PredicateId, usize> = FxHashMap::default();
+    for choices in rules.iter() {
+        let mut own: Vec<PredicateId> = choices
+            .iter()
+            .flat_map(|choice| &choice.witness.predicates)
+            .filter(|id| is_value(set, **id))
+            .copied()
+            .collect();
+        own.sort_unstable();
+        own.dedup();
+        own.into_iter().for_each(|id| *users.entry(id).or_default() += 1);
+    }
+    users.retain(|_, rules| *rules > SHARED_MAX);
+    if users.is_empty() {
+        return;
+    }
+    let keywords = |view: &ViewId| matches!(set.views.get(*view as usize), Some(View::Keywords { .. }));
+    // Better the event id than a search for keywords in all columns.
+    let shared = |choice: &Choice| {
+        choice.views.iter().any(keywords) || choice.witness.predicates.iter().any(|id| users.contains_key(id))
+    };
+    for choices in rules {
+        if !choices.iter().all(shared) {
+            choices.retain(|choice| !shared(choice));
+        }
+    }
+}
+
+/// Whether a predicate asks for one value.
+fn is_value(set: &RuleSet, id: PredicateId) -> bool {
+    matches!(
+        set.predicates.get(id as usize).map(|predicate| &predicate.matcher),
+        Some(Matcher::Text { place: Place::Whole, .. } | Matcher::Number { comparison: Comparison::Equal, .. })
+    )
 }
 
 /// The parts of a program that must all be true.

@@ -24,19 +24,23 @@ const ITEMS: &str = "
     modifiers/minute modifiers/hour modifiers/day modifiers/week modifiers/month modifiers/year modifiers/time-compared
     chains/encode-then-contain chains/order
     values/number values/number-exact values/bool values/empty values/null values/list values/event-lists
-    values/fields-dotted values/fields-with-spaces values/fields-mind-case values/fields-with-brackets
+    values/fields-dotted values/fields-with-spaces values/fields-mind-case values/fields-with-brackets values/array-selector
     structure/map structure/list-of-maps structure/keywords structure/keywords-numbers structure/keywords-all
     structure/keywords-modified structure/keywords-placed structure/keywords-and-maps
     condition/precedence condition/parentheses condition/of-them condition/any-of condition/count-of condition/of-pattern
     condition/names condition/list condition/not-absent
     refused/aggregation refused/near refused/placeholder refused/null-in-list refused/unknown-modifier
     refused/unknown-selection refused/regex refused/wildcards-encoded refused/order refused/exists-keyword
-    refused/fieldref-wildcard refused/cidr refused/comparison refused/long-number refused/nested-value refused/empty refused/timeframe";
+    refused/fieldref-wildcard refused/cidr refused/comparison refused/long-number refused/nested-value refused/empty refused/timeframe
+    refused/array-selector refused/version";
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
     item: String,
+    /// A line after the title.
+    #[serde(default)]
+    head: String,
     /// The detection as YAML; `condition: s` is added when it has none.
     detection: String,
     #[serde(default)]
@@ -59,7 +63,8 @@ impl Row {
     fn rule(&self) -> String {
         let condition = if self.detection.contains("condition:") { "" } else { "  condition: s\n" };
         let indented: String = self.detection.lines().map(|line| format!("  {line}\n")).collect();
-        format!("title: {}\nlogsource:\n  product: test\ndetection:\n{indented}{condition}", self.item)
+        let head = if self.head.is_empty() { String::new() } else { format!("{}\n", self.head) };
+        format!("title: {}\n{head}logsource:\n  product: test\ndetection:\n{indented}{condition}", self.item)
     }
 
     fn check(&self) {

@@ -39,17 +39,66 @@ fn damaged_state_is_refused_whatever_the_damage() {
     }
 }
 
+/// A correlation of the rules a and b with this section is not loaded, for a reason that has these words.
+fn check(section: &str, wanted: &str) {
+    let text = base(&["a", "b"]) + "---\ntitle: C\nid: c\ncorrelation:\n" + section;
+    let (rules, problems) = RuleSet::compile(&[RuleFile::new("c.yml", text)], &RulesConfig::default()).expect("tables");
+    assert_eq!((rules.rules().len(), rules.correlations().len()), (2, 0), "{section}");
+    let [problem] = problems.as_slice() else { panic!("{section}: {problems:?}") };
+    assert!(problem.reason.contains(wanted), "{section}: {:?} has no {wanted:?}", problem.reason);
+    assert!(problem.line >= 11 && problem.file == "c.yml" && problem.rule == "c", "{section}: {problem:?}");
+}
+
+#[test]
+fn bounds_that_are_our_own_are_said_with_the_reason() {
+    let count = "  type: event_count\n  rules: [a]\n  timespan: 5m\n  condition: {gte: 2}\n";
+    // A window has an event, and so many at most as a group keeps.
+    check(&count.replace("gte: 2", "gte: 10001"), "holds for no count from 1 to 10000");
+    check(&count.replace("gte: 2", "gt: 10000"), "holds for no count from 1 to 10000");
+    check(&count.replace("gte: 2", "lt: 1"), "holds for no count");
+    check(&count.replace("gte: 2", "lte: 0"), "holds for no count");
+    check(&count.replace("gte: 2", "eq: 0"), "holds for no count");
+    check(&count.replace("gte: 2", "eq: 1.5"), "holds for no count");
+    check(&count.replace("gte: 2", "gt: 5, lt: 6"), "holds for no count");
+    let values = count.replace("event_count", "value_count").replace("gte: 2", "gte: 10001, field: x");
+    check(&values, "holds for no count from 1 to 10000");
+    let temporal = "  type: temporal\n  rules: [a, b]\n  timespan: 5m\n  condition: {gte: 3}\n";
+    check(temporal, "holds for no count from 1 to 2");
+    check(&temporal.replace("gte: 3", "eq: 0"), "holds for no count from 1 to 2");
+    // Percentiles are whole.
+    let percentile = count.replace("event_count", "value_percentile");
+    for wrong in ["99.9", "-1", "'95'", "many"] {
+        let section = percentile.replace("gte: 2", &format!("gte: 2, field: x, percentile: {wrong}"));
+        check(&section, "not a whole number from 0 to 100");
+    }
+    // Fields, rules, and the ways through them.
+    let fields: Vec<String> = (0..17).map(|at| format!("f{at}")).collect();
+    check(&format!("{count}  group-by: [{}]\n", fields.join(", ")), "`group-by` has more than 16 fields");
+    let values = count.replace("event_count", "value_count");
+    check(
+        &values.replace("gte: 2", &format!("gte: 2, field: [{}]", fields.join(", "))),
+        "`field` has more than 16 fields",
+    );
+    let rules: Vec<String> = (0..257).map(|at| format!("r{at}")).collect();
+    check(&count.replace("[a]", &format!("[{}]", rules.join(", "))), "more than 256 entries");
+    let nine = rules[..9].join(" and ").replace("r8", "(r8 or r7)");
+    let ordered = format!("  type: temporal_ordered\n  timespan: 5m\n  condition: {nine}\n");
+    check(&ordered, "more than 8 rules");
+    // Spans.
+    check(&count.replace("5m", "11y"), "not between 1s and 10y");
+    check(&count.replace("5m", "5"), "Missing timeframe");
+    check(&count.replace("5m", "1.5h"), "timespan");
+    check(&count.replace("  timespan: 5m\n", ""), "Missing timeframe");
+    // What Sigma has no word for.
+    check(&count.replace("  condition: {gte: 2}\n", ""), "condition");
+    check(&count.replace("{gte: 2}", "{field: x}"), "must have an operator");
+    check(&count.replace("{gte: 2}", "[1, 2]"), "condition");
+    check(&format!("{count}  gap: 1m\n"), "only valid with window: session");
+    check(&format!("{count}  window: session\n"), "window: session");
+}
+
 #[test]
 fn what_cannot_be_correlated_is_reported_with_its_place() {
-    let check = |section: &str, wanted: &str| {
-        let text = base(&["a", "b"]) + "---\ntitle: C\nid: c\ncorrelation:\n" + section;
-        let (rules, problems) =
-            RuleSet::compile(&[RuleFile::new("c.yml", text)], &RulesConfig::default()).expect("tables");
-        assert_eq!((rules.rules().len(), rules.correlations().len()), (2, 0), "{section}");
-        let [problem] = problems.as_slice() else { panic!("{section}: {problems:?}") };
-        assert!(problem.reason.contains(wanted), "{section}: {:?} has no {wanted:?}", problem.reason);
-        assert!(problem.line >= 11 && problem.file == "c.yml" && problem.rule == "c", "{section}: {problem:?}");
-    };
     let count = "  type: event_count\n  rules: [a]\n  timespan: 5m\n  condition: {gte: 2}\n";
     check(&count.replace("[a]", "[z]"), "no rule has the id or name z");
     check(&count.replace("[a]", "[c]"), "refers to itself");
