@@ -93,14 +93,22 @@ fn check_shows_each_fault_in_its_line_and_counts() {
 #[test]
 fn check_tells_all_errors_at_once_each_with_its_place_and_a_hint() {
     let of = |number: u32, from: &str, to: &str| RULE.replace(from, to).replace("a001", &format!("a{number:03}"));
-    let correlation = "title: C\nid: c\ncorrelation:\n  type: event_count\n  rules: [nobody]\n  timespan: 5m\n  condition: {lt: 1}\n";
+    let correlation =
+        "title: C\nid: c\ncorrelation:\n  type: event_count\n  rules: [nobody]\n  timespan: 5m\n  condition: {lt: 1}\n";
     let rules = folder(&[
         ("a.yml", &of(10, "eventName: StopLogging", "eventName|re: 'a(?=b)'")),
         ("b.yml", &of(11, "eventName: StopLogging", "eventName|expand: '%who%'")),
         ("c.yml", &of(12, "condition: selection and not filter", "condition: selection | count() > 5")),
         ("d.yml", &of(13, "eventName: StopLogging", "eventName: [a, null]")),
         ("e.yml", correlation),
-        ("f.yml", &format!("{}---\n{}", of(14, "selection and not", "selecton and not"), of(15, "eventName:", "eventName|gt:"))),
+        (
+            "f.yml",
+            &format!(
+                "{}---\n{}",
+                of(14, "selection and not", "selecton and not"),
+                of(15, "eventName:", "eventName|gt:")
+            ),
+        ),
         ("good.yml", RULE),
     ]);
     let (code, out, _) = run(&["rules", "check", &rules.path().to_string_lossy(), "--errors-only", "--json"]);

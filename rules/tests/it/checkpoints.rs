@@ -54,6 +54,9 @@ fn config() -> RulesConfig {
         correlation_groups_max: 3,
         correlation_group_events_max: 30,
         suppress_groups_max: 3,
+        // Nothing is parked, however slow the machine is.
+        rule_event_ns_max: u64::MAX,
+        correlation_event_ns_max: u64::MAX,
         ..RulesConfig::default()
     }
 }

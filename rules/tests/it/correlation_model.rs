@@ -89,7 +89,16 @@ fn streams() -> impl Strategy<Value = Vec<Event>> {
 
 fn config() -> RulesConfig {
     let (lateness, ahead) = (LATENESS as u64 * 1_000, AHEAD as u64 * 1_000);
-    RulesConfig { lateness_ms_max: lateness, ahead_ms_max: ahead, suppress_s: 0, ..RulesConfig::default() }
+    // Nothing is parked, however slow the machine is.
+    let ns_max = u64::MAX;
+    RulesConfig {
+        lateness_ms_max: lateness,
+        ahead_ms_max: ahead,
+        suppress_s: 0,
+        rule_event_ns_max: ns_max,
+        correlation_event_ns_max: ns_max,
+        ..RulesConfig::default()
+    }
 }
 
 fn restored(before: &SigmaOperator) -> SigmaOperator {

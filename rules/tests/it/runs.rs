@@ -190,7 +190,10 @@ impl Run {
 
     /// The alerts of the batches; `restored` when the state is saved and restored after each, or after some of very many.
     fn alerts(&self, batches: &[LogBatch], restored: bool) -> Vec<Alert> {
-        let mut operator = SigmaOperator::new(self.config.clone()).expect("tables");
+        // Nothing is parked, however slow the machine is.
+        let (rule_event_ns_max, correlation_event_ns_max) = (u64::MAX, u64::MAX);
+        let config = RulesConfig { rule_event_ns_max, correlation_event_ns_max, ..self.config.clone() };
+        let mut operator = SigmaOperator::new(config.clone()).expect("tables");
         for file in self.files() {
             process(&mut operator, &file);
         }
@@ -201,7 +204,7 @@ impl Run {
             alerts.extend(process(&mut operator, batch));
             if restored && place % step == 0 {
                 let state = operator.save();
-                operator = SigmaOperator::new(self.config.clone()).expect("tables");
+                operator = SigmaOperator::new(config.clone()).expect("tables");
                 operator.restore(&state).expect("a state");
             }
         }
