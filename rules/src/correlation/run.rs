@@ -185,7 +185,7 @@ impl Correlations {
                     self.counts.late += 1;
                     continue;
                 };
-                self.aim(set, &mut batch, (row, rule), targets, (org_id, stand), &mut work);
+                self.aim(set, &mut batch, (row, rule, targets), (org_id, stand), &mut work);
             }
             if let Some(stand) = stand.filter(|_| !work.is_empty()) {
                 once_each(set, &mut work);
@@ -233,8 +233,7 @@ impl Correlations {
         &mut self,
         set: &CorrelationSet,
         batch: &mut Batch<'_>,
-        (row, rule): (usize, usize),
-        targets: &[Target],
+        (row, rule, targets): (usize, usize, &[Target]),
         (org_id, stand): (&str, Stand),
         work: &mut Vec<Work>,
     ) {

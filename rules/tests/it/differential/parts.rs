@@ -55,7 +55,7 @@ impl Parts {
         let mut differ = vec![false; self.items.len()];
         let mut ours = vec![false; self.items.len()];
         for (_, rule) in self.ours.matches(&events.batch(0)) {
-            let at: usize = self.ours.rules().rules()[rule].id.parse().expect("a place");
+            let at: usize = self.ours.rules().rules()[rule].head.id.parse().expect("a place");
             (differ[at], ours[at]) = (true, true);
         }
         for found in self.theirs.evaluate(&JsonEvent::borrow(named)) {
