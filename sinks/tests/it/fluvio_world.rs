@@ -135,8 +135,8 @@ impl Cluster {
     }
 
     /// What a broker does that loses its newest records: the topic is made anew by `make`, and each partition gets the same records
-    /// again but for the last `lost` ones.
-    pub fn lose_records(&self, topic: &str, lost: usize, make: impl FnOnce()) {
+    /// again but for the last `lost` ones. How many each has then.
+    pub fn lose_records(&self, topic: &str, lost: usize, make: impl FnOnce()) -> Vec<u64> {
         let kept = self.block_on(async {
             let fluvio = self.fluvio().await;
             let admin = fluvio.admin().await;
@@ -157,6 +157,7 @@ impl Cluster {
             kept
         });
         make();
+        let counts = kept.iter().map(|values| values.len() as u64).collect();
         self.block_on(async {
             let fluvio = self.fluvio().await;
             for (partition, values) in (0u32..).zip(kept) {
@@ -169,6 +170,7 @@ impl Cluster {
                 }
             }
         });
+        counts
     }
 
     /// The ids of all records of all topics of a prefix, which begins with this one's.
