@@ -73,8 +73,11 @@ static COLUMNS: LazyLock<Vec<(FieldRef, bool)>> = LazyLock::new(|| {
     columns
 });
 
+/// A field, whether it is an own one, and its values.
+type Column<'a> = (&'static Field, bool, Vec<Option<&'a [u8]>>);
+
 /// The column that the first byte of a seed chooses, and its values: each has its length before it, 255 for null.
-fn column_and_values(bytes: &[u8]) -> Option<(&'static Field, bool, Vec<Option<&[u8]>>)> {
+fn column_and_values(bytes: &[u8]) -> Option<Column<'_>> {
     let (choice, mut rest) = bytes.split_first()?;
     let (field, own) = &COLUMNS[usize::from(*choice) % COLUMNS.len()];
     let mut values = Vec::new();
