@@ -266,6 +266,12 @@ impl<'s> Model<'s> {
         }
         let group = self.groups.entry(key.clone()).or_default();
         group.sources.extend(fed.sources);
+        if spec.is_eager() {
+            // What event time has passed by a span is forgotten, though a source that was silent may go back behind it.
+            let gone = self.mark(org, &self.groups[&key].sources) - span;
+            self.groups.get_mut(&key)?.entries.retain(|entry| entry.time > gone);
+        }
+        let group = self.groups.get_mut(&key)?;
         let same = |entry: &Entry| entry.time == time && entry.slot == fed.slot && entry.id == fed.entry.id;
         if group.entries.iter().any(same) {
             return None;
