@@ -196,6 +196,10 @@ fn what_dies_or_freezes_in_a_cluster_under_load_loses_nothing() {
             open_files()
         );
         assert_eq!(found.distinct, world.sent, "each is there");
+        // A short outage is over before its backlog is worth measuring: the cluster takes seconds to come back.
+        if outage >= Duration::from_secs(30) {
+            assert!(drained * 2 <= outage, "what came in {outage:?} took {drained:?}");
+        }
         // Producers need no SC to go on.
         assert_eq!(told.contains("Fluvio at"), harm != "sc-kill", "{told}");
     }
