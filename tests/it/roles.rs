@@ -257,6 +257,9 @@ fn a_worker_that_is_killed_loses_and_doubles_nothing() {
     });
     found.sort_unstable();
     assert!(!expected.is_empty() && found == expected, "{} alerts, and not {}", found.len(), expected.len());
+    let keys = || world.column("SELECT target_id FROM SCHEMA.changes WHERE kind = 'key'");
+    until("what people changed is in the database, once", || keys().len() == TENANTS.len());
+    assert_eq!(keys().into_iter().collect::<BTreeSet<_>>().len(), TENANTS.len());
     // Told to stop, a worker gives its partitions back at once, before their leases are over.
     let [mut first, second] = workers;
     first.stop();
