@@ -7,6 +7,7 @@ use crate::compile::interner::View;
 use crate::compile::matcher::Matcher;
 use crate::compile::program::{PredicateId, ViewId};
 use crate::eval::decider::Decider;
+use crate::eval::judge::{Share, shares};
 use crate::eval::memo::Memo;
 
 /// Lookups after which it is clear whether values come back.
@@ -37,6 +38,8 @@ pub(crate) struct State {
     pub predicates: Vec<Vec<PredicateId>>,
     /// Whether these are keywords, which are searched in every column.
     pub keywords: bool,
+    /// Who pays for what the predicates share. Searches for keywords are charged as a whole.
+    pub shares: Vec<Share>,
     numbers: FxHashMap<Matcher, u32>,
 }
 
@@ -115,6 +118,7 @@ impl Class {
             self.state.renew(rules, &own);
             let keywords = |view: &ViewId| matches!(rules.views.get(*view as usize), Some(View::Keywords { .. }));
             self.state.keywords = self.views.iter().any(keywords);
+            self.state.shares = if self.state.keywords { Vec::new() } else { shares(rules, &own) };
         }
         &mut self.state
     }

@@ -212,6 +212,7 @@ impl Decider {
             out.extend(self.times.iter().filter(holds).map(|(.., id)| *id));
         }
         compact(out);
+        scratch.watch.end_value();
     }
 
     fn decide_number(&self, number: Number, out: &mut Vec<u32>) {

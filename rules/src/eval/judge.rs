@@ -1,10 +1,13 @@
 //! Who pays for what a walk takes, and what is stopped in the middle of it.
 
+use std::collections::BTreeMap;
+
 use crate::compile::RuleSet;
+use crate::compile::matcher::{Matcher, Place};
 use crate::compile::program::{Leaf, PredicateId};
 use crate::config::RulesConfig;
 use crate::eval::budget::{Budget, Terms, Unit};
-use crate::eval::watch::Watch;
+use crate::eval::watch::{SHARED_SAMPLE, Watch};
 
 /// Charges rules for what their predicates take, and parks them, while a batch is under way.
 pub(crate) struct Judge<'a> {
@@ -21,8 +24,13 @@ pub(crate) struct Judge<'a> {
 
 impl Judge<'_> {
     /// Charges what was timed, given the predicates of each number.
-    pub fn charge(&mut self, predicates: &[Vec<PredicateId>], watch: &mut Watch) {
+    pub fn charge(&mut self, predicates: &[Vec<PredicateId>], shares: &[Share], watch: &mut Watch) {
         let rules = self.rules;
+        for ns in watch.shared.drain(..) {
+            for Share { unit, parts } in shares {
+                self.budget.sampled(*unit, ns.saturating_mul(*parts) / SHARE_PARTS, SHARED_SAMPLE);
+            }
+        }
         let users = |number: u32| {
             let own = predicates.get(number as usize).into_iter().flatten();
             own.filter_map(|id| rules.users.get(*id as usize)).flatten().map(|unit| *unit as usize)
@@ -36,8 +44,8 @@ impl Judge<'_> {
     }
 
     /// Parks what is too slow by now, and stops what nothing else needs.
-    pub fn look(&mut self, predicates: &[Vec<PredicateId>], watch: &mut Watch) {
-        self.charge(predicates, watch);
+    pub fn look(&mut self, predicates: &[Vec<PredicateId>], shares: &[Share], watch: &mut Watch) {
+        self.charge(predicates, shares, watch);
         watch.looked();
         let parked = self.budget.judge(self.rows);
         if parked.is_empty() {
@@ -67,6 +75,41 @@ impl Judge<'_> {
         watch.stop((0..).zip(predicates).filter(|(_, own)| idle(own)).map(|(number, _)| number));
     }
 }
+
+/// What a unit has of the work that the predicates of a class share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    unit: usize,
+    /// Of [`SHARE_PARTS`].
+    parts: u64,
+}
+
+const SHARE_PARTS: u64 = 1_000;
+/// A smaller share is not charged: who has it hardly changes what all of them cost.
+const SHARE_MIN: u64 = 200;
+
+/// Who shares the work of these predicates, and how: by the bytes of their literals, since these are the states of the automaton that
+/// looks for all of them; what is compared with each value counts as a word.
+pub(crate) fn shares(rules: &RuleSet, own: &[PredicateId]) -> Vec<Share> {
+    let weight = |id: &PredicateId| match &rules.predicates.get(*id as usize)?.matcher {
+        Matcher::Text { place: Place::Whole, .. } => None,
+        Matcher::Text { literal, .. } => Some(literal.len() as u64),
+        Matcher::Glob { glob, .. } => Some(glob.longest_literal().len() as u64),
+        Matcher::Regex(_) | Matcher::Cidr(_) | Matcher::Number { .. } | Matcher::Time { .. } => Some(WORD_BYTES),
+    };
+    let mut weights: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut all = 0;
+    for (id, weight) in own.iter().filter_map(|id| Some((id, weight(id)?))) {
+        all += weight;
+        for unit in rules.users.get(*id as usize).into_iter().flatten() {
+            *weights.entry(*unit as usize).or_default() += weight;
+        }
+    }
+    let share = |(unit, weight): (usize, u64)| Share { unit, parts: weight.saturating_mul(SHARE_PARTS) / all.max(1) };
+    weights.into_iter().map(share).filter(|share| share.parts >= SHARE_MIN).collect()
+}
+
+const WORD_BYTES: u64 = 8;
 
 /// Rules, and filters after them.
 pub(crate) fn budget_of(rules: &RuleSet, config: &RulesConfig) -> Budget {

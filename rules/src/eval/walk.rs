@@ -48,6 +48,7 @@ impl<'a> Walk<'a> {
     ) -> Self {
         let idle = state.trial.bypass(batch);
         judge.stop(&state.predicates, &mut scratch.watch);
+        scratch.watch.share(!state.shares.is_empty());
         // To search a value for keywords takes hardly longer than to hash it.
         let bypass = idle || state.keywords;
         Self {
@@ -169,7 +170,7 @@ impl<'a> Walk<'a> {
     /// The number of the value among those of the walk that satisfy something.
     fn number(&mut self, value: &str) -> Option<u32> {
         if self.scratch.watch.is_due() {
-            self.judge.look(&self.state.predicates, &mut self.scratch.watch);
+            self.judge.look(&self.state.predicates, &self.state.shares, &mut self.scratch.watch);
         }
         let State { decider, memo, predicates, .. } = &mut *self.state;
         let (scratch, satisfied) = (&mut *self.scratch, &mut self.satisfied);
@@ -207,7 +208,7 @@ impl<'a> Walk<'a> {
 
     /// What was found.
     pub fn finish(mut self) -> Encoded {
-        self.judge.charge(&self.state.predicates, &mut self.scratch.watch);
+        self.judge.charge(&self.state.predicates, &self.state.shares, &mut self.scratch.watch);
         if !self.bypass {
             self.state.trial.count(self.looked_up, self.looked_up - self.decided, self.batch);
         }

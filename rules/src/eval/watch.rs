@@ -8,6 +8,8 @@ use std::time::Instant;
 
 /// One value in so many is timed where a search is short.
 pub(crate) const SAMPLE: u64 = 8;
+/// One value in so many is timed for what all predicates of its class share: their literals are looked for together.
+pub(crate) const SHARED_SAMPLE: u64 = 64;
 /// With so many steps a search takes a few milliseconds at worst.
 const SHORT_STEPS: u64 = 1_000_000;
 /// With so many it takes some tenths of a second at worst.
@@ -34,6 +36,12 @@ pub(crate) struct Watch {
     sampling: bool,
     /// What was timed and not charged yet.
     pub timed: Vec<Timed>,
+    /// The same of what predicates share: nanoseconds of one value in [`SHARED_SAMPLE`].
+    pub shared: Vec<u64>,
+    /// Whether somebody would pay for that.
+    sharing: bool,
+    /// When the value of now began, if what is shared is timed, and what searches for single predicates took since.
+    began: Option<(Instant, u64)>,
     /// Predicates whose search took too long and was given up.
     pub cut: Vec<u32>,
     /// Predicates of the walk that are no longer tried.
@@ -51,7 +59,18 @@ impl Default for Watch {
 impl Watch {
     pub fn new(search_ns_max: u64) -> Self {
         let (timed, cut, stopped) = (Vec::new(), Vec::new(), Vec::new());
-        Self { search_ns_max, values: 0, sampling: false, timed, cut, stopped, open_ns: 0 }
+        Self {
+            search_ns_max,
+            values: 0,
+            sampling: false,
+            timed,
+            shared: Vec::new(),
+            sharing: false,
+            began: None,
+            cut,
+            stopped,
+            open_ns: 0,
+        }
     }
 
     /// How long one search may take.
@@ -59,10 +78,27 @@ impl Watch {
         self.search_ns_max
     }
 
+    /// Whether what predicates share is timed from now on.
+    pub fn share(&mut self, sharing: bool) {
+        self.sharing = sharing;
+    }
+
     /// A value is about to be decided.
     pub fn begin_value(&mut self) {
         self.values += 1;
         self.sampling = self.values.is_multiple_of(SAMPLE);
+        if self.sharing && self.values.is_multiple_of(SHARED_SAMPLE) {
+            self.began = Some((Instant::now(), 0));
+        }
+    }
+
+    /// It was decided.
+    pub fn end_value(&mut self) {
+        if let Some((began, own_ns)) = self.began.take() {
+            let ns = (began.elapsed().as_nanos() as u64).saturating_sub(own_ns);
+            self.shared.push(ns);
+            self.open_ns = self.open_ns.saturating_add(ns.saturating_mul(SHARED_SAMPLE));
+        }
     }
 
     /// Leaves predicates out from now on, in the place of those before.
@@ -96,6 +132,9 @@ impl Watch {
         let ns = started.elapsed().as_nanos() as u64;
         let weight = if steps < SHORT_STEPS { SAMPLE } else { 1 };
         self.timed.push((number, ns, weight));
+        if let Some((_, own_ns)) = &mut self.began {
+            *own_ns += ns;
+        }
         self.open_ns = self.open_ns.saturating_add(ns.saturating_mul(weight));
         if found.is_none() {
             self.cut.push(number);
