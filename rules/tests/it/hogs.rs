@@ -281,24 +281,35 @@ fn asked_for() -> bool {
     std::env::var_os("TIDEGATE_HOGS").is_some()
 }
 
-/// On demand, in release: a hog that runs on, or was parked, costs the stream at most a tenth. The stream is taken to cost
-/// what an event costs end to end without rules, 2.8 µs, and the normal rules.
+/// What an event costs end to end without rules: 600,000 stored per CPU second (docs/performance.md).
+const STREAM: Duration = Duration::from_nanos(1_650);
+
+/// On demand, in release: after a second of a busy stream, a hog that runs on, or was parked, costs it at most a tenth. The stream is
+/// what an event costs end to end without rules, and the normal rules.
 #[test]
 fn a_hog_costs_the_stream_a_tenth() {
     if !asked_for() {
         return;
     }
     let config = RulesConfig::default();
-    let (seen, timed) = (batches(60, 0), batches(60, 60));
+    // No value comes twice, so that none is remembered.
+    let (seen, timed) = (batches(2_400, 0), batches(600, 2_400));
     let cost = |hog: Option<&str>| {
         let mut evaluator = Evaluator::new(compiled(hog, &config), &config);
-        seen.iter().for_each(|batch| assert_eq!(matches(&mut evaluator, batch), EVENTS));
         let started = Instant::now();
-        timed.iter().for_each(|batch| assert_eq!(matches(&mut evaluator, batch), EVENTS));
-        (started.elapsed() / (60 * EVENTS) as u32, !evaluator.parked().is_empty())
+        let second = seen.iter().take_while(|_| started.elapsed() < Duration::from_secs(1));
+        second.for_each(|batch| assert_eq!(matches(&mut evaluator, batch), EVENTS));
+        let parked = !evaluator.parked().is_empty();
+        // The best of three: what else the machine does only adds.
+        let part = |batches: &[LogBatch]| {
+            let started = Instant::now();
+            batches.iter().for_each(|batch| assert_eq!(matches(&mut evaluator, batch), EVENTS));
+            started.elapsed() / (batches.len() * EVENTS) as u32
+        };
+        (timed.chunks(200).map(part).min().unwrap_or_default(), parked)
     };
     let (alone, _) = cost(None);
-    let stream = Duration::from_nanos(2_800) + alone;
+    let stream = STREAM + alone;
     let mut dear = Vec::new();
     for (name, selection, _) in hogs() {
         let (with, parked) = cost(Some(&selection));
