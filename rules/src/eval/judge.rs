@@ -89,20 +89,23 @@ const SHARE_PARTS: u64 = 1_000;
 const SHARE_MIN: u64 = 200;
 
 /// Who shares the work of these predicates, and how: by the bytes of their literals, since these are the states of the automaton that
-/// looks for all of them; what is compared with each value counts as a word.
+/// looks for all of them; what is compared with each value counts as a word. What several ask for is asked for by each of them in part.
 pub(crate) fn shares(rules: &RuleSet, own: &[PredicateId]) -> Vec<Share> {
     let weight = |id: &PredicateId| match &rules.predicates.get(*id as usize)?.matcher {
         Matcher::Text { place: Place::Whole, .. } => None,
-        Matcher::Text { literal, .. } => Some(literal.len() as u64),
-        Matcher::Glob { glob, .. } => Some(glob.longest_literal().len() as u64),
-        Matcher::Regex(_) | Matcher::Cidr(_) | Matcher::Number { .. } | Matcher::Time { .. } => Some(WORD_BYTES),
+        Matcher::Text { literal, .. } => Some(literal.len() as u64 * WEIGHT),
+        Matcher::Glob { glob, .. } => Some(glob.longest_literal().len() as u64 * WEIGHT),
+        Matcher::Regex(_) | Matcher::Cidr(_) | Matcher::Number { .. } | Matcher::Time { .. } => {
+            Some(WORD_BYTES * WEIGHT)
+        }
     };
     let mut weights: BTreeMap<usize, u64> = BTreeMap::new();
     let mut all = 0;
     for (id, weight) in own.iter().filter_map(|id| Some((id, weight(id)?))) {
         all += weight;
-        for unit in rules.users.get(*id as usize).into_iter().flatten() {
-            *weights.entry(*unit as usize).or_default() += weight;
+        let users = rules.users.get(*id as usize).map_or(&[][..], |users| users);
+        for unit in users {
+            *weights.entry(*unit as usize).or_default() += weight / users.len() as u64;
         }
     }
     let share = |(unit, weight): (usize, u64)| Share { unit, parts: weight.saturating_mul(SHARE_PARTS) / all.max(1) };
@@ -110,6 +113,8 @@ pub(crate) fn shares(rules: &RuleSet, own: &[PredicateId]) -> Vec<Share> {
 }
 
 const WORD_BYTES: u64 = 8;
+/// Of a byte, so that what many share is not nothing.
+const WEIGHT: u64 = 1 << 10;
 
 /// Rules, and filters after them.
 pub(crate) fn budget_of(rules: &RuleSet, config: &RulesConfig) -> Budget {
