@@ -63,7 +63,7 @@ pub struct RulesConfig {
     pub alert_value_bytes_max: usize,
     /// A rule is parked when it takes longer than this per event, in nanoseconds and on average over a window, and more than a
     /// tenth of the time that goes by. What counts is its own: its condition, its regular expressions and patterns, its part
-    /// of the search for keywords.
+    /// of the search for keywords, and of searches and comparisons that rules share where it has a fifth of them or more.
     pub rule_event_ns_max: u64,
     /// A correlation stops when it takes longer than this for each event that it is given, in nanoseconds and on average over a
     /// window, and more than a tenth of the time that goes by.

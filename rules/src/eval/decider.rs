@@ -12,7 +12,7 @@ use crate::datetime::{TimePart, parse_time};
 use crate::eval::expression::Expression;
 use crate::eval::pieces;
 use crate::eval::required::Required;
-use crate::eval::watch::{Watch, piece_of};
+use crate::eval::watch::{Watch, Work, piece_of};
 use crate::fold::fold_into;
 use crate::number::{Comparison, Number};
 
@@ -32,6 +32,8 @@ pub(crate) struct Decider {
     lengths: Lengths,
     /// Whether nothing but literals is asked for, wherever they are.
     searched_only: bool,
+    /// Whether values are compared with anything one by one.
+    compares: bool,
 }
 
 /// A set of lengths in bytes; those past 126 count as one.
@@ -141,6 +143,7 @@ impl Decider {
         decider.cased = cased.build();
         decider.lengths = decider.all_lengths();
         decider.searched_only = decider.is_searched_only();
+        decider.compares = !(decider.cidrs.is_empty() && decider.numbers.is_empty() && decider.times.is_empty());
         decider
     }
 
@@ -193,6 +196,7 @@ impl Decider {
             let lists = (&mut scratch.globs, &mut scratch.regexes);
             self.cased.decide(value, value, lists, &mut scratch.watch, out);
         }
+        let began = scratch.watch.begin_shared().filter(|_| self.compares);
         if !self.cidrs.is_empty()
             && let Ok(address) = value.trim().parse::<IpAddr>()
         {
@@ -211,8 +215,8 @@ impl Decider {
             };
             out.extend(self.times.iter().filter(holds).map(|(.., id)| *id));
         }
+        scratch.watch.end_shared(Work::Comparisons, began);
         compact(out);
-        scratch.watch.end_value();
     }
 
     fn decide_number(&self, number: Number, out: &mut Vec<u32>) {
@@ -246,6 +250,7 @@ impl Texts {
         globs.extend(&self.unfiltered);
         regexes.clear();
         regexes.extend(&self.unfiltered_regexes);
+        let began = watch.begin_shared().filter(|_| self.literals.is_some());
         let worth = |pieces: &packed::Searcher| text.len() < PIECES_TEXT_MIN || pieces.find(text).is_some();
         if let Some(literals) = &self.literals
             && self.pieces.as_ref().is_none_or(worth)
@@ -270,6 +275,7 @@ impl Texts {
                 }
             }
         }
+        watch.end_shared(Work::Literals, began);
         compact(globs);
         for (glob, id) in globs.iter().filter_map(|at| self.globs.get(*at)) {
             let steps = glob.steps();

@@ -7,7 +7,9 @@ use crate::compile::matcher::{Matcher, Place};
 use crate::compile::program::{Leaf, PredicateId};
 use crate::config::RulesConfig;
 use crate::eval::budget::{Budget, Terms, Unit};
-use crate::eval::watch::{SHARED_SAMPLE, Watch};
+use crate::eval::required::Required;
+use crate::eval::watch::{SHARED_SAMPLE, Watch, Work};
+use crate::number::{Comparison, Number};
 
 /// Charges rules for what their predicates take, and parks them, while a batch is under way.
 pub(crate) struct Judge<'a> {
@@ -26,9 +28,9 @@ impl Judge<'_> {
     /// Charges what was timed, given the predicates of each number.
     pub fn charge(&mut self, predicates: &[Vec<PredicateId>], shares: &[Share], watch: &mut Watch) {
         let rules = self.rules;
-        for ns in watch.shared.drain(..) {
-            for Share { unit, parts } in shares {
-                self.budget.sampled(*unit, ns.saturating_mul(*parts) / SHARE_PARTS, SHARED_SAMPLE);
+        for (work, ns) in watch.shared.drain(..) {
+            for share in shares.iter().filter(|share| share.work == work) {
+                self.budget.sampled(share.unit, ns.saturating_mul(share.parts) / SHARE_PARTS, SHARED_SAMPLE);
             }
         }
         let users = |number: u32| {
@@ -80,6 +82,7 @@ impl Judge<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Share {
     unit: usize,
+    work: Work,
     /// Of [`SHARE_PARTS`].
     parts: u64,
 }
@@ -87,17 +90,27 @@ pub(crate) struct Share {
 const SHARE_PARTS: u64 = 1_000;
 /// A smaller share is not charged: who has it hardly changes what all of them cost.
 const SHARE_MIN: u64 = 200;
+/// Of a byte or a comparison, so that what many share is not nothing.
+const WEIGHT: u64 = 1 << 10;
 
-/// Who shares the work of these predicates, and how: by the bytes of their literals, since these are the states of the automaton that
-/// looks for all of them; what is compared with each value counts as a word. What several ask for is asked for by each of them in part.
+/// Who shares the work of these predicates, and how: searches by the bytes of the literals, since these are the states of the
+/// automaton that looks for all of them, comparisons by how many there are. What several ask for is asked for by each in part.
 pub(crate) fn shares(rules: &RuleSet, own: &[PredicateId]) -> Vec<Share> {
-    let weight = |id: &PredicateId| match &rules.predicates.get(*id as usize)?.matcher {
-        Matcher::Text { place: Place::Whole, .. } => None,
-        Matcher::Text { literal, .. } => Some(literal.len() as u64 * WEIGHT),
-        Matcher::Glob { glob, .. } => Some(glob.longest_literal().len() as u64 * WEIGHT),
-        Matcher::Regex(_) | Matcher::Cidr(_) | Matcher::Number { .. } | Matcher::Time { .. } => {
-            Some(WORD_BYTES * WEIGHT)
-        }
+    [Work::Literals, Work::Comparisons].into_iter().flat_map(|work| shares_of(work, rules, own)).collect()
+}
+
+fn shares_of(work: Work, rules: &RuleSet, own: &[PredicateId]) -> Vec<Share> {
+    let weight = |id: &PredicateId| {
+        let (of, weight) = match &rules.predicates.get(*id as usize)?.matcher {
+            // Looked up, however many there are.
+            Matcher::Text { place: Place::Whole, .. } => return None,
+            Matcher::Number { comparison: Comparison::Equal, number: Number::Int(_) } => return None,
+            Matcher::Text { literal, .. } => (Work::Literals, literal.len()),
+            Matcher::Glob { glob, .. } => (Work::Literals, glob.longest_literal().len()),
+            Matcher::Regex(pattern) => (Work::Literals, Required::of(pattern).literals.iter().map(String::len).sum()),
+            Matcher::Cidr(_) | Matcher::Number { .. } | Matcher::Time { .. } => (Work::Comparisons, 1),
+        };
+        (of == work).then_some(weight as u64 * WEIGHT)
     };
     let mut weights: BTreeMap<usize, u64> = BTreeMap::new();
     let mut all = 0;
@@ -108,13 +121,10 @@ pub(crate) fn shares(rules: &RuleSet, own: &[PredicateId]) -> Vec<Share> {
             *weights.entry(*unit as usize).or_default() += weight / users.len() as u64;
         }
     }
-    let share = |(unit, weight): (usize, u64)| Share { unit, parts: weight.saturating_mul(SHARE_PARTS) / all.max(1) };
+    let share =
+        |(unit, weight): (usize, u64)| Share { unit, work, parts: weight.saturating_mul(SHARE_PARTS) / all.max(1) };
     weights.into_iter().map(share).filter(|share| share.parts >= SHARE_MIN).collect()
 }
-
-const WORD_BYTES: u64 = 8;
-/// Of a byte, so that what many share is not nothing.
-const WEIGHT: u64 = 1 << 10;
 
 /// Rules, and filters after them.
 pub(crate) fn budget_of(rules: &RuleSet, config: &RulesConfig) -> Budget {
@@ -137,4 +147,53 @@ pub(crate) fn routed(rules: &RuleSet) -> Vec<bool> {
         });
     }
     routed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RuleFile;
+
+    /// The shares of rules `a`, `b`, … with these selections of one field, in all of its predicates.
+    fn shares_of_rules(selections: &[&str]) -> Vec<(Work, usize, u64)> {
+        let file = |(at, selection): (usize, &&str)| {
+            let text = format!(
+                "title: r{at}\nid: r{at}\nlogsource: {{product: test}}\ndetection: {{s: {selection}, condition: s}}\n"
+            );
+            RuleFile::new(format!("r{at}"), text)
+        };
+        let files: Vec<RuleFile> = selections.iter().enumerate().map(file).collect();
+        let (rules, problems) = RuleSet::compile(&files, &RulesConfig::default()).expect("tables");
+        assert_eq!(problems, []);
+        let mut own = Vec::new();
+        rules.rules.iter().for_each(|rule| {
+            rule.program.visit(&mut |leaf| {
+                if let Leaf::Predicate(id) = leaf {
+                    own.push(id);
+                }
+            });
+        });
+        own.sort_unstable();
+        own.dedup();
+        shares(&rules, &own).iter().map(|share| (share.work, share.unit, share.parts)).collect()
+    }
+
+    #[test]
+    fn who_has_most_of_what_is_shared_pays_for_it() {
+        use Work::{Comparisons, Literals};
+        for (selections, wanted) in [
+            (&["{f|contains: [abcdefgh, ijklmnop]}", "{f|contains: qr}"][..], vec![(Literals, 0, 888)]),
+            // What all ask for is nobody's.
+            (&["{f|contains: abc}"; 8][..], vec![]),
+            (&["{f|contains: abc}"; 2][..], vec![(Literals, 0, 500), (Literals, 1, 500)]),
+            // Equal texts are looked up, and numbers are compared.
+            (&["{f: [abc, def]}", "{f|gt: [1, 2, 3]}", "{f|gt: 1}"][..], vec![(Comparisons, 1, 833)]),
+            (
+                &["{f|cidr: [10.0.0.0/8, 11.0.0.0/8]}", "{f|contains: abcdef}", "{f|re: 'ghijkl[0-9]'}"][..],
+                vec![(Literals, 1, 500), (Literals, 2, 500), (Comparisons, 0, 1_000)],
+            ),
+        ] {
+            assert_eq!(shares_of_rules(selections), wanted, "{selections:?}");
+        }
+    }
 }

@@ -26,6 +26,15 @@ pub(crate) const SEARCH_NS_MAX: u64 = 300_000_000;
 /// What was timed: the number of a predicate in its class, nanoseconds, and of how many searches this is one.
 pub(crate) type Timed = (u32, u64, u64);
 
+/// What predicates of a class do together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// The search for all literals.
+    Literals,
+    /// The comparison of a number, a time or an address with all of them.
+    Comparisons,
+}
+
 /// The clock beside a walk over values.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -37,11 +46,9 @@ pub(crate) struct Watch {
     /// What was timed and not charged yet.
     pub timed: Vec<Timed>,
     /// The same of what predicates share: nanoseconds of one value in [`SHARED_SAMPLE`].
-    pub shared: Vec<u64>,
+    pub shared: Vec<(Work, u64)>,
     /// Whether somebody would pay for that.
     sharing: bool,
-    /// When the value of now began, if what is shared is timed, and what searches for single predicates took since.
-    began: Option<(Instant, u64)>,
     /// Predicates whose search took too long and was given up.
     pub cut: Vec<u32>,
     /// Predicates of the walk that are no longer tried.
@@ -66,7 +73,6 @@ impl Watch {
             timed,
             shared: Vec::new(),
             sharing: false,
-            began: None,
             cut,
             stopped,
             open_ns: 0,
@@ -87,16 +93,18 @@ impl Watch {
     pub fn begin_value(&mut self) {
         self.values += 1;
         self.sampling = self.values.is_multiple_of(SAMPLE);
-        if self.sharing && self.values.is_multiple_of(SHARED_SAMPLE) {
-            self.began = Some((Instant::now(), 0));
-        }
     }
 
-    /// It was decided.
-    pub fn end_value(&mut self) {
-        if let Some((began, own_ns)) = self.began.take() {
-            let ns = (began.elapsed().as_nanos() as u64).saturating_sub(own_ns);
-            self.shared.push(ns);
+    /// Work that predicates share begins; when, if it is timed for this value.
+    pub fn begin_shared(&self) -> Option<Instant> {
+        (self.sharing && self.values.is_multiple_of(SHARED_SAMPLE)).then(Instant::now)
+    }
+
+    /// It ends.
+    pub fn end_shared(&mut self, work: Work, began: Option<Instant>) {
+        if let Some(began) = began {
+            let ns = began.elapsed().as_nanos() as u64;
+            self.shared.push((work, ns));
             self.open_ns = self.open_ns.saturating_add(ns.saturating_mul(SHARED_SAMPLE));
         }
     }
@@ -132,9 +140,6 @@ impl Watch {
         let ns = started.elapsed().as_nanos() as u64;
         let weight = if steps < SHORT_STEPS { SAMPLE } else { 1 };
         self.timed.push((number, ns, weight));
-        if let Some((_, own_ns)) = &mut self.began {
-            *own_ns += ns;
-        }
         self.open_ns = self.open_ns.saturating_add(ns.saturating_mul(weight));
         if found.is_none() {
             self.cut.push(number);
@@ -198,6 +203,23 @@ mod tests {
             assert_eq!(watch.timed.drain(..).map(|(.., weight)| weight).sum::<u64>(), 16, "{steps}");
         }
         assert!(!watch.is_due());
+    }
+
+    #[test]
+    fn what_is_shared_is_timed_now_and_then_if_somebody_pays() {
+        let mut watch = Watch::default();
+        for (sharing, timed) in [(false, 0), (true, 2)] {
+            watch.share(sharing);
+            for _ in 0..2 * SHARED_SAMPLE {
+                watch.begin_value();
+                let began = watch.begin_shared();
+                watch.end_shared(Work::Literals, began);
+            }
+            assert_eq!(watch.shared.drain(..).filter(|(work, _)| *work == Work::Literals).count(), timed);
+        }
+        let began = Instant::now().checked_sub(Duration::from_millis(1));
+        watch.end_shared(Work::Comparisons, began);
+        assert!(watch.is_due(), "it stands for those that were not timed");
     }
 
     #[test]

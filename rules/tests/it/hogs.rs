@@ -315,6 +315,11 @@ fn a_hog_costs_the_stream_a_tenth() {
         let (with, parked) = cost(Some(&selection));
         let more = with.saturating_sub(alone);
         println!("{name}: {more:?} an event more than {alone:?}{}", if parked { ", parked" } else { "" });
+        let idle = ["ten thousand networks", "ten thousand numbers"].contains(&name);
+        assert!(
+            !(parked && idle),
+            "{name}: no value is compared with them, and what others search for is not theirs to pay"
+        );
         if more > stream / 10 {
             dear.push(name);
         }
