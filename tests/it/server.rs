@@ -227,19 +227,24 @@ fn on_small_disk(disk: &Path, bytes: u64, ballast: u64, arguments: &[&str]) -> C
     let mut command = Command::new("unshare");
     command.args(["--map-root-user", "--mount", "--", "sh", "-c"]).arg(script).arg(disk);
     command.arg(env!("CARGO_BIN_EXE_tidegate")).args(arguments);
+    without_settings(&mut command);
     command
 }
 
 /// The program under test with these arguments, in an environment without settings of ours.
 pub fn tidegate(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    command.args(arguments);
+    without_settings(&mut command);
+    command
+}
+
+fn without_settings(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TIDEGATE_") {
             command.env_remove(name);
         }
     }
-    command.args(arguments);
-    command
 }
 
 /// A blocking client.
