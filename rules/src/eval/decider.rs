@@ -215,7 +215,7 @@ impl Decider {
             };
             out.extend(self.times.iter().filter(holds).map(|(.., id)| *id));
         }
-        scratch.watch.end_shared(Work::Comparisons, began);
+        scratch.watch.end_shared(Work::Comparisons, began, value.len());
         compact(out);
     }
 
@@ -275,7 +275,7 @@ impl Texts {
                 }
             }
         }
-        watch.end_shared(Work::Literals, began);
+        watch.end_shared(Work::Literals, began, text.len());
         compact(globs);
         for (glob, id) in globs.iter().filter_map(|at| self.globs.get(*at)) {
             let steps = glob.steps();

@@ -10,6 +10,9 @@ use std::time::Instant;
 pub(crate) const SAMPLE: u64 = 8;
 /// One value in so many is timed for what all predicates of its class share: their literals are looked for together.
 pub(crate) const SHARED_SAMPLE: u64 = 64;
+/// What it takes to search a byte for anything, in nanoseconds: a value that is large is not the fault of who looks at it.
+/// A debug build takes many times as long.
+const READ_NS: u64 = if cfg!(debug_assertions) { 64 } else { 1 };
 /// With so many steps a search takes a few milliseconds at worst.
 const SHORT_STEPS: u64 = 1_000_000;
 /// With so many it takes some tenths of a second at worst.
@@ -100,10 +103,10 @@ impl Watch {
         (self.sharing && self.values.is_multiple_of(SHARED_SAMPLE)).then(Instant::now)
     }
 
-    /// It ends.
-    pub fn end_shared(&mut self, work: Work, began: Option<Instant>) {
+    /// It ends, over a value of so many bytes.
+    pub fn end_shared(&mut self, work: Work, began: Option<Instant>, bytes: usize) {
         if let Some(began) = began {
-            let ns = began.elapsed().as_nanos() as u64;
+            let ns = (began.elapsed().as_nanos() as u64).saturating_sub(bytes as u64 * READ_NS);
             self.shared.push((work, ns));
             self.open_ns = self.open_ns.saturating_add(ns.saturating_mul(SHARED_SAMPLE));
         }
@@ -213,12 +216,14 @@ mod tests {
             for _ in 0..2 * SHARED_SAMPLE {
                 watch.begin_value();
                 let began = watch.begin_shared();
-                watch.end_shared(Work::Literals, began);
+                watch.end_shared(Work::Literals, began, 10);
             }
             assert_eq!(watch.shared.drain(..).filter(|(work, _)| *work == Work::Literals).count(), timed);
         }
         let began = Instant::now().checked_sub(Duration::from_millis(1));
-        watch.end_shared(Work::Comparisons, began);
+        watch.end_shared(Work::Comparisons, began, 1 << 30);
+        assert!(!watch.is_due(), "to read a value takes time");
+        watch.end_shared(Work::Comparisons, began, 10);
         assert!(watch.is_due(), "it stands for those that were not timed");
     }
 

@@ -281,8 +281,14 @@ impl CachedReads {
         let (inner, cache, under_way) = (self.inner.clone(), self.cache.clone(), self.under_way.clone());
         let task = self.runtime.spawn(async move {
             let range = first * BLOCK_BYTES..(first + count) * BLOCK_BYTES;
-            let fetched = inner.get_range(&key, range).await.map_err(Arc::new);
-            if let Ok(whole) = &fetched {
+            // Who looked before another fetch ended, and asks after it, finds here what that has kept.
+            let kept = kept(&cache, &key, first, count).await;
+            let is_kept = kept.is_some();
+            let fetched = match kept {
+                Some(whole) => Ok(whole),
+                None => inner.get_range(&key, range).await.map_err(Arc::new),
+            };
+            if let Some(whole) = fetched.as_ref().ok().filter(|_| !is_kept) {
                 counter!(names::CACHE_FETCHED_BYTES).increment(whole.len() as u64);
                 let (cache, key, whole) = (cache.clone(), key.clone(), whole.clone());
                 let keep = move || {
@@ -301,6 +307,16 @@ impl CachedReads {
         let joined = async move { task.await.unwrap_or_else(|error| Err(Arc::new(Error::from(error)))) };
         joined.boxed().shared()
     }
+}
+
+/// A run of blocks, if the cache has all of them.
+async fn kept(cache: &Arc<BlockCache>, key: &Key, first: u64, count: u64) -> Option<Bytes> {
+    let (cache, key) = (cache.clone(), key.clone());
+    let load = move || {
+        let blocks = (first..first + count).map(|number| cache.load(cache.block(&key, number)));
+        blocks.collect::<Option<Vec<Bytes>>>().map(|blocks| Bytes::from(blocks.concat()))
+    };
+    tokio::task::spawn_blocking(load).await.ok().flatten()
 }
 
 /// The numbers of the blocks that hold the ranges, in order, each once.
