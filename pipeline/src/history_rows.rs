@@ -191,6 +191,20 @@ pub enum Comparison {
     GtEq,
 }
 
+impl Comparison {
+    /// As SQL writes it.
+    pub fn symbol(self) -> &'static str {
+        match self {
+            Self::Eq => "=",
+            Self::NotEq => "<>",
+            Self::Lt => "<",
+            Self::LtEq => "<=",
+            Self::Gt => ">",
+            Self::GtEq => ">=",
+        }
+    }
+}
+
 /// A condition on one row, with SQL's logic of three values. A core column is compared with a value of its own type.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Filter {

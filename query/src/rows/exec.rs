@@ -12,7 +12,7 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::metrics::BaselineMetrics;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream;
-use tidegate_pipeline::history_rows::{Comparison, Filter, HistoryError, HistoryRows, Output, RowsAsk, Value};
+use tidegate_pipeline::history_rows::{Filter, HistoryError, HistoryRows, Output, RowsAsk, Value};
 use tokio::sync::mpsc;
 
 use crate::error::{QueryError, internal};
@@ -74,15 +74,7 @@ pub(crate) fn shown(filter: &Filter) -> String {
         Filter::Or(filters) => joined(filters, " OR "),
         Filter::Not(inner) => format!("NOT {}", shown(inner)),
         Filter::Compare(name, op, value) | Filter::OwnCompare(name, op, value) => {
-            let op = match op {
-                Comparison::Eq => "=",
-                Comparison::NotEq => "<>",
-                Comparison::Lt => "<",
-                Comparison::LtEq => "<=",
-                Comparison::Gt => ">",
-                Comparison::GtEq => ">=",
-            };
-            format!("{name} {op} {}", shown_value(value))
+            format!("{name} {} {}", op.symbol(), shown_value(value))
         }
         Filter::OwnIn(name, all) if all.len() == 1 => format!("{name} = {}", values(all)),
         Filter::In(name, all) | Filter::OwnIn(name, all) => format!("{name} IN ({})", values(all)),

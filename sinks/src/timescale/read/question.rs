@@ -236,7 +236,7 @@ impl Question {
                 } else {
                     self.sorted_column(name, core);
                 }
-                let _ = write!(self.sql, " {} ", symbol(*op));
+                let _ = write!(self.sql, " {} ", op.symbol());
                 self.constant(value);
                 self.sql.push(')');
             }
@@ -270,7 +270,7 @@ impl Question {
             Filter::OwnCompare(name, op, value) => {
                 self.sql.push('(');
                 self.member(name);
-                let _ = write!(self.sql, " {} ", symbol(*op));
+                let _ = write!(self.sql, " {} ", op.symbol());
                 self.value(json(value).to_string(), Type::TEXT);
                 self.sql.push_str("::text::jsonb)");
             }
@@ -324,17 +324,6 @@ fn stored(text: &str) -> String {
 
 fn stored_name(name: &Arc<str>) -> Arc<str> {
     if name.contains('\0') { stored(name).into() } else { name.clone() }
-}
-
-fn symbol(op: Comparison) -> &'static str {
-    match op {
-        Comparison::Eq => "=",
-        Comparison::NotEq => "<>",
-        Comparison::Lt => "<",
-        Comparison::LtEq => "<=",
-        Comparison::Gt => ">",
-        Comparison::GtEq => ">=",
-    }
 }
 
 fn json(value: &Value) -> serde_json::Value {
