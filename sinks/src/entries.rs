@@ -1,15 +1,13 @@
 //! From rows to what consumers of Redis Streams and Fluvio topics get of them.
 
-use std::sync::Arc;
-
 use arrow::array::types::TimestampMicrosecondType;
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, TimestampMicrosecondArray};
-use arrow::datatypes::{Field, Schema};
+use arrow::array::{Array, AsArray, RecordBatch, StringArray};
 use arrow::error::ArrowError;
 use arrow::json::WriterBuilder;
 use arrow::json::writer::LineDelimited;
 use chrono::{DateTime, SecondsFormat};
 use tidegate_events::Dataset;
+use tidegate_pipeline::delivery::in_offset_time;
 use tidegate_pipeline::{LogBatch, Offset};
 
 use crate::error::SinksError;
@@ -109,23 +107,13 @@ fn json_rows(rows: &RecordBatch) -> Result<Vec<Vec<u8>>, ArrowError> {
     Err(ArrowError::JsonError(format!("{} JSON texts for {} rows", lines.len(), rows.num_rows())))
 }
 
-/// The rows with their times at `+00:00`, which is UTC to Arrow's writers without a database of time zones.
-fn in_offset_time(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
-    let column = |column: &ArrayRef| -> ArrayRef {
-        match column.as_any().downcast_ref::<TimestampMicrosecondArray>() {
-            Some(times) => Arc::new(times.clone().with_timezone("+00:00")),
-            None => column.clone(),
-        }
-    };
-    let columns: Vec<ArrayRef> = rows.columns().iter().map(column).collect();
-    let fields = rows.schema_ref().fields().iter().zip(&columns);
-    let fields = fields.map(|(field, column)| Field::new(field.name(), column.data_type().clone(), true));
-    RecordBatch::try_new(Arc::new(Schema::new(fields.collect::<Vec<_>>())), columns)
-}
-
 #[cfg(test)]
 mod tests {
     use arrow::array::{Int64Array, StringArray};
+
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, TimestampMicrosecondArray};
 
     use super::*;
 

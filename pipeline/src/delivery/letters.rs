@@ -47,7 +47,10 @@ fn json_rows(rows: &RecordBatch) -> Vec<Vec<u8>> {
 }
 
 /// The rows with their times at `+00:00`, which is UTC to Arrow's writers without a database of time zones.
-fn in_offset_time(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+///
+/// # Errors
+/// Arrow's, for rows that fit no schema.
+pub fn in_offset_time(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let column = |column: &ArrayRef| match column.as_any().downcast_ref::<TimestampMicrosecondArray>() {
         Some(times) => Arc::new(times.clone().with_timezone("+00:00")),
         None => column.clone(),
