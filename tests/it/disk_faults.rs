@@ -154,17 +154,23 @@ fn hang(part: &str, stage: &str) {
             let _ = client.try_send("POST", "/v2/events/bulk?source=cloudtrail", &[], root.to_string().as_bytes());
         }
     });
-    let named = loop {
+    // A stage that waits for the one that hangs may have begun to wait a moment earlier, and is named that much earlier.
+    let mut first_refusal = None;
+    loop {
         let reply = client.get("/readyz");
         if reply.status.as_u16() == 503 {
-            break reply.json();
+            let refused = *first_refusal.get_or_insert_with(Instant::now);
+            let named = reply.json();
+            assert!(refused - started > Duration::from_secs(9), "too early: {named}");
+            let stuck = named["stuck"].as_array().expect("a list of stages");
+            if stuck.iter().any(|name| name.as_str().is_some_and(|name| name.contains(stage))) {
+                break;
+            }
+            assert!(refused.elapsed() < SOON, "{stage} is not among them: {named}");
         }
         assert!(started.elapsed() < PATIENCE, "nobody says that {stage} is stuck");
         std::thread::sleep(Duration::from_millis(100));
-    };
-    assert!(started.elapsed() > Duration::from_secs(9), "too early: {named}");
-    let stuck = named["stuck"].as_array().expect("a list of stages");
-    assert!(stuck.iter().any(|name| name.as_str().is_some_and(|name| name.contains(stage))), "{named}");
+    }
     assert_eq!(client.get("/healthz").status.as_u16(), 200, "the process lives");
     faults.heal();
     load.stop();
