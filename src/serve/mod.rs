@@ -34,10 +34,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
-use parking_lot::Mutex;
-use tidegate_events::{Dataset, IdGenerator};
+use tidegate_events::Dataset;
 use tidegate_ingest::batcher::Batcher;
-use tidegate_ingest::http::Ingest;
+use tidegate_ingest::http::{Drained, Ingest};
 use tidegate_ingest::mapping::Mappings;
 use tidegate_pipeline::PipelineError;
 use tidegate_pipeline::checkpoint::Checkpoints;
@@ -64,9 +63,9 @@ use destinations::{Deliveries, DeliveriesParts, Destinations};
 use feedback_door::FeedbackDoor;
 use fluvio_use::FluvioUse;
 use housekeeping::Housekeeping;
-use keys_door::{KeysDoor, LOCAL};
+use keys_door::LOCAL;
 use redis_use::RedisUse;
-use router::{Pages, Reading, Router};
+use router::{Offered, Reading, Router};
 use rules_sync::{RULE_KIND, RulesSync};
 use server_file::ServerFile;
 use store::Store;
@@ -136,7 +135,7 @@ pub struct Server {
     open: bool,
     file: ServerFile,
     stop: watch::Sender<bool>,
-    listener: JoinHandle<tidegate_ingest::http::Drained>,
+    listener: JoinHandle<Drained>,
     housekeeping: Housekeeping,
     rules: Arc<tokio::sync::Mutex<RulesSync>>,
     parts: Parts,
@@ -272,9 +271,7 @@ impl Server {
         if let Some(peers) = peers {
             feed = feed.with_peers(peers);
         }
-        let router = Arc::new(Router {
-            keys: keys.clone(),
-            local_token: file.token().to_owned(),
+        let offered = Offered {
             ingest: Some(Ingest::new(batcher.clone(), &config.ingest)),
             reading: Some(Reading {
                 feed,
@@ -282,20 +279,9 @@ impl Server {
                 query,
                 threat_detection,
             }),
-            keys_door: KeysDoor { keys: keys.clone() },
-            health: health.clone(),
-            metrics: metrics.clone(),
-            request_ids: Mutex::new(IdGenerator::new(getrandom::u64().unwrap_or(1))),
-            pages: Pages::written(),
-        });
-        let routes = Arc::new(move |request| {
-            let router = router.clone();
-            async move { router.answer(request).await }
-        });
-        let mut stopped = stopping.clone();
-        let until_stopped = async move { drop(stopped.wait_for(|stop| *stop).await) };
-        let listening = tidegate_ingest::http::listen(listener, config.http.clone(), routes, until_stopped);
-        let listener = tokio::spawn(listening);
+        };
+        let router = Router::new(&keys, &file, offered, &health, metrics.clone());
+        let listener = router.listen(listener, config.http.clone(), stopping);
         let rules = Arc::new(tokio::sync::Mutex::new(rules));
         let parts = Parts { batcher, run, deliveries, delivered, registry, log, output, store_lock };
         let stores = housekeeping::Stores { store, timescale: destinations.timescale };

@@ -13,18 +13,22 @@ use parking_lot::Mutex;
 use serde_json::json;
 use subtle::ConstantTimeEq;
 use tidegate_events::IdGenerator;
-use tidegate_ingest::http::{BodyPace, Ingest, read_body};
+use tidegate_ingest::http::{BodyPace, Drained, HttpConfig, Ingest, listen, read_body};
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::keys::{DEFAULT_ORG, Keys, Principal, Role};
 use tidegate_pipeline::{Health, Problem};
 use tidegate_query::Query;
 use tidegate_sinks::feed::{self, Feed};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::feedback_door::FeedbackDoor;
 use super::keys_door::{KeysDoor, LOCAL};
 use super::metrics::{REQUEST_SECONDS, REQUESTS};
 use super::reply::{self, Body};
 use super::routes::{Door, Found, Route, find};
+use super::server_file::ServerFile;
 use super::threat_detection::ThreatDetection;
 use super::{STUCK_MAX, openapi};
 
@@ -39,27 +43,31 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All doors of the server.
 pub struct Router {
-    /// Who may do what.
-    pub keys: Arc<Keys>,
+    keys: Arc<Keys>,
     /// The token of whoever may read the data folder.
-    pub local_token: String,
+    local_token: String,
+    offered: Offered,
+    keys_door: KeysDoor,
+    /// Stages, for `/readyz`.
+    health: Health,
+    /// For `/metrics`.
+    metrics: PrometheusHandle,
+    /// Makes the ids of requests that bring none.
+    request_ids: Mutex<IdGenerator>,
+    /// What anyone may read, written out once: without a key it must cost next to nothing.
+    pages: Pages,
+}
+
+/// The doors that nodes of some roles lack.
+#[derive(Default)]
+pub struct Offered {
     /// Events in.
     pub ingest: Option<Ingest>,
     /// What asks the store.
     pub reading: Option<Reading>,
-    /// Keys.
-    pub keys_door: KeysDoor,
-    /// Stages, for `/readyz`.
-    pub health: Health,
-    /// For `/metrics`.
-    pub metrics: PrometheusHandle,
-    /// Makes the ids of requests that bring none.
-    pub request_ids: Mutex<IdGenerator>,
-    /// What anyone may read, written out once: without a key it must cost next to nothing.
-    pub pages: Pages,
 }
 
-/// The doors that ask the store: nodes of some roles have none.
+/// The doors that ask the store.
 pub struct Reading {
     /// SQL and reading.
     pub query: Arc<Query>,
@@ -72,20 +80,56 @@ pub struct Reading {
 }
 
 /// The pages that do not change.
-pub struct Pages {
+struct Pages {
     welcome: Bytes,
     openapi: Bytes,
 }
 
 impl Pages {
     /// Writes them.
-    pub fn written() -> Self {
+    fn written() -> Self {
         let text = |page: serde_json::Value| Bytes::from(format!("{page}\n"));
         Self { welcome: text(welcome()), openapi: text(openapi::document()) }
     }
 }
 
 impl Router {
+    /// The doors of a node whose server file is `file`.
+    pub fn new(
+        keys: &Arc<Keys>,
+        file: &ServerFile,
+        offered: Offered,
+        health: &Health,
+        metrics: PrometheusHandle,
+    ) -> Self {
+        Self {
+            keys: keys.clone(),
+            local_token: file.token().to_owned(),
+            offered,
+            keys_door: KeysDoor { keys: keys.clone() },
+            health: health.clone(),
+            metrics,
+            request_ids: Mutex::new(IdGenerator::new(getrandom::u64().unwrap_or(1))),
+            pages: Pages::written(),
+        }
+    }
+
+    /// Answers whoever comes to `listener`, until `stopping` says so and the last answer is sent.
+    pub fn listen(
+        self,
+        listener: TcpListener,
+        config: HttpConfig,
+        mut stopping: watch::Receiver<bool>,
+    ) -> JoinHandle<Drained> {
+        let router = Arc::new(self);
+        let routes = Arc::new(move |request| {
+            let router = router.clone();
+            async move { router.answer(request).await }
+        });
+        let until_stopped = async move { drop(stopping.wait_for(|stop| *stop).await) };
+        tokio::spawn(listen(listener, config, routes, until_stopped))
+    }
+
     /// Answers a request. Never fails: what goes wrong is an answer.
     pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
@@ -127,7 +171,7 @@ impl Router {
                 reply::whole(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())
             }
             Door::OpenApi => reply::whole(StatusCode::OK, "application/json", self.pages.openapi.clone()),
-            Door::Ingest => match &self.ingest {
+            Door::Ingest => match &self.offered.ingest {
                 Some(ingest) => ingest.handle(request, &principal, request_id).await,
                 None => elsewhere(request_id),
             },
@@ -135,7 +179,8 @@ impl Router {
                 Ok(request) => self.keys_door.handle(request, &principal, request_id).await,
                 Err(problem) => reply::problem(&problem, request_id),
             },
-            Door::Sql | Door::Read | Door::Feed | Door::Feedback | Door::ThreatDetection => match &self.reading {
+            Door::Sql | Door::Read | Door::Feed | Door::Feedback | Door::ThreatDetection => match &self.offered.reading
+            {
                 Some(reading) => reading.dispatch(route, request, &principal, request_id).await,
                 None => elsewhere(request_id),
             },

@@ -86,6 +86,15 @@ fn check_shows_each_fault_in_its_line_and_counts() {
     let (code, out, _) = run(&["rules", "check", &dir, "--json"]);
     let found: Value = serde_json::from_str(&out).expect("JSON");
     assert_eq!((code, &found["errors"][0]["line"], &found["summary"]["warnings"]), (1, &8.into(), &1.into()), "{out}");
+    let more = format!(
+        "{RULE}name: stopped\n---\ntitle: Many\nid: 0a6f0c5e-3f0e-4f6c-9f55-0d6a4ce1b001\ncorrelation:\n  type: event_count\n  \
+         rules: [stopped]\n  timespan: 5m\n  condition: {{gte: 3}}\n---\ntitle: Not here\n\
+         id: 0a6f0c5e-3f0e-4f6c-9f55-0d6a4ce1c001\nlogsource: {{product: aws, service: cloudtrail}}\nfilter:\n  rules: [stopped]\n  \
+         here:\n    awsRegion: eu-west-3\n  condition: not here\n"
+    );
+    let all = folder(&[("all.yml", &more)]);
+    let (code, out, _) = run(&["rules", "check", &all.path().to_string_lossy(), "--errors-only"]);
+    assert!(code == 0 && out.contains("1 file: 1 rule, 1 correlation, 1 filter load; 0 errors"), "{out}");
     let (code, _, err) = run(&["rules", "check", "/nowhere"]);
     assert!(code == 1 && err.contains("/nowhere"), "{err}");
 }

@@ -370,6 +370,21 @@ fn a_rule_that_others_need_is_not_taken_from_them() {
     }
 }
 
+/// Sends events until a rule is parked; how it is shown then.
+fn parked(server: &Server, rule: &str, mut events: impl FnMut() -> Vec<Value>) -> Value {
+    let mut client = server.client();
+    let started = Instant::now();
+    loop {
+        client.bulk("/v2/events/bulk?source=custom", &events());
+        let parked = client.get(&format!("{RULES}?status=parked")).json();
+        if let Some(rule) = parked["rules"].as_array().and_then(|rules| rules.iter().find(|shown| shown["id"] == rule))
+        {
+            return rule.clone();
+        }
+        assert!(started.elapsed() < PATIENCE, "{parked} {}", server.lines());
+    }
+}
+
 #[test]
 fn a_rule_that_takes_too_long_is_shown_as_parked() {
     let server = Server::start(&[("SIGMA__RULE_EVENT_NS_MAX", "1")]);
@@ -378,7 +393,6 @@ fn a_rule_that_takes_too_long_is_shown_as_parked() {
     let slow = rule(&id(1), "x").replace("action: x", "action|re: 'a[ab]{200}[^ab]'");
     made(&mut client, &slow);
     made(&mut client, &rule(&id(2), "quick"));
-    let started = Instant::now();
     let mut bits = 0x9e37_79b9_7f4a_7c15_u64;
     let mut letter = move || {
         bits ^= bits << 13;
@@ -386,17 +400,10 @@ fn a_rule_that_takes_too_long_is_shown_as_parked() {
         bits ^= bits << 17;
         if bits & 1 == 0 { 'a' } else { 'b' }
     };
-    let shown = loop {
+    let shown = parked(&server, &id(1), || {
         let actions = (0..500).map(|_| (0..300).map(|_| letter()).collect::<String>()).collect::<Vec<_>>();
-        let actions = actions.into_iter();
-        let events: Vec<Value> = actions.map(|action| json!({"action": action})).collect();
-        client.bulk("/v2/events/bulk?source=custom", &events);
-        let parked = client.get(&format!("{RULES}?status=parked")).json();
-        if let Some(rule) = parked["rules"].as_array().and_then(|rules| rules.iter().find(|rule| rule["id"] == id(1))) {
-            break rule.clone();
-        }
-        assert!(started.elapsed() < PATIENCE, "{parked} {}", server.lines());
-    };
+        actions.into_iter().map(|action| json!({"action": action})).collect()
+    });
     assert!(shown["reason"].as_str().is_some_and(|reason| reason.contains("ns per event")), "{shown}");
     // A change gives it another chance.
     let reply = client.send("PUT", &path(&id(1)), &[YAML], rule(&id(1), "x").as_bytes());
@@ -404,6 +411,34 @@ fn a_rule_that_takes_too_long_is_shown_as_parked() {
     seen(&mut client, "last", "x");
     client.wait_for("SELECT count(*) FROM alerts WHERE title = 'Saw x'", 1);
     assert_eq!(client.get(&path(&id(1))).json()["rule"]["status"], "loaded");
+}
+
+#[test]
+fn a_correlation_that_takes_too_long_is_shown_as_parked() {
+    let server = Server::start(&[("SIGMA__CORRELATION_EVENT_NS_MAX", "1")]);
+    let mut client = server.client();
+    made(&mut client, &rule(&id(1), "try"));
+    // The window moves over all events between two clusters of them each time.
+    let slow = format!(
+        "title: Slow\nid: {}\ncorrelation:\n  type: value_percentile\n  rules: [{}]\n  timespan: 20s\n  \
+         condition: {{field: v, percentile: 50, gte: 1000}}\nlevel: high\n",
+        id(2),
+        id(1)
+    );
+    made(&mut client, &slow);
+    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+    let mut number = 0;
+    let shown = parked(&server, &id(2), || {
+        let first = number;
+        number += 500;
+        let time = |number: u64| now_ms as u64 - 60_000 + number % 2 * 40_000 + number / 1_000;
+        let one = |number| json!({"action": "try", "time": time(number), "v": (number * 7 % 1_000) as f64 / 7.0});
+        (first..number).map(one).collect()
+    });
+    assert_eq!(shown["kind"], "correlation", "{shown}");
+    assert!(shown["reason"].as_str().is_some_and(|reason| reason.contains("ns per event")), "{shown}");
+    let others = client.get(&format!("{RULES}?status=parked")).json();
+    assert_eq!(others["rules"].as_array().map(Vec::len), Some(1), "only it: {others}");
 }
 
 #[test]

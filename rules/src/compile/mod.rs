@@ -152,6 +152,11 @@ impl RuleSet {
         &self.correlations.correlations
     }
 
+    /// How many filters there are.
+    pub fn filters(&self) -> usize {
+        self.filters.len()
+    }
+
     /// How many distinct predicates all rules together have.
     pub fn predicates(&self) -> usize {
         self.predicates.len()

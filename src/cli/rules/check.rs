@@ -29,6 +29,8 @@ pub fn run(config: &Config, paths: &[PathBuf], style: Style, out: &mut dyn Write
     let summary = Summary {
         files: given.files.len(),
         rules: set.rules().len(),
+        correlations: set.correlations().len(),
+        filters: set.filters(),
         errors: errors.len(),
         warnings: warnings.len(),
         seconds: begun.elapsed().as_secs_f64(),
@@ -72,6 +74,8 @@ fn warnings(given: &[RuleFile], errors: &[RuleProblem], config: &Config) -> anyh
 struct Summary {
     files: usize,
     rules: usize,
+    correlations: usize,
+    filters: usize,
     errors: usize,
     warnings: usize,
     seconds: f64,
@@ -87,11 +91,14 @@ impl Summary {
         let list = if checks.is_empty() { String::new() } else { format!(" ({})", checks.join(", ")) };
         let counted = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
         let errors = counted(self.errors, "error");
+        let mut loaded = vec![counted(self.rules, "rule")];
+        let more = [(self.correlations, "correlation"), (self.filters, "filter")];
+        loaded.extend(more.into_iter().filter(|(count, _)| *count > 0).map(|(count, word)| counted(count, word)));
         writeln!(
             out,
             "{}: {} load; {}, {}{list}; {:.1} s",
             counted(self.files, "file"),
-            counted(self.rules, "rule"),
+            loaded.join(", "),
             if self.errors > 0 { style.error(&errors) } else { style.good(&errors) },
             counted(self.warnings, "warning"),
             self.seconds,

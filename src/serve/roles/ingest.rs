@@ -13,8 +13,9 @@ use tidegate_sinks::fluvio::{LogTail, LogTopic, PartitionedLog};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::super::router::Offered;
 use super::super::until_signal;
-use super::{Node, Offered, open_log, within};
+use super::{Node, open_log, within};
 use crate::config::Config;
 
 /// Runs the node until it is told to stop.

@@ -26,9 +26,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
-use parking_lot::Mutex;
-use tidegate_events::IdGenerator;
-use tidegate_ingest::http::{Drained, Ingest};
+use tidegate_ingest::http::Drained;
 use tidegate_pipeline::fs::{Fs, RealFs, make_dir_durable};
 use tidegate_pipeline::keys::Keys;
 use tidegate_pipeline::log::LogLock;
@@ -41,9 +39,8 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::housekeeping::watch_rules;
-use super::keys_door::KeysDoor;
 use super::process::show_gauges;
-use super::router::{Pages, Reading, Router};
+use super::router::{Offered, Router};
 use super::rules_sync::RulesSync;
 use super::server_file::{self, ServerFile};
 use super::threat_detection::shelf::Shelf;
@@ -86,15 +83,6 @@ struct Node {
     rules: Arc<tokio::sync::Mutex<RulesSync>>,
     tasks: Vec<AbortHandle>,
     _lock: LogLock,
-}
-
-/// The doors that nodes of some roles have.
-#[derive(Default)]
-struct Offered {
-    /// Events in.
-    ingest: Option<Ingest>,
-    /// What asks the store.
-    reading: Option<Reading>,
 }
 
 /// The listener of a node.
@@ -166,31 +154,14 @@ impl Node {
     async fn listen(
         &self,
         config: &Config,
-        Offered { ingest, reading }: Offered,
+        offered: Offered,
         stop: watch::Sender<bool>,
         metrics: PrometheusHandle,
     ) -> anyhow::Result<Doors> {
         let (listener, address) = bind(config.listen, self.keys.is_open()).await?;
         let file = ServerFile::new(&config.data_dir, address)?;
-        let router = Arc::new(Router {
-            keys: self.keys.clone(),
-            local_token: file.token().to_owned(),
-            ingest,
-            reading,
-            keys_door: KeysDoor { keys: self.keys.clone() },
-            health: self.health.clone(),
-            metrics,
-            request_ids: Mutex::new(IdGenerator::new(getrandom::u64().unwrap_or(1))),
-            pages: Pages::written(),
-        });
-        let routes = Arc::new(move |request| {
-            let router = router.clone();
-            async move { router.answer(request).await }
-        });
-        let mut stopped = stop.subscribe();
-        let until_stopped = async move { drop(stopped.wait_for(|stop| *stop).await) };
-        let listening = tidegate_ingest::http::listen(listener, config.http.clone(), routes, until_stopped);
-        let listener = tokio::spawn(listening);
+        let router = Router::new(&self.keys, &file, offered, &self.health, metrics);
+        let listener = router.listen(listener, config.http.clone(), stop.subscribe());
         file.write()?;
         println!("tidegate {} listens on {}", env!("CARGO_PKG_VERSION"), server_file::url(address));
         Ok(Doors { address, listener, stop, file })

@@ -24,11 +24,11 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::super::feedback_door::FeedbackDoor;
-use super::super::router::Reading;
+use super::super::router::{Offered, Reading};
 use super::super::threat_detection::{ThreatDetection, ThreatDetectionParts};
 use super::super::{backfill, recheck, until_signal};
 use super::partition::{CHANGES, origin};
-use super::{Node, Offered, open_log};
+use super::{Node, open_log};
 use crate::config::Config;
 
 /// Memory of one read along.

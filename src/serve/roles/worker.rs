@@ -18,9 +18,10 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use super::super::metrics::{LEASES_LOST, LEASES_TAKEN, PARTITION_HELD, PARTITION_LAG, PARTITIONS_HELD};
+use super::super::router::Offered;
 use super::super::until_signal;
+use super::Node;
 use super::partition::{LAGGING, Partition, PartitionParts, Stages};
-use super::{Node, Offered};
 use crate::config::Config;
 
 /// Rounds for each length of a lease.
