@@ -20,8 +20,9 @@ use tidegate_pipeline::{Health, PipelineError, StreamLog};
 use super::args::KeyCommand;
 use super::http::Client;
 use super::{Ending, UsageError};
-use crate::config::{ClientConfig, Config};
+use crate::config::{ClientConfig, Config, NodeRole};
 use crate::serve::destinations::Destinations;
+use crate::serve::roles::NODE_LOCK;
 use crate::serve::rows_held;
 use crate::serve::store::open_store;
 
@@ -118,6 +119,14 @@ async fn ask(server: &ClientConfig, wish: &Wish<'_>) -> anyhow::Result<Value> {
 /// Opens the folder as the server does, changes it, and closes it again.
 async fn offline(config: &Config, wish: &Wish<'_>) -> anyhow::Result<Value> {
     let data = config.data_dir.as_path();
+    // The keys of many machines are in a topic, of which a node has a copy only: what is changed there counts for nobody.
+    if config.role != NodeRole::All || data.join(NODE_LOCK).is_dir() {
+        bail!(
+            "{} is the folder of one of many machines, whose keys are in Fluvio: nothing was changed. Start the node, or another \
+             of any role, and run this with its folder again",
+            data.display()
+        );
+    }
     if !matches!(wish, Wish::Create { .. }) && !data.join("log").is_dir() {
         bail!("there is nothing in {}: choose the server's folder with --data-dir", data.display());
     }

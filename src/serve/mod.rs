@@ -18,7 +18,7 @@ pub mod openapi;
 pub mod process;
 mod redis_use;
 pub mod reply;
-mod roles;
+pub(crate) mod roles;
 pub mod router;
 pub mod routes;
 pub mod rules_sync;

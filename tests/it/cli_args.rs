@@ -167,6 +167,27 @@ fn keys_are_made_listed_and_revoked_while_no_server_runs_and_the_log_holds_them(
 }
 
 #[test]
+fn keys_of_many_machines_are_not_changed_in_a_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let place = data.to_string_lossy().into_owned();
+    let node = [("TIDEGATE_ROLE", "ingest"), ("TIDEGATE_FLUVIO__ADDRESS", "127.0.0.1:9")];
+    let wishes: [&[&str]; 3] = [&["create", "--org", "a", "--role", "ingest"], &["list"], &["revoke", "some"]];
+    let refused = |environment: &[(&str, &str)]| {
+        for wish in wishes {
+            let output = tidegate(&[&["key"], wish, &["--data-dir", &place]].concat(), environment);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.code() == Some(1) && said.contains("keys are in Fluvio"), "{wish:?}: {said}");
+            assert!(output.stdout.is_empty() && !data.join("log").exists(), "{wish:?}");
+        }
+    };
+    refused(&node);
+    // Of a node whose role was said to `serve` alone.
+    std::fs::create_dir_all(data.join("node")).expect("a folder");
+    refused(&[]);
+}
+
+#[test]
 fn the_doctor_looks_at_everything_and_says_what_to_do() {
     let folder = tempfile::tempdir().expect("a folder");
     let data = folder.path().join("data").to_string_lossy().into_owned();

@@ -48,11 +48,7 @@ impl Shared {
     async fn follow_on(&self, backoff: &mut Backoff) -> Result<Infallible, FluvioFailure> {
         let link = self.place.cluster.connect().await?;
         let from = self.cache.lock().next();
-        // What was read before the connection broke must still be there, or the numbers of the records mean others now.
-        let tail = self.marks.lock().tail(offset_of(from));
-        if let Some(from) = lost_from(&self.leader, &tail).await? {
-            return Err(tail.lost(&self.place, from));
-        }
+        self.still_there().await?;
         let mut reader = Reader::open(self.place.clone(), link, from).await?;
         let bounds = reader.bounds;
         if bounds.first > from {
@@ -68,6 +64,16 @@ impl Shared {
             if let Some(entry) = reader.next().await? {
                 self.take(entry);
             }
+        }
+    }
+
+    /// Looks whether what was read is there before a new connection reads on: the numbers of the records mean others otherwise.
+    async fn still_there(&self) -> Result<(), FluvioFailure> {
+        let tail = self.marks.lock().tail(Offset::MAX);
+        // The futures of the client library are deep.
+        match Box::pin(lost_from(&self.leader, &tail)).await? {
+            Some(from) => Err(tail.lost(&self.place, from)),
+            None => Ok(()),
         }
     }
 
@@ -112,11 +118,18 @@ impl Shared {
         from: Offset,
         bytes_max: usize,
     ) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        if self.lost.load(Ordering::Acquire) {
+            return Err(self.unreadable("the partition has lost records"));
+        }
         match self.try_read_behind(from, bytes_max).await {
             Ok(batches) => Ok(batches),
             Err(FluvioFailure::Forgotten { first, .. }) => {
                 self.forgotten(offset_of(first));
                 Err(PipelineError::Forgotten { asked: from, first: offset_of(first) })
+            }
+            Err(failure @ FluvioFailure::Lost { .. }) => {
+                self.lose(&failure);
+                Err(self.unreadable(&failure.to_string()))
             }
             Err(failure) => Err(self.unreadable(&failure.to_string())),
         }
@@ -132,6 +145,8 @@ impl Shared {
             Some(reader) => reader,
             None => {
                 counter!(names::FLUVIO_LOG_REREADS).increment(1);
+                // The one that follows may wait for room, and know nothing of a broker that came back.
+                self.still_there().await?;
                 let link = self.place.cluster.connect().await?;
                 let reader = Reader::open(self.place.clone(), link, record_of(from)).await?;
                 if offset_of(reader.bounds.first) > from && reader.bounds.first > 0 {
@@ -149,7 +164,13 @@ impl Shared {
         let (mut batches, mut left): (Vec<Arc<LogBatch>>, _) = (Vec::new(), bytes_max);
         // Somebody waits for it: what was read so far will do.
         while batches.is_empty() || (left > 0 && started.elapsed() < self.place.cluster.reply_max) {
-            let Some(entry) = reader.next().await? else { break };
+            let Some(entry) = reader.next().await? else {
+                if batches.is_empty() && offset_of(reader.expected()) < until {
+                    // Who got nothing would go on after `until`.
+                    return Err(reader.ends_before(until));
+                }
+                break;
+            };
             left = left.saturating_sub(entry.bytes);
             let last = offset_of(entry.record + 1) >= until;
             batches.extend(entry.batches.into_iter().filter(|batch| batch.next_offset() > from));

@@ -59,6 +59,9 @@ pub struct FluvioLogParts {
     pub partition: u32,
     /// The smallest offset from which the log will be followed. `None` for a log that is only appended to.
     pub follow: Option<Offset>,
+    /// Rows below it were read before, and are there: the log does not end earlier, though it may not be known again yet after a leader
+    /// came back that all replicas have them.
+    pub seen: Offset,
     /// Of a cursor at or after it, where there is one: what the partition [still has](FluvioLog::lost_from).
     pub tail: LogTail,
     /// The health of this log.
@@ -133,12 +136,12 @@ impl FluvioLog {
     /// # Errors
     /// [`SinksError::Fluvio`] when the cluster is away or has no such partition.
     pub async fn open(config: &FluvioLogConfig, parts: FluvioLogParts) -> Result<Self, SinksError> {
-        let FluvioLogParts { topic, partition, follow: followed, tail, stage } = parts;
+        let FluvioLogParts { topic, partition, follow: followed, seen, tail, stage } = parts;
         let place = place(config, topic, partition)?;
         let link = place.cluster.connect().await?;
         let found = place.bounds(&link).await?;
         let first = if found.first == 0 { 0 } else { offset_of(found.first) };
-        let bounds = LogBounds { first, next: offset_of(found.next) };
+        let bounds = LogBounds { first, next: offset_of(found.next).max(seen) };
         let from = record_of(followed.unwrap_or(bounds.next)).clamp(found.first, found.next.max(found.first));
         let shared = Arc::new(Shared {
             place,
@@ -176,7 +179,24 @@ impl FluvioLog {
         tail: &LogTail,
     ) -> Result<Option<Offset>, SinksError> {
         let leader = leader(config, topic, partition)?;
-        Ok(lost_from(&leader, tail).await?.map(offset_of))
+        // The futures of the client library are deep.
+        Ok(Box::pin(lost_from(&leader, tail)).await?.map(offset_of))
+    }
+
+    /// Whether records that a tail tells of are lost, wherever they began.
+    ///
+    /// # Errors
+    /// [`SinksError::Fluvio`] that the cluster is away.
+    pub async fn has_lost_of(
+        config: &FluvioLogConfig,
+        topic: LogTopic,
+        partition: u32,
+        tail: &LogTail,
+    ) -> Result<bool, SinksError> {
+        match Self::lost_from(config, topic, partition, tail).await {
+            Err(SinksError::Fluvio(FluvioFailure::Lost { .. })) => Ok(true),
+            found => found.map(|from| from.is_some()),
+        }
     }
 
     /// What is to be kept with a cursor at this offset, so that it can be told later whether the partition still has what

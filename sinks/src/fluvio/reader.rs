@@ -10,7 +10,7 @@ use tidegate_pipeline::log::memory_bytes_of;
 use tidegate_pipeline::{LogBatch, Offset};
 
 use super::failure::FluvioFailure;
-use super::frames::{self, offset_of};
+use super::frames::{self, offset_of, records_below};
 use super::link::{Cluster, Link, PartitionBounds};
 use super::records::Records;
 use super::repeats::{RecordWindow, WindowBounds};
@@ -75,13 +75,28 @@ impl Place {
     pub(super) async fn bounds(&self, link: &Link) -> Result<PartitionBounds, FluvioFailure> {
         link.bounds(&self.topic, self.partition).await
     }
+
+    /// That a partition ends at a record before one that was there: what all replicas have may be known late again after a leader
+    /// came back.
+    fn ends_before(&self, end: u64, expected: u64) -> FluvioFailure {
+        self.away(&format!("it ends at record {end}, before {expected}"))
+    }
+
+    fn away(&self, what: &str) -> FluvioFailure {
+        let doing = format!("read {}-{}", self.topic, self.partition);
+        self.cluster.away(&doing, &what)
+    }
 }
 
 impl Reader {
-    /// A reader from the record `from` on, or the first one there is. Looks back for the keys of the records before.
+    /// A reader from the record `from` on, or the first one there is. Looks back for the keys of the records before. Fails while the
+    /// partition ends before it.
     pub(super) async fn open(place: Arc<Place>, link: Link, from: u64) -> Result<Self, FluvioFailure> {
         let bounds = place.bounds(&link).await?;
-        let from = from.min(bounds.next).max(bounds.first);
+        if bounds.next < from {
+            return Err(place.ends_before(bounds.next, from));
+        }
+        let from = from.max(bounds.first);
         let window = look_back(&place, bounds.first, from).await?;
         let records = link.records(&place.topic, place.partition, from).await?;
         Ok(Self { place, link, records, window, bounds })
@@ -103,15 +118,20 @@ impl Reader {
             }
             if next < expected {
                 // Whoever reads on compares the ends.
-                return Err(self.away(&format!("it ends at record {next}, before {expected}")));
+                return Err(self.place.ends_before(next, expected));
             }
         }
-        Err(self.away("records are there and do not come"))
+        Err(self.place.away("records are there and do not come"))
     }
 
-    fn away(&self, what: &str) -> FluvioFailure {
-        let doing = format!("read {}-{}", self.place.topic, self.place.partition);
-        self.place.cluster.away(&doing, &what)
+    /// That rows below an offset were there, and the partition ends here.
+    pub(super) fn ends_before(&self, until: Offset) -> FluvioFailure {
+        self.place.ends_before(self.expected(), records_below(until))
+    }
+
+    /// The record that comes next.
+    pub(super) fn expected(&self) -> u64 {
+        self.records.expected()
     }
 
     fn entry(&mut self, record: u64, value: &Buffer) -> Entry {

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use tidegate_pipeline::Offset;
 
 use super::failure::FluvioFailure;
-use super::frames::records_below;
+use super::frames::{offset_of, records_below};
 use super::reader::Place;
 
 /// Records whose marks are kept with a cursor: more than a broker takes in the half minute that its machine may owe the disk.
@@ -48,6 +48,11 @@ impl LogTail {
     /// Whether it ends before another one, or that one has no marks.
     pub fn is_before(&self, other: &Self) -> bool {
         other.marks.is_empty() || (!self.marks.is_empty() && self.next < other.next)
+    }
+
+    /// The offset after the last record.
+    pub fn end(&self) -> Offset {
+        offset_of(self.next)
     }
 
     /// The first record that has a mark.
@@ -183,7 +188,6 @@ async fn marks(place: &Place, from: u64, until: u64) -> Result<Vec<u32>, FluvioF
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fluvio::frames::offset_of;
 
     /// The marks of a partition: 100, 101, … up to `until`, but for those from `other` on, which are others.
     fn held(from: u64, until: u64, other: u64) -> Vec<u32> {

@@ -272,7 +272,7 @@ impl LeasedCheckpoint {
         let checkpoints = qualified(&self.config.schema, "checkpoints");
         let leases = qualified(&self.config.schema, "leases");
         let query = format!(
-            "WITH held AS (SELECT partition, epoch FROM {leases} WHERE partition = $1 AND epoch = $2 FOR KEY SHARE), \
+            "WITH held AS (SELECT partition, epoch FROM {leases} WHERE partition = $1 AND epoch = $2 AND isfinite(until) FOR KEY SHARE), \
              done AS (INSERT INTO {checkpoints} AS kept (partition, epoch, next_offset, body) \
              SELECT partition, epoch, $3::int8, $4::bytea FROM held ON CONFLICT (partition) DO UPDATE SET \
              epoch = excluded.epoch, next_offset = excluded.next_offset, body = excluded.body, saved = now() \
@@ -313,7 +313,7 @@ pub(super) async fn hold(client: &Object, config: &TimescaleConfig, lease: Lease
     );
     let query = format!(
         "SELECT epoch, set_config('idle_in_transaction_session_timeout', {idle_max}, true) FROM {leases} \
-         WHERE partition = {partition} AND epoch = {epoch} FOR KEY SHARE"
+         WHERE partition = {partition} AND epoch = {epoch} AND isfinite(until) FOR KEY SHARE"
     );
     match rows(client, config, "look at the lease", &query).await?.is_empty() {
         true => Err(lost(lease)),
@@ -323,7 +323,7 @@ pub(super) async fn hold(client: &Object, config: &TimescaleConfig, lease: Lease
 
 fn lost(lease: Lease) -> SinksError {
     let reason = format!(
-        "the lease of partition {} was taken by another worker: this one writes nothing for it any more",
+        "the lease of partition {} was taken by another worker, or given back: this one writes nothing for it any more",
         lease.partition
     );
     SinksError::Database { reason }
@@ -348,10 +348,8 @@ fn tables(schema: &str, partitions: u32) -> Vec<String> {
         ),
         format!(
             "CREATE TABLE IF NOT EXISTS {checkpoints} (partition int4 PRIMARY KEY, epoch int8 NOT NULL, body bytea NOT NULL, \
-             saved timestamptz NOT NULL DEFAULT now(), next_offset int8 NOT NULL DEFAULT 0)"
+             saved timestamptz NOT NULL DEFAULT now(), next_offset int8 NOT NULL)"
         ),
-        // Made before there were offsets.
-        format!("ALTER TABLE {checkpoints} ADD COLUMN IF NOT EXISTS next_offset int8 NOT NULL DEFAULT 0"),
         tails::table(schema),
         format!(
             "INSERT INTO {leases} (partition) SELECT generate_series(0, {}) ON CONFLICT DO NOTHING",

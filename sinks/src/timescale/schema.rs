@@ -299,13 +299,17 @@ pub(super) async fn run(
     statements: &[String],
 ) -> Result<(), SinksError> {
     for statement in statements {
-        step(config, doing, client.batch_execute(statement)).await.map_err(|error| match error {
-            // Of the schema, not of rows.
-            SinksError::Refused { reason, .. } => SinksError::Database { reason },
-            other => other,
-        })?;
+        step(config, doing, client.batch_execute(statement)).await.map_err(of_no_row)?;
     }
     Ok(())
+}
+
+/// What was asked has no rows of ours in it, so none of them is the reason.
+fn of_no_row(error: SinksError) -> SinksError {
+    match error {
+        SinksError::Refused { reason, .. } => SinksError::Database { reason },
+        other => other,
+    }
 }
 
 /// The rows of a query, as text; null as the empty text.
@@ -315,7 +319,7 @@ pub(super) async fn rows(
     doing: &str,
     query: &str,
 ) -> Result<Vec<Vec<String>>, SinksError> {
-    let messages = step(config, doing, client.simple_query(query)).await?;
+    let messages = step(config, doing, client.simple_query(query)).await.map_err(of_no_row)?;
     let row = |message: SimpleQueryMessage| match message {
         SimpleQueryMessage::Row(row) => {
             Some((0..row.len()).map(|at| row.get(at).unwrap_or_default().to_owned()).collect())
@@ -332,7 +336,7 @@ async fn one(
     doing: &str,
     query: &str,
 ) -> Result<Option<String>, SinksError> {
-    let messages = step(config, doing, client.simple_query(query)).await?;
+    let messages = step(config, doing, client.simple_query(query)).await.map_err(of_no_row)?;
     Ok(messages.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
         _ => None,

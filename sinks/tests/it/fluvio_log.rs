@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_events::{Alert, Dataset, alerts_to_batch};
 use tidegate_pipeline::tailing::read_on;
-use tidegate_pipeline::{Ack, AppendError, EventBatch, Health, Offset, StreamLog};
+use tidegate_pipeline::{Ack, AppendError, EventBatch, Health, Offset, PipelineError, StreamLog};
 use tidegate_sinks::SinksError;
 use tidegate_sinks::fluvio::{FluvioFailure, FluvioLog, FluvioLogConfig, FluvioLogParts, LogTail, LogTopic};
 use tokio::runtime::{Builder, Runtime};
@@ -63,7 +63,7 @@ fn open(runtime: &Runtime, config: &FluvioLogConfig, partition: u32, follow: Opt
 
 fn open_with(runtime: &Runtime, config: &FluvioLogConfig, partition: u32, follow: Option<Offset>) -> Arc<FluvioLog> {
     let stage = Health::default().stage("log");
-    let parts = FluvioLogParts { topic: LogTopic::Log, partition, follow, tail: LogTail::default(), stage };
+    let parts = FluvioLogParts { topic: LogTopic::Log, partition, follow, seen: 0, tail: LogTail::default(), stage };
     Arc::new(runtime.block_on(FluvioLog::open(config, parts)).expect("a log"))
 }
 
@@ -262,4 +262,33 @@ fn records_that_a_broker_lost_are_told_of_while_it_is_read_and_after_a_restart()
     let short = LogTail::decode(&short).expect("a tail");
     let told = lost_from(&short).expect_err("it is not known");
     assert!(matches!(told, SinksError::Fluvio(FluvioFailure::Lost { from: None, read: 10, .. })), "{told}");
+}
+
+#[test]
+fn who_fell_behind_is_not_handed_records_that_have_the_numbers_of_lost_ones() {
+    let Some(mut world) = World::find("a reader behind a log in Fluvio whose broker lost its newest records", 1) else {
+        return;
+    };
+    let (partition, topic) = (world.partition(), world.config.topic(LogTopic::Log));
+    append_each(&world.open(partition, None), 0..10);
+    let config = FluvioLogConfig { cache_bytes_max: 1, ..world.config.clone() };
+    let reader = open_with(&world.runtime, &config, partition, Some(0));
+    let shared: Arc<dyn StreamLog> = reader.clone();
+    assert_eq!(whole(&shared, 0).len(), 10);
+    let end = shared.bounds().next;
+    append_each(&world.open(partition, None), 10..11);
+    // It has no room for more: nothing is asked of the broker any more.
+    until("the next record is read ahead", PATIENCE, || shared.bounds().next > end);
+    world.cluster.lose_records(&topic, 6, || {
+        until("the topic is made anew", PATIENCE, || world.runtime.block_on(FluvioLog::prepare(&world.config)).is_ok());
+    });
+    for others in [20..22, 22..40] {
+        append_each(&world.open(partition, None), others);
+        for from in [3 << 16, 5 << 16, 8 << 16] {
+            let told = read_on(&*shared, from, 1 << 20).expect_err("neither others nor nothing");
+            let PipelineError::Io { source, .. } = told else { panic!("{told}") };
+            assert!(source.to_string().contains("has lost records"), "{source}");
+        }
+        assert!(reader.has_lost());
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tidegate_pipeline::{Append, Delivery, Offset, Sink, StreamLog, log::MemoryLog};
+use tidegate_pipeline::{Append, Delivery, Offset, Sink, SinkError, StreamLog, log::MemoryLog};
 use tidegate_sinks::parquet::LogSource;
 use tidegate_sinks::timescale::{Lease, Leases, StoredTail, TailAt, TimescaleConfig, TimescaleStore};
 
@@ -94,6 +94,33 @@ fn what_a_log_ended_with_is_kept_with_the_cursor_and_gone_when_that_goes_back() 
         assert_eq!(store.cursor(LogSource::Ingest).await.expect("a cursor"), 4);
     });
     assert_eq!(schema.one("SELECT count(*) FROM security_events"), "6");
+}
+
+#[test]
+fn a_lease_that_was_given_back_is_good_for_nothing_more_and_no_row_is_blamed() {
+    let schema = Schema::new();
+    schema.block_on(async {
+        let mut leases = leases(&schema.config, "first");
+        let lease = taken(&mut leases).await;
+        let store = TimescaleStore::open_leased(schema.config.clone(), ORIGIN, lease).expect("a store");
+        let log = MemoryLog::new(8, 1 << 20);
+        let append = Append { batches: vec![events("acme", &["a", "b"])], ..Append::default() };
+        log.append(append).await.expect("an answer").expect("stored");
+        let mut sink = store.sink(LogSource::Ingest, 0);
+        // It was asked for, its answer did not come, and it is done while this is under way.
+        leases.release(lease).await.expect("released");
+        let batches = log.read(0, usize::MAX).expect("batches");
+        let taken = sink.write(Delivery { batches, next_offset: 2 }).await;
+        let told = match taken {
+            Ok(()) => sink.flush().await.expect_err("refused"),
+            Err(error) => error,
+        };
+        assert!(matches!(&told, SinkError::Retryable(_)), "{told:?}");
+        assert!(told.to_string().contains("given back"), "{told}");
+        let told = leases.checkpoints(lease).save(2, b"late").await.expect_err("refused").to_string();
+        assert!(told.contains("given back"), "{told}");
+    });
+    assert_eq!(schema.one("SELECT count(*) FROM security_events"), "0");
 }
 
 #[test]

@@ -12,8 +12,7 @@ use tidegate_pipeline::fs::Fs;
 use tidegate_pipeline::registry::Registry;
 use tidegate_pipeline::sealed::SealedFiles;
 use tidegate_pipeline::{Offset, PipelineError};
-use tidegate_sinks::SinksError;
-use tidegate_sinks::fluvio::{FluvioFailure, FluvioLog, LogTail, LogTopic};
+use tidegate_sinks::fluvio::{FluvioLog, LogTail, LogTopic};
 
 use super::patiently;
 use crate::config::Config;
@@ -59,12 +58,7 @@ impl KnownChanges {
         let Some(tail) = self.load()?.filter(|(at, _)| *at == covered && covered > 0).map(|(_, tail)| tail) else {
             return Ok(outdated);
         };
-        let lost = || async {
-            match FluvioLog::lost_from(&config.fluvio, LogTopic::Changes, 0, &tail).await {
-                Err(SinksError::Fluvio(FluvioFailure::Lost { .. })) => Ok(true),
-                found => found.map(|from| from.is_some()),
-            }
-        };
+        let lost = || FluvioLog::has_lost_of(&config.fluvio, LogTopic::Changes, 0, &tail);
         if patiently(lost).await.context("look at the end of the changes")? {
             tracing::error!("a broker has lost changes that this node has: what is in the topic counts");
             return Ok(outdated);

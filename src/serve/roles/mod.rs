@@ -48,6 +48,8 @@ use super::{bind, lock_log, within};
 use crate::config::{Config, NodeRole};
 use known_changes::{Copy, KnownChanges};
 
+/// The folder that a node locks in its data folder. No single server has one.
+pub(crate) const NODE_LOCK: &str = "node";
 /// Between two tries to reach the cluster at the start.
 const RETRY: Duration = Duration::from_secs(1);
 /// Memory of one read of the changes.
@@ -98,7 +100,7 @@ impl Node {
         let data = config.data_dir.as_path();
         let fs: Arc<dyn Fs> = Arc::new(RealFs);
         make_dir_durable(fs.as_ref(), data).with_context(|| format!("make the data folder {}", data.display()))?;
-        let lock = lock_log(&fs, &data.join("node")).await?;
+        let lock = lock_log(&fs, &data.join(NODE_LOCK)).await?;
         let health = Health::default();
         let partitions = patiently(|| FluvioLog::prepare(&config.fluvio)).await.context("look for the topics")?;
         let known = KnownChanges::in_folder(fs.clone(), data);
@@ -202,7 +204,8 @@ async fn open_log(
     stage: impl Fn() -> Arc<tidegate_pipeline::Stage>,
 ) -> anyhow::Result<Arc<FluvioLog>> {
     let open = || {
-        let parts = FluvioLogParts { topic, partition, follow, tail: tail.clone(), stage: stage() };
+        let (seen, tail) = (tail.end(), tail.clone());
+        let parts = FluvioLogParts { topic, partition, follow, seen, tail, stage: stage() };
         FluvioLog::open(&config.fluvio, parts)
     };
     let log = patiently(open).await.with_context(|| format!("open {}-{partition}", config.fluvio.topic(topic)))?;

@@ -118,8 +118,8 @@ impl Partition {
         let dir = config.data_dir.join("partitions").join(lease.partition.to_string()).join("checkpoint");
         put(&fs, &dir, config.run.checkpoint_bytes_max, found).await?;
         tracing::info!(?lease, ?cursors, offset, "a partition is taken");
-        let follow = [cursors[0].min(offset), cursors[1].min(output_offset)];
-        let logs = open_logs(&config, &stages, lease, follow, tails).await?;
+        let stands = [(cursors[0], offset), (cursors[1], output_offset)];
+        let logs = open_logs(&config, &stages, lease, stands, tails).await?;
         let [log, output_log] = logs.clone();
         let writer = Arc::new(OutputLog::of_numbering_log(output_log.clone()));
         let (stop, stopping) = watch::channel(None);
@@ -220,18 +220,19 @@ impl To {
     }
 }
 
-/// Opens the logs of a partition.
+/// Opens the logs of a partition, for the database and the rules that stand at these offsets of each.
 async fn open_logs(
     config: &Config,
     stages: &Stages,
     lease: Lease,
-    follow: [Offset; 2],
+    stands: [(Offset, Offset); 2],
     tails: [LogTail; 2],
 ) -> anyhow::Result<[Arc<FluvioLog>; 2]> {
     let mut logs = Vec::new();
-    for (((topic, from), tail), stage) in TOPICS.into_iter().zip(follow).zip(tails).zip(&stages.logs) {
-        let parts =
-            FluvioLogParts { topic, partition: lease.partition, follow: Some(from), tail, stage: stage.clone() };
+    for (((topic, (cursor, offset)), tail), stage) in TOPICS.into_iter().zip(stands).zip(tails).zip(&stages.logs) {
+        let (partition, follow, seen, stage) =
+            (lease.partition, Some(cursor.min(offset)), cursor.max(offset), stage.clone());
+        let parts = FluvioLogParts { topic, partition, follow, seen, tail, stage };
         logs.push(Arc::new(Box::pin(FluvioLog::open(&config.fluvio, parts)).await?));
     }
     <[_; 2]>::try_from(logs).map_err(|_| anyhow::anyhow!("two logs"))

@@ -6,11 +6,9 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
 use tidegate_pipeline::Offset;
 use tidegate_pipeline::checkpoint::Checkpoint;
-use tidegate_sinks::SinksError;
-use tidegate_sinks::fluvio::{FluvioFailure, FluvioLog, FluvioLogConfig, LogTail, LogTopic};
+use tidegate_sinks::fluvio::{FluvioLog, FluvioLogConfig, LogTail, LogTopic};
 use tidegate_sinks::parquet::LogSource;
 use tidegate_sinks::timescale::{LeasedCheckpoint, TimescaleStore};
 
@@ -64,7 +62,7 @@ impl Standing {
             store.rewind(source, from).await?;
         }
         if let Some(leased) = &mut leased
-            && (Part { config, topic: LogTopic::Changes, partition: 0 }).has_lost(&leased.tails[2]).await?
+            && FluvioLog::has_lost_of(config, LogTopic::Changes, 0, &leased.tails[2]).await?
         {
             tracing::warn!(partition, "changes of rules were lost by a broker: the rules begin afresh");
             leased.checkpoint.states.clear();
@@ -111,15 +109,6 @@ impl Part<'_> {
             "a broker has lost rows that were read: those that have their places now are delivered"
         );
         Ok(Found { cursor: cursor.min(from), tail: LogTail::default(), lost })
-    }
-
-    /// Whether records that a tail tells of are lost, wherever they began.
-    pub(super) async fn has_lost(&self, tail: &LogTail) -> anyhow::Result<bool> {
-        match FluvioLog::lost_from(self.config, self.topic, self.partition, tail).await {
-            Ok(from) => Ok(from.is_some()),
-            Err(SinksError::Fluvio(FluvioFailure::Lost { .. })) => Ok(true),
-            Err(error) => Err(error).context("look at the end of a topic"),
-        }
     }
 }
 

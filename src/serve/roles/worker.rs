@@ -258,7 +258,9 @@ impl Worker {
         let Some(lease) = lease else { return };
         let deadline = self.patience().min(deadline);
         if let Err(error) = in_time(deadline, self.leases.release(lease)).await {
-            tracing::warn!(?lease, error, "a lease was not given back; it ends by itself");
+            tracing::warn!(?lease, error, "a lease was not given back: it is tried again, or it ends by itself");
+            // What was asked may be done late: this lease is good for nothing more.
+            self.abandoned.insert(lease.partition, lease);
         }
         if matches!(self.units.get(&lease.partition), Some(Unit::Ending(ending, _)) if *ending == lease) {
             self.units.remove(&lease.partition);
