@@ -201,7 +201,7 @@ impl Worker {
                 Err(SinkError::Retryable(reason)) => self.wait("write", &reason, stop).await?,
                 Err(SinkError::Fatal(refusal)) => {
                     // The destination is up: it looked at the rows.
-                    self.backoff.succeeded();
+                    self.answered();
                     return Ok(Written::Refused(refusal));
                 }
                 Err(SinkError::Withdrawn(refusal)) => {
@@ -219,7 +219,7 @@ impl Worker {
     /// reason.
     fn withdrawn(&mut self, alone: Option<Offset>, until: Offset, refusal: Refusal) -> Written {
         self.taken_since = None;
-        self.backoff.succeeded();
+        self.answered();
         if let Some(from) = alone {
             self.cursor = from;
             return Written::Refused(refusal);
@@ -400,13 +400,18 @@ impl Worker {
 
     fn succeeded(&mut self) {
         self.stage.progressed(Instant::now());
+        self.answered();
+        self.publish();
+    }
+
+    /// The destination works again, whether it takes the rows or refuses some of them.
+    fn answered(&mut self) {
         if self.backoff.failures() > 0 {
             tracing::info!(sink = self.name, failures = self.backoff.failures(), "a delivery works again");
             self.backoff.succeeded();
             self.stage.set_detail(self.detail());
             gauge!(names::DELIVERY_CIRCUIT_OPEN, "sink" => self.name.clone()).set(0.0);
         }
-        self.publish();
     }
 
     /// What the stage says while the sink works.

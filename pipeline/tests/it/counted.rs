@@ -1,4 +1,4 @@
-//! The counters of the metrics that a piece of work raises on this thread.
+//! The counters that a piece of work raises on this thread, and the gauges that it sets.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,9 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use parking_lot::Mutex;
 
-/// Keeps counters, by name, whatever their labels.
+/// Keeps counters and gauges, by name, whatever their labels.
 #[derive(Debug, Default)]
-pub struct Counted(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
+pub struct Counted {
+    counters: Values,
+    gauges: Values,
+}
+
+type Values = Mutex<BTreeMap<String, Arc<AtomicU64>>>;
 
 impl Counted {
     /// Runs `work` and gives what it gave, and the counters that it raised.
@@ -21,7 +26,14 @@ impl Counted {
 
     /// The counter of this name (without `tidegate_pipeline_`), 0 when it was never raised.
     pub fn of(&self, name: &str) -> u64 {
-        self.0.lock().get(&format!("tidegate_pipeline_{name}")).map_or(0, |count| count.load(Ordering::Relaxed))
+        let counters = self.counters.lock();
+        counters.get(&format!("tidegate_pipeline_{name}")).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// What the gauge of this name was set to last, if it was.
+    pub fn gauge(&self, name: &str) -> Option<f64> {
+        let gauges = self.gauges.lock();
+        gauges.get(&format!("tidegate_pipeline_{name}")).map(|bits| f64::from_bits(bits.load(Ordering::Relaxed)))
     }
 }
 
@@ -33,11 +45,11 @@ impl Recorder for Counted {
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        Counter::from_arc(self.0.lock().entry(key.name().to_owned()).or_default().clone())
+        Counter::from_arc(self.counters.lock().entry(key.name().to_owned()).or_default().clone())
     }
 
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::noop()
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.gauges.lock().entry(key.name().to_owned()).or_default().clone())
     }
 
     fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {

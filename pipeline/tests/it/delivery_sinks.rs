@@ -9,8 +9,9 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::{
     DeliveryConfig, DeliveryHandle, DeliveryParts, Health, OutputLog, PipelineError, StreamLog, deliver,
 };
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle};
 
+use crate::counted::Counted;
 use crate::scripted::{Answer, Fate, ScriptedLog, ScriptedSink, Seen, events, soon, texts, until};
 
 struct Case {
@@ -125,6 +126,30 @@ async fn a_retryable_failure_is_tried_again_and_told_while_it_lasts() {
     assert_eq!(case.detail(), "");
     assert!(case.letters().is_empty());
     assert!(case.health.stuck(Instant::now() + Duration::from_secs(11), Duration::from_secs(10)).is_empty());
+}
+
+#[test]
+fn the_circuit_closes_with_the_first_answer_also_when_that_refuses_rows() {
+    for (refused, spoilt) in [(vec![], vec![]), (vec!["a".to_owned()], vec![]), (vec![], vec!["a".to_owned()])] {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let work = async {
+            let case = Case::new();
+            {
+                let mut seen = case.seen.lock();
+                let answers = if spoilt.is_empty() { &mut seen.to_writes } else { &mut seen.to_flushes };
+                answers.extend(vec![Answer::Retry; 200]);
+                (seen.refused, seen.spoilt) = (refused.clone(), spoilt.clone());
+            }
+            case.push(&["a"]);
+            let handle = case.start();
+            until("the circuit opens", || case.detail().starts_with("out of order")).await;
+            handle.committed().wait_for(|committed| *committed == 1).await.expect("progress");
+            assert!(!case.detail().contains("out of order"), "{}", case.detail());
+        };
+        // The delivery runs on this thread too.
+        let ((), counted) = Counted::during(|| runtime.block_on(work));
+        assert_eq!(counted.gauge("delivery_circuit_open"), Some(0.0), "{refused:?} {spoilt:?}");
+    }
 }
 
 #[tokio::test]
