@@ -109,7 +109,7 @@ impl TimescaleStore {
     pub async fn cursor(&self, source: LogSource) -> Result<Offset, SinksError> {
         let ready = self.ready().await?;
         let client = self.connection().await?;
-        let lanes = self.lanes(&client, ready.log_id(source)).await?;
+        let lanes = self.lanes(&client, ready.log_id(source), "").await?;
         Ok(lanes.iter().map(|lane| lane.next).min().unwrap_or_default())
     }
 
@@ -150,10 +150,10 @@ impl TimescaleStore {
         *self.ready.lock().await = None;
     }
 
-    /// The lanes of a log as the database has them.
-    pub(super) async fn lanes(&self, client: &Object, log_id: i16) -> Result<Vec<Lane>, SinksError> {
+    /// The lanes of a log as the database has them, read with this lock.
+    async fn lanes(&self, client: &Object, log_id: i16, lock: &str) -> Result<Vec<Lane>, SinksError> {
         let cursors = qualified(&self.config.schema, "cursors");
-        let query = format!("SELECT lane, next_offset FROM {cursors} WHERE log_id = {log_id} ORDER BY lane");
+        let query = format!("SELECT lane, next_offset FROM {cursors} WHERE log_id = {log_id} ORDER BY lane {lock}");
         let found = rows(client, &self.config, "read the cursors", &query).await?;
         let lane = |row: &Vec<String>| {
             let number = row.first()?.parse().ok()?;
@@ -167,7 +167,8 @@ impl TimescaleStore {
     pub(super) async fn arranged_lanes(&self, log_id: i16) -> Result<Vec<Lane>, SinksError> {
         let client = self.connection().await?;
         let wanted = self.config.connections;
-        let lanes = self.lanes(&client, log_id).await?;
+        // A transaction of the process before this one may still be on its way to its commit: that is waited for.
+        let lanes = self.lanes(&client, log_id, "FOR SHARE").await?;
         let next = lanes.first().map_or(0, |lane| lane.next);
         if lanes.len() == wanted || lanes.iter().any(|lane| lane.next != next) {
             return Ok(lanes);
@@ -180,7 +181,7 @@ impl TimescaleStore {
             wanted - 1
         );
         run(&client, &self.config, "arrange the cursors", &[rearrange]).await?;
-        self.lanes(&client, log_id).await
+        self.lanes(&client, log_id, "").await
     }
 
     /// Makes the partitions that these rows need, as far as there may be more; marks rows that have none (with the extension).

@@ -260,6 +260,49 @@ fn a_second_writer_with_the_same_identity_is_fenced_off() {
 }
 
 #[test]
+fn a_commit_of_the_process_before_that_is_still_under_way_is_waited_for() {
+    let schema = Schema::new();
+    let delivery = |offset: u64, names: &[&str]| {
+        let rows = events("a", names);
+        let batch = LogBatch { offset, dataset: rows.dataset, rows: rows.rows };
+        Delivery { next_offset: batch.next_offset(), batches: vec![Arc::new(batch)] }
+    };
+    let mut sink = schema.sink(LogSource::Ingest);
+    schema.block_on(async move {
+        sink.write(delivery(0, &["a"])).await.expect("taken");
+        sink.flush().await.expect("committed");
+    });
+    let mut sink = schema.sink(LogSource::Ingest);
+    let (ids, waiting) =
+        (schema.config.schema.clone(), "SELECT 1 FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()");
+    schema.block_on(async {
+        // What a process that was killed has left with the server: the cursor is where its rows end, and nothing says so yet.
+        let (client, connection) =
+            tokio_postgres::connect(&schema.config.url, tokio_postgres::NoTls).await.expect("connected");
+        tokio::spawn(connection);
+        let old = format!("BEGIN; UPDATE {ids}.cursors SET next_offset = 2 WHERE log_id = 1");
+        client.batch_execute(&old).await.expect("begun");
+        let started = tokio::spawn(async move {
+            sink.connect().await.expect("connected");
+            assert_eq!(sink.committed(), 2);
+            sink.write(delivery(1, &["b", "c"])).await.expect("taken");
+            sink.flush().await
+        });
+        // It waits for the lock, or it has read what is about to change.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while client.simple_query(waiting).await.expect("locks").len() < 3 && !started.is_finished() {
+            assert!(Instant::now() < deadline, "never: it waits for the cursor");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        client.batch_execute("COMMIT").await.expect("committed");
+        started.await.expect("no panic").expect("goes on");
+    });
+    let mut ids = schema.ids();
+    ids.sort_unstable();
+    assert_eq!(ids, ["a", "c"], "`b` was the killed process's");
+}
+
+#[test]
 fn lanes_change_in_number_across_restarts_without_loss() {
     let mut schema = Schema::new();
     let mut offset = 0;
