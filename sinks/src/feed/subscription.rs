@@ -216,8 +216,11 @@ impl Subscription {
         read.boxed()
     }
 
-    fn pass_stored(&mut self, stored: Vec<(u64, String)>, first: Offset) -> Result<Vec<Told>, Broken> {
+    fn pass_stored(&mut self, mut stored: Vec<(u64, String)>, first: Offset) -> Result<Vec<Told>, Broken> {
         let whole = stored.len() < self.backfill_rows_max;
+        // A broker that lost an alert after it was stored gives its number to another one, and history has both. A subscriber
+        // is past a number once.
+        stored.dedup_by_key(|(seq, _)| *seq);
         let mut from = self.cursor;
         for (seq, _) in &stored {
             if !(from..first).contains(seq) {

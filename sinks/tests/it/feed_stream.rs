@@ -59,10 +59,15 @@ async fn a_follower_resumes_without_gap_or_repeat_across_history_and_log() {
     door.forget(18);
     assert!(door.log.bounds().first > 9, "{:?}", door.log.bounds());
     let next = door.log.bounds().next;
-    for after in -1..next as i64 {
-        let mut follower = door.follow(&format!("?after={after}")).await;
-        let rest: Vec<u64> = all.iter().copied().filter(|seq| *seq as i64 > after).collect();
-        assert_eq!(follower.seqs(rest.len()).await, rest, "after {after}");
+    for stored_twice in [false, true] {
+        if stored_twice {
+            door.store_twice();
+        }
+        for after in -1..next as i64 {
+            let mut follower = door.follow(&format!("?after={after}")).await;
+            let rest: Vec<u64> = all.iter().copied().filter(|seq| *seq as i64 > after).collect();
+            assert_eq!(follower.seqs(rest.len()).await, rest, "after {after}, {stored_twice}");
+        }
     }
     assert!(door.asked.lock().len() > 10, "history was asked");
     assert!(door.asked.lock().iter().all(|stretch| &*stretch.org_id == "acme"));
