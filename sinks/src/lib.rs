@@ -8,6 +8,7 @@
 //! - [`fluvio`]: events and alerts as topics of a Fluvio cluster.
 //! - [`redis`]: Redis Streams, event ids shared by ingest nodes, alerts for the feeds of all nodes.
 
+mod certificates;
 pub mod config;
 mod cursor_file;
 mod entries;

@@ -15,6 +15,7 @@ use redis::{
 use tidegate_pipeline::fs::{RealFs, read_file};
 
 use super::config::RedisConfig;
+use crate::certificates;
 use crate::error::SinksError;
 
 /// A password is not longer than this.
@@ -114,7 +115,10 @@ impl Server {
             return format!("Redis at {address} did not answer within {} ms", waited.as_millis());
         }
         match error.kind() {
-            ErrorKind::Io => format!("Redis at {address} cannot be reached: {error}"),
+            ErrorKind::Io => match certificates::advice(&error.to_string(), "ca_file") {
+                Some(advice) => format!("Redis at {address} is not trusted: {advice} ({error})"),
+                None => format!("Redis at {address} cannot be reached: {error}"),
+            },
             ErrorKind::AuthenticationFailed => {
                 format!("Redis at {address} refuses the user or the password: check url and password_file ({error})")
             }

@@ -7,13 +7,20 @@ use deadpool_postgres::{PoolError, TimeoutType};
 use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
+use crate::certificates;
 use crate::error::SinksError;
 
 /// A statement, or a step of a COPY, that failed.
 pub(super) fn failed(doing: &str, error: &Error) -> SinksError {
     let Some(said) = error.as_db_error() else {
         let cause = error.source().map_or_else(String::new, |cause| format!(": {cause}"));
-        let reason = format!("{doing}: {error}{cause}; is the database up and reachable?");
+        let of_tls = certificates::advice(&cause, "sslrootcert").or_else(|| {
+            cause
+                .contains("does not support TLS")
+                .then(|| "switch ssl on in its postgresql.conf, or see sslmode".to_owned())
+        });
+        let advice = of_tls.unwrap_or_else(|| "is the database up and reachable?".to_owned());
+        let reason = format!("{doing}: {error}{cause}; {advice}");
         return SinksError::Database { reason };
     };
     let code = said.code();

@@ -6,6 +6,7 @@ mod bucket_s3;
 mod bucket_server;
 mod bucket_world;
 mod bucket_writers;
+mod certificates;
 #[path = "../../../pipeline/tests/contract/mod.rs"]
 #[allow(dead_code, reason = "the logs here have gaps in their offsets")]
 mod contract;
@@ -32,6 +33,7 @@ mod postgres;
 mod redis_fan_out;
 mod redis_ids;
 mod redis_streams;
+mod redis_tls;
 mod redis_world;
 mod spine_damage;
 mod spine_faults;
@@ -44,3 +46,4 @@ mod timescale_leases;
 mod timescale_read;
 mod timescale_rows;
 mod timescale_speed;
+mod timescale_tls;

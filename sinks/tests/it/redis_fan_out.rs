@@ -97,7 +97,7 @@ impl Seen {
     }
 }
 
-fn config(url: &str) -> RedisConfig {
+pub fn config(url: &str) -> RedisConfig {
     let fan_out = FanOutConfig { enabled: true, ..FanOutConfig::default() };
     RedisConfig { fan_out, ..crate::redis_world::config(url) }
 }
@@ -115,8 +115,13 @@ async fn until(what: &str, mut so: impl FnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_of_any_node_sees_the_alerts_of_all_and_resumes_at_any() {
     let server = RedisServer::start(&[]);
-    let config = config(&server.url());
-    let (a, b) = (Node::start("a", &config).await, Node::start("b", &config).await);
+    tell(&config(&server.url())).await;
+    assert_eq!(server.denied(), "");
+}
+
+/// Three nodes that tell each other's alerts by way of this Redis.
+pub async fn tell(config: &RedisConfig) {
+    let (a, b) = (Node::start("a", config).await, Node::start("b", config).await);
     let (mut of_a, mut of_b) = (a.door.follow("?after=-1").await, b.door.follow("?after=-1").await);
     let mut other = a.door.follow_as("nobody", "?after=-1", &[]).await.expect("a handshake");
     let (mut seen_a, mut seen_b) = (Seen::default(), Seen::default());
@@ -136,7 +141,7 @@ async fn a_client_of_any_node_sees_the_alerts_of_all_and_resumes_at_any() {
     seen_a.take(&mut at_b, 19).await;
     seen_a.must_be_whole(&[("a", 9), ("b", 10)]);
     // A third node that appears is seen by who is there, from its first alert on.
-    let c = Node::start("c", &config).await;
+    let c = Node::start("c", config).await;
     c.raise(4).await;
     seen_a.take(&mut at_b, 23).await;
     seen_a.must_be_whole(&[("a", 9), ("b", 10), ("c", 4)]);

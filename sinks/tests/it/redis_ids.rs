@@ -145,7 +145,7 @@ impl Drop for Node {
 }
 
 /// Patient with Redis, so that a busy machine is not taken for one that is away.
-fn config(url: &str) -> RedisConfig {
+pub fn config(url: &str) -> RedisConfig {
     let shared_ids = SharedIdsConfig { enabled: true, wait_ms_max: 1_000, claim_s: 1, ..SharedIdsConfig::default() };
     RedisConfig { shared_ids, ..crate::redis_world::config(url) }
 }
@@ -153,7 +153,13 @@ fn config(url: &str) -> RedisConfig {
 #[test]
 fn what_one_node_has_stored_another_answers_as_a_duplicate() {
     let server = RedisServer::start(&[]);
-    let (a, b) = (Node::start("a", &config(&server.url())), Node::start("b", &config(&server.url())));
+    share(&config(&server.url()));
+    assert_eq!(server.denied(), "");
+}
+
+/// Two nodes that share their ids by way of this Redis.
+pub fn share(config: &RedisConfig) {
+    let (a, b) = (Node::start("a", config), Node::start("b", config));
     assert_eq!(a.send(&["1", "2", "2"]), Ok((2, 1)));
     assert_eq!(b.send(&["0", "2", "3", "1", "3"]), Ok((2, 3)));
     assert_eq!(a.send(&["3", "1", "4"]), Ok((1, 2)));
@@ -315,7 +321,7 @@ fn without_redis_events_are_stored_at_once_and_made_known_afterwards() {
 fn a_user_who_may_not_and_a_full_server_degrade_and_recover() {
     let server = RedisServer::start(&[]);
     let steps: [(&[&str], &[&str], &str); 2] = [
-        (&["ACL", "SETUSER", "default", "-set"], &["ACL", "SETUSER", "default", "+@all"], "docs/sinks/redis.md"),
+        (&["ACL", "SETUSER", "tidegate", "-set"], &["ACL", "SETUSER", "tidegate", "+set"], "docs/sinks/redis.md"),
         (&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"], "raise its maxmemory"),
     ];
     for (spoil, mend, told) in steps {

@@ -12,6 +12,10 @@ use redis::Value;
 use tempfile::TempDir;
 use tidegate_sinks::redis::RedisConfig;
 
+/// The page whose list of permissions is all that the program gets here.
+const PAGE: &str = include_str!("../../../docs/sinks/redis.md");
+const PASSWORD: &str = "throw-away";
+
 /// How long a state may take to be reached on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -39,7 +43,8 @@ impl RedisServer {
         assert!(self.child.is_none(), "it runs");
         let mut command = Command::new(program());
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-        command.arg("--dir").arg(self.dir.path()).args(&self.arguments).stdin(Stdio::null());
+        command.arg("--dir").arg(self.dir.path()).arg("--user").args(user());
+        command.args(&self.arguments).stdin(Stdio::null());
         self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
         until("Redis answers", || self.try_connection().is_some());
     }
@@ -59,8 +64,9 @@ impl RedisServer {
         assert!(sent.success());
     }
 
+    /// The URL for the program.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        url(self.port)
     }
 
     pub fn config(&self) -> RedisConfig {
@@ -68,13 +74,12 @@ impl RedisServer {
     }
 
     fn try_connection(&self) -> Option<redis::Connection> {
-        let client = redis::Client::open(self.url()).expect("a URL");
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).expect("a URL");
         let mut connection = client.get_connection_with_timeout(Duration::from_secs(2)).ok()?;
-        let ready = redis::cmd("PING").query::<String>(&mut connection);
-        // A password is asked for: it is up.
-        (ready.is_ok() || ready.is_err_and(|error| error.to_string().contains("NOAUTH"))).then_some(connection)
+        redis::cmd("PING").query::<String>(&mut connection).is_ok().then_some(connection)
     }
 
+    /// A connection that may do everything.
     pub fn connection(&self) -> redis::Connection {
         self.try_connection().expect("a connection")
     }
@@ -86,6 +91,11 @@ impl RedisServer {
             request.arg(word);
         }
         request.query(&mut self.connection()).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// What the program asked for that its user may not do.
+    pub fn denied(&self) -> String {
+        self.cli(&["ACL", "LOG"]).trim().to_owned()
     }
 
     /// What the stock client prints.
@@ -116,6 +126,16 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The user of the program with the permissions that the page lists, as redis.conf has it.
+fn user() -> Vec<String> {
+    let line = PAGE.lines().find_map(|line| line.strip_prefix("ACL SETUSER ")).expect("the list of the page");
+    line.replace("PASSWORD", PASSWORD).split_whitespace().map(str::to_owned).collect()
+}
+
+fn url(port: u16) -> String {
+    format!("redis://tidegate:{PASSWORD}@127.0.0.1:{port}")
 }
 
 /// A configuration that gives up early, for tests.
@@ -199,7 +219,7 @@ impl FaultProxy {
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        url(self.port)
     }
 }
 
