@@ -21,8 +21,8 @@ const JSONB_VERSION: u8 = 1;
 /// A batch that is ready to be written row by row.
 pub(super) struct Rows<'a> {
     core: Vec<Core<'a>>,
+    /// In the order in which `jsonb` keeps keys: then the server need not sort those of each row.
     own: Vec<Own<'a>>,
-    rest: Option<&'a StringArray>,
     /// Fields of a row: core columns, attributes, log id, offset.
     fields: i16,
     log_id: i16,
@@ -51,6 +51,8 @@ struct Own<'a> {
 }
 
 enum Values<'a> {
+    /// Text that is JSON already.
+    Json(&'a StringArray),
     One(Scalars<'a>),
     List(&'a ListArray, Scalars<'a>),
 }
@@ -84,23 +86,25 @@ impl<'a> Rows<'a> {
                 },
             }
         }
-        let (mut own, mut rest, mut replaced) = (Vec::new(), None, 0);
-        for (field, column) in rows.schema_ref().fields().iter().zip(rows.columns()) {
-            if schema.fields().find(field.name()).is_some() {
-                continue;
-            }
-            if field.name() == REST_COLUMN {
-                rest = column.as_string_opt::<i32>();
-                continue;
-            }
-            let values = Values::of(column.as_ref()).ok_or_else(|| wrong(field.name()))?;
+        let own_fields = rows.schema_ref().fields().iter().zip(rows.columns());
+        let mut own_fields: Vec<_> =
+            own_fields.filter(|(field, _)| schema.fields().find(field.name()).is_none()).collect();
+        // By length, then by bytes: `lengthCompareJsonbString` in src/backend/utils/adt/jsonb_util.c.
+        own_fields.sort_by_key(|(field, _)| (field.name().len(), field.name()));
+        let (mut own, mut replaced) = (Vec::with_capacity(own_fields.len()), 0);
+        for (field, column) in own_fields {
+            let values = match field.name().as_str() {
+                REST_COLUMN => column.as_string_opt::<i32>().map(Values::Json),
+                _ => Values::of(column.as_ref()),
+            };
+            let values = values.ok_or_else(|| wrong(field.name()))?;
             let mut key = BytesMut::new();
             replaced += u64::from(json::string(&mut key, field.name()));
             key.put_u8(b':');
             own.push(Own { key: key.to_vec(), column: column.as_ref(), values });
         }
         let fields = schema.fields().len() as i16 + 3;
-        Ok(Self { core, own, rest, fields, log_id, replaced })
+        Ok(Self { core, own, fields, log_id, replaced })
     }
 
     /// Appends one row, which stands at `offset` of its log.
@@ -128,14 +132,6 @@ impl<'a> Rows<'a> {
             before = b',';
             out.put_slice(&own.key);
             replaced += u64::from(own.values.write(row, out));
-        }
-        if let Some(rest) = self.rest.filter(|rest| rest.is_valid(row)) {
-            out.put_u8(before);
-            before = b',';
-            out.put_u8(b'"');
-            out.put_slice(REST_COLUMN.as_bytes());
-            out.put_slice(b"\":");
-            replaced += u64::from(json::raw(out, rest.value(row)));
         }
         if before == b'{' {
             out.truncate(at - 4);
@@ -212,6 +208,7 @@ impl<'a> Values<'a> {
     #[inline]
     fn write(&self, row: usize, out: &mut BytesMut) -> bool {
         let (lists, scalars) = match self {
+            Self::Json(texts) => return json::raw(out, texts.value(row)),
             Self::One(scalars) => return scalars.write(row, out),
             Self::List(lists, scalars) => (lists, scalars),
         };

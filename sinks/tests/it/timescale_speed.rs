@@ -65,8 +65,13 @@ fn ours(connections: usize, batches: &[Arc<LogBatch>]) -> (f64, Schema) {
     schema.config.connections = connections;
     let mut sink = schema.sink(LogSource::Ingest);
     let batches = batches.to_vec();
+    let url = schema.config.url.clone();
     let rate = schema.block_on(async move {
         sink.connect().await.expect("connected");
+        // As before the raw COPY: no page of someone else is to be written first.
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.expect("connected");
+        tokio::spawn(connection);
+        client.batch_execute("CHECKPOINT").await.expect("written");
         let started = Instant::now();
         for batch in batches {
             let next_offset = batch.next_offset();
