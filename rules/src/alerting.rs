@@ -3,17 +3,16 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use rustc_hash::FxHashMap;
 use tidegate_events::Alert;
 
 use crate::compile::RuleSet;
 use crate::config::RulesConfig;
-use crate::correlation::Fired;
+use crate::correlation::{Correlations, Told};
 use crate::feedback::{Silences, silenced};
 use crate::group_key;
 use crate::metrics;
 use crate::off::Off;
-use crate::raise::Events;
+use crate::raise::{Events, Moment};
 use crate::suppress::{Bounds, Lane, Met, Outlet, Suppression};
 
 /// Makes alerts of matches. Its state is the open windows and the silences.
@@ -25,8 +24,8 @@ pub(crate) struct Alerting {
     /// The rules that `numbers` are of.
     rules: Option<Arc<RuleSet>>,
     numbers: Vec<u32>,
-    /// Those of correlations, by id.
-    correlations: FxHashMap<String, u32>,
+    /// Those of correlations.
+    correlations: Vec<u32>,
 }
 
 impl Alerting {
@@ -37,90 +36,50 @@ impl Alerting {
     }
 
     fn of(suppression: Suppression, silences: Silences, out: Outlet) -> Self {
-        Self { suppression, silences, out, rules: None, numbers: Vec::new(), correlations: FxHashMap::default() }
+        Self { suppression, silences, out, rules: None, numbers: Vec::new(), correlations: Vec::new() }
     }
 
     /// The alerts of a batch: of its matches, of the windows that its rows close, and those of correlations. All batches of
     /// events must come by, in order, whether they have matches or not.
     pub fn raise(
         &mut self,
-        (rules, off): (&Arc<RuleSet>, &Off),
+        (rules, off): (&Arc<RuleSet>, &Arc<Off>),
         rows: &RecordBatch,
-        (matches, fired): (&[(usize, usize)], Vec<Fired>),
+        (matches, correlations): (&[(usize, usize)], &mut Correlations),
         config: &RulesConfig,
     ) -> Vec<Alert> {
         self.number(rules);
-        let mut events = Events::new(rows, rules, config);
         // Put back below.
-        let mut out = std::mem::take(&mut self.out);
-        let mut quiet = 0;
-        let mut matches = matches.iter().copied().peekable();
-        let mut fired = fired.into_iter().peekable();
-        let mut tenant: Option<(&str, u32)> = None;
-        let span_us = micros(config.suppress_s, 1_000_000);
-        let ahead_us = micros(config.ahead_ms_max, 1_000);
-        for row in 0..rows.num_rows() {
-            let org_id = events.org_id(row);
-            let (_, number) = match tenant {
-                Some(known) if known.0 == org_id => known,
-                _ => *tenant.insert((org_id, self.suppression.tenant(org_id))),
-            };
-            let moment = events.moment(row, ahead_us);
-            let received = moment.received;
-            out.receive(received);
-            self.suppression.observe(number, moment.reached(), received, &mut out);
-            while let Some(next) = fired.next_if(|next| next.row == row && next.before) {
-                quiet += self.raise_fired(next.alert, received, &mut out);
-            }
-            let silences = self.silences.of(org_id);
-            while let Some((_, at)) = matches.next_if(|(own, _)| *own == row) {
-                let (Some(rule), Some(rule_number)) = (rules.rules().get(at), self.numbers.get(at)) else { continue };
-                if !rules.correlations.raises(at, org_id, off) {
-                    continue;
-                }
-                if silenced(silences, &rule.head.id, received, || events.group(row, rule)) {
-                    quiet += 1;
-                    continue;
-                }
-                let met = Met {
-                    lane: Lane { rule: *rule_number, tenant: number },
-                    group: events.group(row, rule),
-                    span: rule.suppress_us.unwrap_or(span_us),
-                    time: moment.time.unwrap_or_default(),
-                    placed: moment.placed(),
-                    event_id: events.event_id(row),
-                };
-                self.suppression.offer(met, &mut out, || events.alert(row, rule));
-            }
-            while let Some(next) = fired.next_if(|next| next.row == row) {
-                quiet += self.raise_fired(next.alert, received, &mut out);
-            }
-        }
-        self.report(&mut out, quiet);
+        let out = std::mem::take(&mut self.out);
+        let mut raising = Raising {
+            events: Events::new(rows, rules, config),
+            rows: rows.num_rows(),
+            matches,
+            begun: 0,
+            tenant: None,
+            out,
+            silenced: 0,
+            off,
+            own: self,
+            rules,
+            config,
+        };
+        correlations.process((rules, off), rows, matches, &mut |told| raising.fired(told));
+        raising.come_to(raising.rows);
+        let Raising { mut out, silenced, .. } = raising;
+        self.report(&mut out, silenced);
         let alerts = out.take_alerts();
         self.out = out;
         alerts
-    }
-
-    /// An alert of a correlation; 1 if it is silenced. It goes by its own tenant: the row that brought it, by ending its
-    /// window, may be another's. Whose group was raised is quiet for a span of its own: there is nothing to suppress.
-    fn raise_fired(&mut self, alert: Alert, received: i64, out: &mut Outlet) -> u64 {
-        let silences = self.silences.of(&alert.org_id);
-        if silenced(silences, &alert.rule_id, received, || group_key::hash(&alert.group_key)) {
-            return 1;
-        }
-        let rule = self.correlations.get(&alert.rule_id).copied().unwrap_or(u32::MAX);
-        out.push(Lane { rule, tenant: self.suppression.tenant(&alert.org_id) }, alert);
-        0
     }
 
     fn number(&mut self, rules: &Arc<RuleSet>) {
         if self.rules.as_ref().is_none_or(|known| !Arc::ptr_eq(known, rules)) {
             let detections = rules.rules().iter().map(|rule| rule.head.id.as_str());
             let correlations = rules.correlations.correlations.iter().map(|correlation| correlation.head.id.as_str());
-            self.numbers = self.suppression.rules(detections.chain(correlations.clone()), &self.out);
+            self.numbers = self.suppression.rules(detections.chain(correlations), &self.out);
             let numbers = self.numbers.split_off(rules.rules().len());
-            self.correlations = correlations.map(str::to_owned).zip(numbers).collect();
+            self.correlations = numbers;
             self.rules = Some(rules.clone());
         }
     }
@@ -159,6 +118,109 @@ impl Alerting {
         let suppression = Suppression::restore(bounds(config), windows, &mut out)?;
         let silences = Silences::restore(silences)?;
         Ok(Self::of(suppression, silences, out))
+    }
+}
+
+/// A batch while its alerts are made: row by row, as far as the correlations have come.
+struct Raising<'a> {
+    own: &'a mut Alerting,
+    rules: &'a RuleSet,
+    off: &'a Off,
+    config: &'a RulesConfig,
+    events: Events<'a>,
+    rows: usize,
+    /// Those that were not looked at yet.
+    matches: &'a [(usize, usize)],
+    /// How many rows event time has gone on by. The matches of the last of them may wait.
+    begun: usize,
+    /// The last tenant, with its number.
+    tenant: Option<(&'a str, u32)>,
+    out: Outlet,
+    silenced: u64,
+}
+
+impl Raising<'_> {
+    /// Goes on to a row, past the matches of those before it.
+    fn come_to(&mut self, row: usize) {
+        while self.begun <= row {
+            self.raise_matches();
+            if self.begun == self.rows {
+                return;
+            }
+            let moment = self.moment(self.begun);
+            let number = self.number(self.begun);
+            self.out.receive(moment.received);
+            self.own.suppression.observe(number, moment.reached(), moment.received, &mut self.out);
+            self.begun += 1;
+        }
+    }
+
+    fn moment(&self, row: usize) -> Moment {
+        self.events.moment(row, micros(self.config.ahead_ms_max, 1_000))
+    }
+
+    fn number(&mut self, row: usize) -> u32 {
+        let org_id = self.events.org_id(row);
+        match self.tenant {
+            Some((known, number)) if known == org_id => number,
+            _ => self.tenant.insert((org_id, self.own.suppression.tenant(org_id))).1,
+        }
+    }
+
+    /// The alerts of the matches of the last row.
+    fn raise_matches(&mut self) {
+        while let Some(((row, at), later)) = self.matches.split_first().filter(|((row, _), _)| *row < self.begun) {
+            self.matches = later;
+            self.raise_match(*row, *at);
+        }
+    }
+
+    fn raise_match(&mut self, row: usize, at: usize) {
+        let (Some(rule), Some(number)) = (self.rules.rules().get(at), self.own.numbers.get(at).copied()) else {
+            return;
+        };
+        let org_id = self.events.org_id(row);
+        if !self.rules.correlations.raises(at, org_id, self.off) {
+            return;
+        }
+        let (moment, tenant) = (self.moment(row), self.number(row));
+        let Self { own, events, out, .. } = self;
+        let group = || events.group(row, rule);
+        if silenced(own.silences.of(org_id), &rule.head.id, moment.received, group) {
+            self.silenced += 1;
+            return;
+        }
+        let met = Met {
+            lane: Lane { rule: number, tenant },
+            group: events.group(row, rule),
+            span: rule.suppress_us.unwrap_or(micros(self.config.suppress_s, 1_000_000)),
+            time: moment.time.unwrap_or_default(),
+            placed: moment.placed(),
+            event_id: events.event_id(row),
+        };
+        own.suppression.offer(met, out, || events.alert(row, rule));
+    }
+
+    /// What a correlation fired, for its own tenant: the row that brought it, by ending its window, may be another's. Whose group
+    /// was raised is quiet for a span of its own: there is nothing to suppress.
+    fn fired(&mut self, told: &Told<'_>) {
+        self.come_to(told.row);
+        if !told.before {
+            self.raise_matches();
+        }
+        let received = self.moment(told.row).received;
+        let Self { own, out, config, .. } = self;
+        let group = || group_key::hash(&told.group_key());
+        if silenced(own.silences.of(told.org_id), told.rule_id(), received, group) {
+            self.silenced += 1;
+            return;
+        }
+        let rule = own.correlations.get(told.number as usize).copied().unwrap_or(u32::MAX);
+        let lane = Lane { rule, tenant: own.suppression.tenant(told.org_id) };
+        match out.full(lane) {
+            Some(last) => told.add_to(last, config.alert_event_ids_max),
+            None => out.push(lane, told.alert(config.alert_event_ids_max)),
+        }
     }
 }
 

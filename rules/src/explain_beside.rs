@@ -2,6 +2,7 @@
 
 use crate::compile::RuleSet;
 use crate::correlation::Correlation;
+use crate::correlation::set::ByTenant;
 use crate::explain::{Explanation, Numbers};
 
 /// A correlation as it runs.
@@ -47,7 +48,7 @@ pub fn explain_correlation(set: &RuleSet, at: usize) -> Option<CorrelationShown>
         }
     };
     for (number, rule) in set.rules().iter().enumerate() {
-        let targets = set.correlations.targets.get(&(number as u32)).into_iter().flatten();
+        let targets = set.correlations.targets.get(&(number as u32)).into_iter().flat_map(ByTenant::iter);
         targets.filter(|target| target.correlation as usize == at).for_each(|target| meant(target.slot, &rule.head.id));
     }
     for other in set.correlations() {

@@ -155,6 +155,11 @@ impl SigmaOperator {
         (self.correlations.groups(), self.correlations.bytes())
     }
 
+    /// Whether windows of correlations that are over wait to be decided: they are with the rows that come next.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.correlations.is_behind()
+    }
+
     /// How many timers of correlations there are, and how many events and steps of indexes were looked at so far to judge their
     /// windows.
     pub fn correlation_work(&self) -> (usize, u64) {
@@ -335,8 +340,7 @@ impl Operator for SigmaOperator {
                 self.off.retain(self.evaluators.rules(), &batch.rows, &mut matches);
                 self.matched += matches.len() as u64;
                 let rules = self.evaluators.rules();
-                let fired = self.correlations.process((rules, &self.off), &batch.rows, &matches);
-                let found = (matches.as_slice(), fired);
+                let found = (matches.as_slice(), &mut self.correlations);
                 let raised = self.alerting.raise((rules, &self.off), &batch.rows, found, &self.config);
                 raised.into_iter().for_each(|alert| out.alert(alert));
                 self.report(started.elapsed().as_secs_f64());

@@ -17,7 +17,7 @@ use crate::eval::Parked;
 use crate::operator::SigmaOperator;
 use crate::problem::{RuleFile, RuleProblem};
 use crate::raise::Events;
-use crate::testcase::{AFTER_US, LATER_ID, changes, later_event, latest_time};
+use crate::testcase::{AFTER_US, LATER_ID, changes, end_all, latest_time};
 
 /// Core columns that alerts are made of, whatever the rules read.
 const RAISED_FROM: [&str; 10] = [
@@ -120,12 +120,8 @@ impl Rehearsal {
             return Ok(Vec::new());
         }
         let end = self.latest.saturating_add(AFTER_US);
-        let later = later_event(end, self.next_offset)?;
         let mut out = Emitter::default();
-        quietly(|| {
-            self.operator.process(&later, &mut out);
-            self.operator.advance(end, &mut out);
-        });
+        quietly(|| end_all(&mut self.operator, (end, self.next_offset), &mut out))?;
         let mut alerts = out.take_alerts();
         alerts.retain(|alert| alert.event_ids.iter().any(|id| id != LATER_ID));
         Ok(alerts)

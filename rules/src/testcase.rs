@@ -29,6 +29,8 @@ use crate::problem::{RuleFile, RuleProblem};
 
 /// How long after the last event all windows are taken to be over, in microseconds: 400 days, longer than any window.
 pub(crate) const AFTER_US: i64 = 400 * 86_400 * 1_000_000;
+/// How much later it is each time when not all of them are decided yet.
+const AFTER_STEP_US: i64 = 1_000_000;
 
 /// What must come of the events of a case.
 #[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
@@ -171,8 +173,7 @@ impl Raised {
         if latest > i64::MIN {
             let end = latest.saturating_add(AFTER_US);
             let next = batches.last().map_or(0, LogBatch::next_offset);
-            operator.process(&later_event(end, next)?, &mut out);
-            operator.advance(end, &mut out);
+            end_all(&mut operator, (end, next), &mut out)?;
         }
         let mut full = out.take_alerts();
         full.retain(|alert| alert.event_ids.iter().any(|id| id != LATER_ID));
@@ -324,8 +325,25 @@ pub fn changes(rules: &[RuleFile]) -> Result<LogBatch, RulesError> {
 /// The id of the event that ends all windows.
 pub(crate) const LATER_ID: &str = "end of the case";
 
+/// Lets time go on from a moment (µs) until every window is decided; the first offset of the events that say so.
+pub(crate) fn end_all(
+    operator: &mut SigmaOperator,
+    (mut end, mut offset): (i64, u64),
+    out: &mut Emitter,
+) -> Result<(), RulesError> {
+    loop {
+        operator.process(&later_event(end, offset)?, out);
+        if !operator.is_behind() {
+            break;
+        }
+        (end, offset) = (end.saturating_add(AFTER_STEP_US), offset.saturating_add(1));
+    }
+    operator.advance(end, out);
+    Ok(())
+}
+
 /// An event that no rule is for, at a time: windows close when events go on.
-pub(crate) fn later_event(time: i64, offset: u64) -> Result<LogBatch, RulesError> {
+fn later_event(time: i64, offset: u64) -> Result<LogBatch, RulesError> {
     use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
     let times = || Arc::new(TimestampMicrosecondArray::from_iter_values([time]).with_timezone("UTC")) as ArrayRef;
     let text = |text: &str| Arc::new(StringArray::from_iter_values([text])) as ArrayRef;

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::compile::RuleSet;
-use crate::correlation::clock::Timer;
 use crate::correlation::costs::Costs;
-use crate::correlation::group::Terms;
 use crate::correlation::run::Correlations;
 use crate::correlation::saved::{Identity, Kept};
 use crate::correlation::set::CorrelationSet;
@@ -48,6 +46,7 @@ impl Correlations {
     fn attach(&mut self, set: &CorrelationSet) {
         self.buckets.clear();
         self.bucket_ids.clear();
+        self.free_buckets.clear();
         self.clock.clear();
         (self.bytes, self.live) = (0, 0);
         let numbers: FxHashMap<Identity, u32> = identities(set).into_iter().zip(0..).collect();
@@ -55,20 +54,7 @@ impl Correlations {
             let Some(number) = numbers.get(&kept.identity).copied() else { continue };
             let Some(correlation) = set.correlations.get(number as usize) else { continue };
             let Some(tenant) = self.clock.tenant(&kept.org_id) else { continue };
-            let terms = Terms::new(correlation, self.events_max);
-            let bucket_id = self.bucket(number, tenant);
-            for mut group in kept.groups {
-                group.begin(&correlation.definition);
-                group.armed = group.deadline(&terms, correlation.eager);
-                let (at, own, sources) = (group.armed, group.number, group.sources);
-                group.counted = 0;
-                let Some(bucket) = self.buckets.get_mut(bucket_id as usize) else { continue };
-                let slot = bucket.insert(group);
-                self.bytes += bucket.recount(slot, &correlation.definition).1;
-                self.live += 1;
-                let timer = Timer { at, number: own, bucket: bucket_id, slot };
-                self.schedule(tenant, sources, correlation.eager, timer);
-            }
+            self.take_up(kept.groups, (number, correlation), tenant);
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use tidegate_events::{Alert, alert_id};
 
 use crate::correlation::entry::Entry;
-use crate::correlation::group::{Completing, Fire};
+use crate::correlation::group::{Completing, Fire, Group};
 use crate::correlation::set::Correlation;
 use crate::datetime::write_time;
 use crate::group_key;
@@ -50,44 +50,102 @@ pub(crate) fn group_text(correlation: &Correlation, key: &[u8]) -> String {
     text
 }
 
-/// The alert of a window that fired.
-pub(crate) fn alert(
-    correlation: &Correlation,
-    org_id: &str,
-    key: &[u8],
-    (fire, window): (&Fire, &[Entry]),
-    completing: &Completing,
-    event_ids_max: usize,
-) -> Alert {
-    let group_key = group_text(correlation, key);
-    let latest = window.get(window.len().saturating_sub(event_ids_max)..).unwrap_or_default();
-    let mut event_ids: Vec<String> = latest.iter().map(|entry| entry.id.text()).collect();
-    if correlation.definition.rules.len() > 1 {
-        // One event may match several of the rules.
-        let mut seen = std::collections::HashSet::new();
-        event_ids.retain(|id| seen.insert(id.clone()));
+/// A window that fired, as far as an alert says of it. The alert is made when it is wanted: of a million windows that end at once
+/// most are only counted.
+#[derive(Clone, Copy)]
+pub(crate) struct Told<'a> {
+    /// The row that brought it.
+    pub row: usize,
+    /// Whether it comes before what the row itself matches: a window that was over.
+    pub before: bool,
+    /// Its correlation, by number.
+    pub number: u32,
+    /// The tenant.
+    pub org_id: &'a str,
+    correlation: &'a Correlation,
+    key: &'a [u8],
+    fire: &'a Fire,
+    window: &'a [Entry],
+    completing: &'a Completing,
+}
+
+impl<'a> Told<'a> {
+    /// Of a group, for a correlation (its number too) and tenant; the row is that of who tells.
+    pub(super) fn of(
+        (correlation, number, org_id): (&'a Correlation, u32, &'a str),
+        group: &'a Group,
+        (fire, completing): (&'a Fire, &'a Completing),
+    ) -> Self {
+        let (key, window) = (&*group.key, group.window(fire));
+        Self { row: 0, before: false, number, org_id, correlation, key, fire, window, completing }
     }
-    let text = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
-    let time = |entry: Option<&Entry>| entry.map_or(fire.at, |entry| entry.time);
-    Alert {
-        alert_id: alert_id(org_id, &correlation.head.id, &group_key, &fire.at.to_string()),
-        org_id: org_id.to_owned(),
-        source: completing.source.to_string(),
-        rule_id: correlation.head.id.clone(),
-        title: correlation.head.title.clone(),
-        level: correlation.head.level,
-        tags: correlation.head.tags.clone(),
-        first_time: time(window.first()),
-        last_time: time(window.last()),
-        event_ids,
-        event_count: window.len() as i64,
-        actor: text(&completing.actor),
-        asset: text(&completing.asset),
-        resource: text(&completing.resource),
-        message: message(correlation, fire, &group_key),
-        matched: matched(correlation, key, fire, window),
-        group_key,
-        continues: None,
+
+    /// The rule that the alert is of.
+    pub fn rule_id(&self) -> &'a str {
+        &self.correlation.head.id
+    }
+
+    /// The group, as the alert says it.
+    pub fn group_key(&self) -> String {
+        group_text(self.correlation, self.key)
+    }
+
+    /// The ids of so many of the latest events of the window.
+    fn event_ids(&self, ids_max: usize) -> Vec<String> {
+        let latest = self.window.get(self.window.len().saturating_sub(ids_max)..).unwrap_or_default();
+        let mut event_ids: Vec<String> = latest.iter().map(|entry| entry.id.text()).collect();
+        if self.correlation.definition.rules.len() > 1 {
+            // One event may match several of the rules.
+            let mut seen = std::collections::HashSet::new();
+            event_ids.retain(|id| seen.insert(id.clone()));
+        }
+        event_ids
+    }
+
+    /// The times of the first and the last event.
+    fn times(&self) -> (i64, i64) {
+        let time = |entry: Option<&Entry>| entry.map_or(self.fire.at, |entry| entry.time);
+        (time(self.window.first()), time(self.window.last()))
+    }
+
+    /// Counts the events in another alert of the rule.
+    pub fn add_to(&self, alert: &mut Alert, event_ids_max: usize) {
+        let (first_time, last_time) = self.times();
+        alert.event_count = alert.event_count.saturating_add(self.window.len() as i64);
+        alert.first_time = alert.first_time.min(first_time);
+        alert.last_time = alert.last_time.max(last_time);
+        let room = event_ids_max.saturating_sub(alert.event_ids.len());
+        if room > 0 {
+            alert.event_ids.extend(self.event_ids(event_ids_max).into_iter().take(room));
+        }
+    }
+
+    /// The alert.
+    pub fn alert(&self, event_ids_max: usize) -> Alert {
+        let Self { org_id, correlation, key, fire, window, completing, .. } = *self;
+        let group_key = self.group_key();
+        let (first_time, last_time) = self.times();
+        let text = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
+        Alert {
+            alert_id: alert_id(org_id, &correlation.head.id, &group_key, &fire.at.to_string()),
+            org_id: org_id.to_owned(),
+            source: completing.source.to_string(),
+            rule_id: correlation.head.id.clone(),
+            title: correlation.head.title.clone(),
+            level: correlation.head.level,
+            tags: correlation.head.tags.clone(),
+            first_time,
+            last_time,
+            event_ids: self.event_ids(event_ids_max),
+            event_count: window.len() as i64,
+            actor: text(&completing.actor),
+            asset: text(&completing.asset),
+            resource: text(&completing.resource),
+            message: message(correlation, fire, &group_key),
+            matched: matched(correlation, key, fire, window),
+            group_key,
+            continues: None,
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! How far event time has come, for each source of each tenant, and what waits for it.
 //!
 //! The run loop's watermark is one for everyone: the history that one tenant sends, or a source that is an hour behind, would
-//! be late for ever. So each source has a **mark**: the largest time of its events, less the lateness. An event is late when
-//! it is older than the mark of its own source. An event whose time is further ahead of its receive time than allowed counts
+//! be late for ever. So each source has a **mark**: the largest time of its events, less the lateness. An event is late
+//! when the marks have passed it by the span of a correlation, for that correlation. An event whose time is further ahead of its receive time than allowed counts
 //! as of its receive time and moves no mark.
 //!
 //! A group waits for the sources that fed it. Those that sent something within the lateness, in receive time of the whole
@@ -103,6 +103,8 @@ pub(crate) struct Tenant {
     pub org_id: Arc<str>,
     pub sources: Vec<Source>,
     pub queues: Vec<Queue>,
+    /// The end of the first window that is over and not decided yet: event time waits there. `i64::MAX` for none.
+    pub held: i64,
     /// The receive time at which it is looked at even if it sends nothing; `i64::MAX` for never.
     wake: i64,
 }
@@ -115,7 +117,6 @@ pub(crate) struct Stand {
     pub source: u64,
     /// The time it counts as of.
     pub time: i64,
-    pub late: bool,
 }
 
 /// Event time of all tenants.
@@ -156,7 +157,7 @@ impl Clock {
         let number = self.tenants.len() as u32;
         let org_id: Arc<str> = org_id.into();
         self.by_name.insert(org_id.clone(), number);
-        self.tenants.push(Tenant { org_id, sources: Vec::new(), queues: Vec::new(), wake: i64::MAX });
+        self.tenants.push(Tenant { org_id, sources: Vec::new(), queues: Vec::new(), held: i64::MAX, wake: i64::MAX });
         Some(number)
     }
 
@@ -193,14 +194,20 @@ impl Clock {
         (!is_new && silent && !own.queues.is_empty()).then_some(tenant)
     }
 
-    /// Receive time goes on, before the row itself is taken into account.
-    pub fn receive(&mut self, received: Option<i64>) {
-        self.received = self.received.max(received.unwrap_or(i64::MIN));
+    /// Receive time goes on, before the row itself is taken into account: by how many steps of `step_us`, at most `steps_max`.
+    pub fn receive(&mut self, received: Option<i64>, step_us: i64, steps_max: u64) -> u64 {
+        let before = self.received;
+        self.received = before.max(received.unwrap_or(i64::MIN));
+        if before == i64::MIN {
+            return 0;
+        }
+        // By the steps that were gone through: rows that come one after the other at once are not each rounded down.
+        let steps = self.received.div_euclid(step_us).saturating_sub(before.div_euclid(step_us));
+        steps.unsigned_abs().min(steps_max)
     }
 
     /// Takes a row into account. `None` when it has no time at all.
     pub fn observe(&mut self, (tenant, at): (u32, usize), time: Option<i64>, received: Option<i64>) -> Option<Stand> {
-        let lateness_us = self.lateness_us;
         let known = self.tenants.get_mut(tenant as usize)?.sources.get_mut(at)?;
         let time = time.or(received)?;
         let latest_sane = received.map_or(i64::MAX, |received| received.saturating_add(self.ahead_us));
@@ -211,16 +218,29 @@ impl Clock {
         } else {
             received.unwrap_or(time)
         };
-        let late = known.latest != i64::MIN && counted < known.latest.saturating_sub(lateness_us);
-        Some(Stand { tenant, source: 1 << at, time: counted, late })
+        Some(Stand { tenant, source: 1 << at, time: counted })
     }
 
     fn is_silent(&self, source: &Source, now: i64) -> bool {
         now.saturating_sub(source.received) > self.lateness_us
     }
 
-    /// How far event time has come for what these sources fed.
+    /// How far event time has come for what these sources fed. Windows that are over and not decided yet hold it back, for all of
+    /// the tenant: they are open as long, and decided in the order of their ends.
     pub fn mark(&self, tenant: u32, sources: u64) -> i64 {
+        let held = self.tenants.get(tenant as usize).map_or(i64::MAX, |tenant| tenant.held);
+        self.reached(tenant, sources).min(held)
+    }
+
+    /// Event time waits at a moment until the windows that end then are decided.
+    pub fn hold(&mut self, tenant: u32, moment: i64) {
+        if let Some(own) = self.tenants.get_mut(tenant as usize) {
+            own.held = moment;
+        }
+    }
+
+    /// How far event time would have come if nothing held it back.
+    pub fn reached(&self, tenant: u32, sources: u64) -> i64 {
         let Some(tenant) = self.tenants.get(tenant as usize) else { return i64::MIN };
         let (mut slowest, mut furthest) = (i64::MAX, i64::MIN);
         let mut any_heard = false;
@@ -253,6 +273,12 @@ impl Clock {
         queues.get_mut(at)
     }
 
+    /// The windows of a queue that there is.
+    pub fn closing(&mut self, tenant: u32, sources: u64) -> Option<&mut Timers> {
+        let queues = &mut self.tenants.get_mut(tenant as usize)?.queues;
+        queues.iter_mut().find(|queue| queue.sources == sources).map(|queue| &mut queue.closing)
+    }
+
     /// The set of sources to wait for: all of them when there are too many different sets.
     pub fn bounded(&self, tenant: u32, sources: u64) -> u64 {
         let Some(tenant) = self.tenants.get(tenant as usize) else { return sources };
@@ -267,7 +293,10 @@ impl Clock {
         let mut wake = i64::MAX;
         for queue in &own.queues {
             let Some(at) = first(&queue.closing).into_iter().chain(first(&queue.expiring)).min() else { continue };
-            wake = wake.min(self.wake_of(own, queue.sources, at));
+            // What is passed already goes on with whatever row comes next in receive time.
+            let passed = at <= self.reached(tenant, queue.sources);
+            wake =
+                wake.min(if passed { self.received.saturating_add(1) } else { self.wake_of(own, queue.sources, at) });
         }
         if wake < own.wake {
             if let Some(own) = self.tenants.get_mut(tenant as usize) {
@@ -281,7 +310,7 @@ impl Clock {
     fn wake_of(&self, tenant: &Tenant, sources: u64, at: i64) -> i64 {
         let mut heard = i64::MAX;
         let mut silent = i64::MAX;
-        for (bit, source) in tenant.sources.iter().enumerate().filter(|(bit, _)| sources & (1 << bit) != 0) {
+        for (_, source) in tenant.sources.iter().enumerate().filter(|(bit, _)| sources & (1 << bit) != 0) {
             let latest = if source.latest == i64::MIN { source.received } else { source.latest };
             if self.is_silent(source, self.received) {
                 let missing = at.saturating_sub(latest.saturating_sub(self.lateness_us));
@@ -289,7 +318,6 @@ impl Clock {
             } else {
                 heard = heard.min(source.received.saturating_add(self.lateness_us).saturating_add(1));
             }
-            let _ = bit;
         }
         (if heard < i64::MAX { heard } else { silent }).max(self.received.saturating_add(1))
     }
@@ -315,6 +343,7 @@ impl Clock {
     pub fn clear(&mut self) {
         for tenant in &mut self.tenants {
             tenant.queues.clear();
+            tenant.held = i64::MAX;
             tenant.wake = i64::MAX;
         }
         self.wakes.clear();

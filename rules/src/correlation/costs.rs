@@ -17,8 +17,10 @@ use crate::eval::budget::{Budget, Terms, Unit};
 const SAMPLE: u64 = 8;
 /// The time after which it is looked in the middle of a batch whether something must be stopped.
 const LOOK_NS: u64 = 50_000_000;
-/// How long it is kept what each tenant took.
+/// The time after which what each tenant took counts half.
 const TENANTS_TIME: Duration = Duration::from_secs(4);
+/// Less than that is as good as nothing.
+const TENANT_NS_MIN: u64 = 1_000;
 /// The most correlations and tenants of which that is known.
 const TENANTS_MAX: usize = 100_000;
 
@@ -101,24 +103,29 @@ impl Costs {
     }
 
     /// What must be stopped, in a batch of so many rows.
-    pub fn judge(&mut self, rows: u64) -> Vec<Stopped> {
+    /// `shared` says whether a correlation has groups of several tenants.
+    pub fn judge(&mut self, rows: u64, shared: &dyn Fn(u32) -> bool) -> Vec<Stopped> {
         self.open_ns = 0;
         let parked = self.budget.judge(rows);
-        self.stop(parked)
+        self.stop(parked, shared)
     }
 
     /// Ends a batch. What must be stopped.
-    pub fn end_batch(&mut self, rows: u64) -> Vec<Stopped> {
+    pub fn end_batch(&mut self, rows: u64, shared: &dyn Fn(u32) -> bool) -> Vec<Stopped> {
         let parked = self.budget.end_batch(rows);
-        let stopped = self.stop(parked);
+        let stopped = self.stop(parked, shared);
         if self.tenants_since.elapsed() > TENANTS_TIME {
-            self.tenants.clear();
+            // What was a moment ago still tells who it is, and what was long ago no more.
+            self.tenants.retain(|_, ns| {
+                *ns /= 2;
+                *ns > TENANT_NS_MIN
+            });
             self.tenants_since = Instant::now();
         }
         stopped
     }
 
-    fn stop(&mut self, parked: Vec<usize>) -> Vec<Stopped> {
+    fn stop(&mut self, parked: Vec<usize>, shared: &dyn Fn(u32) -> bool) -> Vec<Stopped> {
         let mut reports = std::mem::take(&mut self.budget.reports);
         let mut stopped = Vec::new();
         for unit in parked {
@@ -127,7 +134,7 @@ impl Costs {
                 continue;
             };
             let report = reports.swap_remove(at);
-            let culprit = if org_id.is_none() { self.culprit(unit as u32) } else { None };
+            let culprit = if org_id.is_none() { self.culprit(unit as u32, shared) } else { None };
             if culprit.is_some() {
                 // It goes on for the others.
                 self.budget.forgive(unit);
@@ -151,11 +158,12 @@ impl Costs {
     }
 
     /// The tenant whose events took most of what a correlation took, if there are several.
-    fn culprit(&self, correlation: u32) -> Option<u32> {
+    fn culprit(&self, correlation: u32, shared: &dyn Fn(u32) -> bool) -> Option<u32> {
         let own = || self.tenants.iter().filter(|((own, _), _)| *own == correlation);
         let all: u64 = own().map(|(_, ns)| ns).sum();
         let most = own().max_by_key(|((_, tenant), ns)| (**ns, *tenant));
-        most.filter(|(_, ns)| own().count() > 1 && **ns >= all / 2).and_then(|((_, tenant), _)| *tenant)
+        let several = own().nth(1).is_some() || shared(correlation);
+        most.filter(|(_, ns)| several && **ns >= all / 2).and_then(|((_, tenant), _)| *tenant)
     }
 }
 
@@ -183,8 +191,8 @@ mod tests {
         }
     }
 
-    fn stopped(costs: &mut Costs) -> Vec<(String, Option<String>)> {
-        let stopped = costs.end_batch(100);
+    fn stopped(costs: &mut Costs, shared: bool) -> Vec<(String, Option<String>)> {
+        let stopped = costs.end_batch(100, &|_| shared);
         costs.name(&stopped, |tenant| Some(format!("tenant {tenant}").into()));
         let report = |own: &Parked| (own.rule_id.clone(), own.org_id.as_deref().map(str::to_owned));
         costs.reports().iter().map(report).collect()
@@ -194,16 +202,26 @@ mod tests {
     fn it_stops_for_the_tenant_whose_events_take_most_and_then_for_all() {
         let mut own = costs();
         (0..5).for_each(|tenant| spend(&mut own, tenant, 10, 0));
-        assert_eq!(stopped(&mut own), []);
+        assert_eq!(stopped(&mut own, false), []);
         spend(&mut own, 3, 40, 10);
         assert!(own.is_due());
         let third = ("c".to_owned(), Some("tenant 3".to_owned()));
-        assert_eq!(stopped(&mut own), std::slice::from_ref(&third));
+        assert_eq!(stopped(&mut own, false), std::slice::from_ref(&third));
         assert!(own.is_stopped(0, 3) && !own.is_stopped(0, 2));
         // Nobody takes most of it.
         (0..5).filter(|tenant| *tenant != 3).for_each(|tenant| spend(&mut own, tenant, 40, 10));
-        assert_eq!(stopped(&mut own), [third, ("c".to_owned(), None)]);
+        assert_eq!(stopped(&mut own, false), [third, ("c".to_owned(), None)]);
         assert!((0..5).all(|tenant| own.is_stopped(0, tenant)));
+    }
+
+    #[test]
+    fn the_only_tenant_that_is_known_of_a_correlation_that_others_have_too_is_named() {
+        let mut own = costs();
+        spend(&mut own, 7, 40, 10);
+        assert_eq!(stopped(&mut own, true), [("c".to_owned(), Some("tenant 7".to_owned()))]);
+        let mut alone = costs();
+        spend(&mut alone, 7, 40, 10);
+        assert_eq!(stopped(&mut alone, false), [("c".to_owned(), None)]);
     }
 
     #[test]

@@ -29,8 +29,6 @@ const SEEK_MAX: usize = 1_024;
 const SEEK_EACH: usize = 32;
 /// What the events of a large group take in the set that tells which of them are there.
 const REPEATS_BYTES: usize = 16;
-/// The most windows of a group that may be open over one moment.
-const OVERLAPS_MAX: usize = 32;
 
 /// Who and what an alert is about, taken from the event that completes a window.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,6 +70,8 @@ pub(crate) struct Group {
     pub crowded: u32,
     /// Windows that wait for their end, by start.
     pub windows: VecDeque<OpenWindow>,
+    /// The end of the last window that was decided when it was over.
+    pub decided: Option<i64>,
     /// When it fired, ascending.
     pub fires: Vec<i64>,
     /// For when its timer is set.
@@ -81,6 +81,14 @@ pub(crate) struct Group {
     /// Neighbours in the order of use.
     pub before: u32,
     pub after: u32,
+}
+
+/// What a group waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wait {
+    pub at: i64,
+    /// Whether it is of no use after that; else its first open window is over then.
+    pub is_last: bool,
 }
 
 /// A window that satisfied the condition.
@@ -123,7 +131,7 @@ impl<'a> Terms<'a> {
         Self { definition: &correlation.definition, events_max, needed: correlation.needed, near_max: NEAR_MAX }
     }
 
-    fn span(&self) -> i64 {
+    pub fn span(&self) -> i64 {
         self.definition.span.0
     }
 }
@@ -158,6 +166,7 @@ impl Group {
             since_seek: u32::MAX,
             crowded: 0,
             windows: VecDeque::new(),
+            decided: None,
             fires: Vec::new(),
             armed: i64::MAX,
             counted: 0,
@@ -171,7 +180,6 @@ impl Group {
         let counts_only = definition.kind == CorrelationType::EventCount;
         self.gauge = (!counts_only).then(|| Box::new(Gauge::new(definition)));
         self.index = None;
-        self.armed = i64::MAX;
     }
 
     /// Drops everything, as if it had just begun.
@@ -181,14 +189,14 @@ impl Group {
         *self = Self { before, after, counted, ..Self::new(key, number, definition) };
     }
 
-    /// When it is of no use any more (eager), or its next window is over (closing).
-    pub fn deadline(&self, terms: &Terms<'_>, eager: bool) -> i64 {
-        let moment = if eager {
-            self.entries().last().map(|entry| entry.time)
-        } else {
-            self.windows.front().map(|window| window.start)
+    /// What it waits for.
+    pub fn wait(&self, terms: &Terms<'_>, eager: bool) -> Wait {
+        let (moment, is_last) = match self.windows.front() {
+            _ if eager => (self.entries().last().map(|entry| entry.time), true),
+            Some(window) => (Some(window.start), false),
+            None => (self.decided, true),
         };
-        moment.map_or(i64::MIN, |moment| moment.saturating_add(terms.span()))
+        Wait { at: moment.map_or(i64::MIN, |moment| moment.saturating_add(terms.span())), is_last }
     }
 
     /// About how many bytes it takes, whatever way it came to be.
@@ -217,7 +225,7 @@ impl Group {
     }
 
     /// Forgets events that cannot be in a window any more now that event time has come to `mark`.
-    fn prune(&mut self, mark: i64, terms: &Terms<'_>, eager: bool) {
+    pub(super) fn prune(&mut self, mark: i64, terms: &Terms<'_>, eager: bool) {
         let gone = mark.saturating_sub(terms.span());
         let keep_from = match (eager, self.windows.front()) {
             (true, _) => gone,
@@ -250,7 +258,7 @@ impl Group {
     }
 
     /// Takes an event up, unless it is there already or has no room. Says whether it did.
-    fn insert(&mut self, entry: Entry, terms: &Terms<'_>, fed: &mut Fed) -> bool {
+    pub(super) fn insert(&mut self, entry: Entry, terms: &Terms<'_>, fed: &mut Fed) -> bool {
         let Self { line, repeats, .. } = self;
         let known = line.as_slice();
         let at = known.partition_point(|known| known.time <= entry.time);
@@ -345,7 +353,7 @@ impl Group {
         let between = matches!(kind, CorrelationType::ValuePercentile | CorrelationType::ValueMedian);
         let Some(gauge) = self.gauge.as_deref().filter(|_| !between) else { return false };
         let distance = gauge.distance(from, to);
-        if distance <= SEEK_MAX || gauge.is_hopeless(terms.definition, terms.needed, gauge.outside(from, to)) {
+        if distance <= SEEK_MAX || gauge.is_hopeless(terms.needed, gauge.outside(from, to)) {
             return false;
         }
         let far = distance / SEEK_EACH > self.since_seek as usize;
@@ -412,11 +420,11 @@ impl Group {
         loud
     }
 
-    fn is_quiet(&self, at: i64, span: i64) -> bool {
+    pub(super) fn is_quiet(&self, at: i64, span: i64) -> bool {
         self.fires.iter().any(|fire| at.abs_diff(*fire) < span.unsigned_abs())
     }
 
-    fn fired(&mut self, at: i64) {
+    pub(super) fn fired(&mut self, at: i64) {
         let place = self.fires.partition_point(|known| *known <= at);
         if self.fires.len() >= FIRES_MAX {
             self.fires.remove(0);
@@ -430,7 +438,13 @@ impl Group {
     }
 
     /// Whether the window satisfies the condition.
-    fn judge(&mut self, (from, to): (usize, usize), at: i64, terms: &Terms<'_>, fed: &mut Fed) -> Option<Fire> {
+    pub(super) fn judge(
+        &mut self,
+        (from, to): (usize, usize),
+        at: i64,
+        terms: &Terms<'_>,
+        fed: &mut Fed,
+    ) -> Option<Fire> {
         let entries = self.line.as_slice();
         let window = entries.get(from..to).unwrap_or_default();
         let (value, holds) = match &mut self.gauge {
@@ -442,7 +456,7 @@ impl Group {
             }
             Some(gauge) => {
                 let outside = gauge.outside(from, to);
-                if gauge.is_hopeless(terms.definition, terms.needed, outside) {
+                if gauge.is_hopeless(terms.needed, outside) {
                     return None;
                 }
                 fed.looked_at += gauge.seek(entries, from, to) + 1;
@@ -453,67 +467,5 @@ impl Group {
             }
         };
         holds.then_some(Fire { at, value, from, to })
-    }
-
-    /// Takes an event up, in the windows that are open for it, or in one that it opens.
-    pub fn feed_closing(&mut self, entry: Entry, completing: Completing, terms: &Terms<'_>) -> Fed {
-        let mut fed = Fed { looked_at: 1, ..Fed::default() };
-        let (time, span) = (entry.time, terms.span());
-        if !self.insert(entry, terms, &mut fed) {
-            return fed;
-        }
-        let completing = Arc::new(completing);
-        let first = self.windows.partition_point(|window| window.start <= time.saturating_sub(span));
-        let after = self.windows.partition_point(|window| window.start <= time);
-        fed.looked_at += (after - first) as u64;
-        for window in self.windows.range_mut(first..after) {
-            if time >= window.last.0 {
-                window.last = (time, completing.clone());
-            }
-        }
-        if first == after {
-            let next = self.windows.partition_point(|window| window.start < time.saturating_add(span));
-            if next - after >= OVERLAPS_MAX {
-                fed.unjudged += 1;
-                return fed;
-            }
-            let last = self.last_in((after, next), time, span, completing);
-            self.windows.insert(after, OpenWindow { start: time, last });
-        }
-        fed
-    }
-
-    /// The latest event of a window that opens at `start` before windows that are open: later events may be in it.
-    fn last_in(
-        &self,
-        (after, next): (usize, usize),
-        start: i64,
-        span: i64,
-        completing: Arc<Completing>,
-    ) -> (i64, Arc<Completing>) {
-        let inside = self.windows.range(after..next).filter(|window| window.last.0 < start.saturating_add(span));
-        match inside.max_by_key(|window| window.last.0) {
-            Some(window) => window.last.clone(),
-            None => (start, completing),
-        }
-    }
-
-    /// Decides the first open window, which is over.
-    pub fn close(&mut self, terms: &Terms<'_>, fed: &mut Fed) -> Option<(OpenWindow, Option<Fire>)> {
-        let window = self.windows.pop_front()?;
-        let end = window.start.saturating_add(terms.span());
-        let from = self.entries().partition_point(|entry| entry.time < window.start);
-        let to = self.entries().partition_point(|entry| entry.time < end);
-        let quiet = self.is_quiet(window.start, terms.span());
-        let fire = if quiet { None } else { self.judge((from, to), window.start, terms, fed) };
-        if fire.is_some() {
-            self.fired(window.start);
-        }
-        Some((window, fire))
-    }
-
-    /// Forgets what the windows that are still open do not need.
-    pub fn settle(&mut self, terms: &Terms<'_>) {
-        self.prune(i64::MIN, terms, false);
     }
 }

@@ -16,6 +16,10 @@
 //! - **Closing** correlations (`lt`, `lte`, `eq`, `neq`, a range, `not`) can only be judged when a window is over. A window
 //!   `[t, t + span)` opens at an event that no open window of its group covers, and is decided once, when event time has
 //!   passed its end: see [`clock`]. Only groups with an event have windows, so that "fewer than 5" never means none.
+//! - An event that is **late** counts as long as a window that it belongs to is open: until event time has passed it by a span.
+//!   One whose window was decided opens no other, so a group is remembered for a span after its last window.
+//! - A row lets a few windows be decided and groups be dropped, by rows and by receive time; until they are, event time is held back
+//!   for their tenant. So a million of them are no pause.
 //! - A group that fired is quiet for one span of event time on either side; then it fires again if it still holds. What is
 //!   remembered of a group, firings included, is forgotten when event time has passed its last event by a span.
 //! - **Chaining**: a firing is an event for the correlations that refer to this one: at the end of its window, with the values
@@ -31,12 +35,15 @@ mod alert;
 mod amount;
 mod bucket;
 mod clock;
+mod closing;
 mod condition;
 mod costs;
 pub(crate) mod definition;
 mod entry;
+mod feed;
 mod group;
 mod index;
+mod keep;
 mod levels;
 mod line;
 #[cfg(test)]
@@ -51,6 +58,7 @@ pub(crate) mod set;
 mod sorted;
 mod window;
 
-pub(crate) use run::{Correlations, Fired};
+pub(crate) use alert::Told;
+pub(crate) use run::Correlations;
 pub use set::Correlation;
 pub(crate) use set::CorrelationSet;

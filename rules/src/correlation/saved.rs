@@ -1,11 +1,12 @@
 //! The state of correlations as bytes.
 //!
 //! ```text
-//! "TGCORR02", then little endian:
+//! "TGCORR03", then little endian:
 //!   largest receive time i64, next group number u64
 //!   tenants: count, each: name, sources: count, each: name, latest i64, received i64
 //!   correlations: count, each: tenant, scope (flag, name), id, fingerprint u64, groups: count, each:
-//!     key, number, sources u64, events until room is looked for,
+//!     key, number, sources u64, events until room is looked for, when it is looked at i64, end of its last decided window i64 (the
+//!     least one for none)
 //!     events: count, each: time (zigzag of the difference to the one before), rule, id (flag, 16 bytes or text), value (flag, bytes)
 //!     open windows: count, each: start i64, last i64, source, actor, asset, resource (flag and text)
 //!     firings: count, each i64
@@ -28,7 +29,7 @@ use crate::correlation::run::Correlations;
 use crate::correlation::set::Correlation;
 use crate::head::Head;
 
-const MAGIC: &[u8; 8] = b"TGCORR02";
+const MAGIC: &[u8; 8] = b"TGCORR03";
 /// How often it is tried to make a state short enough by leaving out groups.
 const SHORTER_MAX: usize = 6;
 
@@ -184,6 +185,8 @@ fn put_group(out: &mut Vec<u8>, group: &Group) {
     put(out, group.number);
     out.extend_from_slice(&group.sources.to_le_bytes());
     put(out, u64::from(group.crowded));
+    out.extend_from_slice(&group.armed.to_le_bytes());
+    out.extend_from_slice(&group.decided.unwrap_or(i64::MIN).to_le_bytes());
     put(out, group.entries().len() as u64);
     let mut before = 0;
     for entry in group.entries() {
@@ -279,7 +282,7 @@ impl<'a> Input<'a> {
         let id = self.text()?.to_owned();
         let fingerprint = u64::from_le_bytes(self.take()?);
         let mut groups = Vec::new();
-        for _ in 0..self.count(14)? {
+        for _ in 0..self.count(30)? {
             groups.push(self.group()?);
         }
         Ok(Kept { org_id, identity: Identity { scope, id, fingerprint }, groups })
@@ -290,6 +293,7 @@ impl<'a> Input<'a> {
         let number = self.number()?;
         let sources = u64::from_le_bytes(self.take()?);
         let crowded = u32::try_from(self.number()?).map_err(|error| error.to_string())?;
+        let (armed, decided) = (self.time()?, self.time()?);
         let count = self.count(4)?;
         let mut entries: Vec<Entry> = Vec::with_capacity(count);
         let mut before = 0i64;
@@ -303,6 +307,8 @@ impl<'a> Input<'a> {
         }
         let mut group = Group::from_parts(key, number, sources, entries);
         group.crowded = crowded;
+        group.armed = armed;
+        group.decided = (decided > i64::MIN).then_some(decided);
         for _ in 0..self.count(20)? {
             let (start, last) = (self.time()?, self.time()?);
             let about = Completing {

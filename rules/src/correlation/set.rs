@@ -40,7 +40,7 @@ pub struct Correlation {
     /// The same for the same definition over the same rules: its state can be kept.
     pub(crate) fingerprint: u64,
     /// The correlations that refer to it.
-    pub(crate) feeds: Vec<Feed>,
+    pub(crate) feeds: ByTenant<Feed>,
 }
 
 impl Correlation {
@@ -52,6 +52,43 @@ impl Correlation {
     /// The ids or names of the rules that it refers to, as written.
     pub fn rules(&self) -> &[String] {
         &self.definition.rules
+    }
+}
+
+/// What is for everyone, and what is for one tenant: a tenant pays for no other's.
+#[derive(Debug, Clone)]
+pub(crate) struct ByTenant<T> {
+    everyone: Vec<T>,
+    tenants: FxHashMap<Arc<str>, Vec<T>>,
+}
+
+impl<T> Default for ByTenant<T> {
+    fn default() -> Self {
+        Self { everyone: Vec::new(), tenants: FxHashMap::default() }
+    }
+}
+
+impl<T> ByTenant<T> {
+    fn push(&mut self, org_id: Option<&Arc<str>>, one: T) {
+        match org_id {
+            None => self.everyone.push(one),
+            Some(org_id) => self.tenants.entry(org_id.clone()).or_default().push(one),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.everyone.is_empty() && self.tenants.is_empty()
+    }
+
+    /// All of them, of whatever tenant.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.everyone.iter().chain(self.tenants.values().flatten())
+    }
+
+    /// All that is for a tenant.
+    pub fn of(&self, org_id: &str) -> impl Iterator<Item = &T> {
+        let own = if self.tenants.is_empty() { None } else { self.tenants.get(org_id) };
+        self.everyone.iter().chain(own.into_iter().flatten())
     }
 }
 
@@ -134,7 +171,7 @@ impl CorrelationSet {
 pub(crate) struct CorrelationSet {
     pub correlations: Vec<Correlation>,
     /// For each detection rule.
-    pub targets: FxHashMap<u32, Vec<Target>>,
+    pub targets: FxHashMap<u32, ByTenant<Target>>,
     pub views: Vec<View>,
     /// Detection rules that correlations refer to.
     pub referred_rules: FxHashMap<u32, Referred>,
@@ -225,6 +262,15 @@ pub(crate) fn compile(
     builder.set
 }
 
+/// What a correlation refers to, by number.
+#[derive(Default)]
+struct Links {
+    targets: Vec<(usize, Target)>,
+    feeds: Vec<(usize, Feed)>,
+    /// The detection rules whose events may complete a firing.
+    completers: BTreeSet<usize>,
+}
+
 struct Builder<'a> {
     rules: &'a [Candidate<'a>],
     columns: Columns<'a>,
@@ -262,62 +308,75 @@ impl Builder<'_> {
             return Err(Fault::new(reason).hint("refer to fewer rules").near("rules:"));
         }
         *known += reads;
-        let (mut targets, mut feeds, mut completers) = (Vec::new(), Vec::new(), BTreeSet::new());
-        for ((slot, references), names) in slots.iter().enumerate().zip(&slot_names) {
+        let links = self.links(number, &definition, (&slots, &slot_names))?;
+        let ids: Vec<Vec<&str>> =
+            slots.iter().map(|slot| slot.iter().map(|reference| self.id(reference)).collect()).collect();
+        let fingerprint = fingerprint(&definition, &ids);
+        let needed = definition.needed(self.events_max);
+        let correlation = Correlation { needed, ..loaded(pending, definition, fingerprint) };
+        self.completers.push(if correlation.eager { links.completers.clone() } else { BTreeSet::new() });
+        self.numbers.insert(at, number);
+        self.link(links, correlation);
+        Ok(())
+    }
+
+    /// What a correlation refers to, as where the matches and firings of these go.
+    fn links(
+        &mut self,
+        number: usize,
+        definition: &Definition,
+        (slots, slot_names): (&[Vec<Reference>], &[Vec<String>]),
+    ) -> Result<Links, Fault> {
+        let mut links = Links::default();
+        for ((slot, references), names) in slots.iter().enumerate().zip(slot_names) {
             let fields = |of: &[String]| {
-                of.iter().map(|field| field_of(field, names, &definition)).collect::<Result<Vec<_>, Fault>>()
+                of.iter().map(|field| field_of(field, names, definition)).collect::<Result<Vec<_>, Fault>>()
             };
             let (group, measured) = (fields(&definition.group_by)?, fields(&definition.fields)?);
             for reference in references {
                 match reference {
                     Reference::Rule(rule) => {
-                        targets.push((*rule, slot, self.views(*rule, &group, &measured)));
-                        completers.insert(*rule);
+                        let views = self.views(*rule, &group, &measured);
+                        links.targets.push((*rule, Target { correlation: number as u32, slot: slot as u16, views }));
+                        links.completers.insert(*rule);
                     }
                     Reference::Pending(other) => {
                         let Some(other) = self.numbers.get(other).copied() else {
                             return Err(unloaded(names));
                         };
                         let feed = self.feed(other, (number, slot), &group, &measured)?;
-                        feeds.push((other, feed));
-                        completers.extend(self.completers.get(other).into_iter().flatten());
+                        links.feeds.push((other, feed));
+                        links.completers.extend(self.completers.get(other).into_iter().flatten());
                     }
                 }
             }
         }
-        let eager = definition.is_eager();
-        let referred: BTreeSet<(Option<u32>, Option<usize>)> = targets
-            .iter()
-            .map(|(rule, ..)| (Some(*rule as u32), None))
-            .chain(feeds.iter().map(|(other, _)| (None, Some(*other))))
-            .collect();
-        let ids: Vec<Vec<&str>> =
-            slots.iter().map(|slot| slot.iter().map(|reference| self.id(reference)).collect()).collect();
-        let fingerprint = fingerprint(&definition, &ids);
-        let needed = definition.needed(self.events_max);
-        let correlation = Correlation { needed, ..loaded(pending, definition, fingerprint) };
-        for (rule, other) in referred {
-            if let Some(rule) = rule {
-                self.set.referred_rules.entry(rule).or_default().add(&correlation);
-            }
-            if let Some(known) = other.and_then(|other| self.set.referred.get_mut(other)) {
+        Ok(links)
+    }
+
+    /// Puts a correlation into the set, and to what it refers to that it does.
+    fn link(&mut self, links: Links, correlation: Correlation) {
+        let rules: BTreeSet<usize> = links.targets.iter().map(|(rule, _)| *rule).collect();
+        for rule in rules {
+            self.set.referred_rules.entry(rule as u32).or_default().add(&correlation);
+        }
+        let others: BTreeSet<usize> = links.feeds.iter().map(|(other, _)| *other).collect();
+        for other in others {
+            if let Some(known) = self.set.referred.get_mut(other) {
                 known.add(&correlation);
             }
         }
-        for (rule, slot, views) in targets {
-            let target = Target { correlation: number as u32, slot: slot as u16, views };
-            self.set.targets.entry(rule as u32).or_default().push(target);
+        let org_id = correlation.head.org_id.as_ref();
+        for (rule, target) in links.targets {
+            self.set.targets.entry(rule as u32).or_default().push(org_id, target);
         }
-        for (other, feed) in feeds {
+        for (other, feed) in links.feeds {
             if let Some(other) = self.set.correlations.get_mut(other) {
-                other.feeds.push(feed);
+                other.feeds.push(org_id, feed);
             }
         }
         self.set.correlations.push(correlation);
         self.set.referred.push(Referred::default());
-        self.completers.push(if eager { completers } else { BTreeSet::new() });
-        self.numbers.insert(at, number);
-        Ok(())
     }
 
     fn id(&self, reference: &Reference) -> &str {
@@ -406,7 +465,7 @@ fn loaded(pending: &Pending<'_>, definition: Definition, fingerprint: u64) -> Co
         file: pending.file.0.clone(),
         org_id: pending.org_id.clone(),
     };
-    Correlation { head, eager: definition.is_eager(), needed: 1, definition, fingerprint, feeds: Vec::new() }
+    Correlation { head, eager: definition.is_eager(), needed: 1, definition, fingerprint, feeds: ByTenant::default() }
 }
 
 fn unloaded(names: &[String]) -> Fault {

@@ -161,10 +161,9 @@ impl Gauge {
     }
 
     /// Whether a window of `more` entries beside those of this one cannot hold, so that it need not be looked at.
-    pub fn is_hopeless(&self, definition: &Definition, needed: u64, more: usize) -> bool {
-        match (&self.content, definition.kind) {
-            (Content::Values(counts), _) => ((counts.len() + more) as u64) < needed,
-            (_, CorrelationType::EventCount) => ((self.to - self.from + more) as u64) < needed,
+    pub fn is_hopeless(&self, needed: u64, more: usize) -> bool {
+        match &self.content {
+            Content::Values(counts) => ((counts.len() + more) as u64) < needed,
             _ => false,
         }
     }

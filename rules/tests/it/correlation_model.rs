@@ -214,24 +214,31 @@ fn correlations_are_those_of_the_model_whatever_the_batches_and_checkpoints() {
 }
 
 #[test]
-fn every_kind_of_correlation_is_tried() {
+fn every_kind_of_correlation_is_tried_and_fires() {
     // The same in every run, so that the one above is known to explore.
     let config = Config { failure_persistence: None, ..Config::default() };
     let rng = prop::test_runner::TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(config, rng);
-    let (mut made, mut chains, mut owned) = (BTreeMap::<(Kind, bool), usize>::new(), 0, 0);
-    for _ in 0..400 {
-        let raw = specs::specs().new_tree(&mut runner).expect("correlations").current();
-        for spec in specs::made(&raw) {
+    let every = || Kind::ALL.into_iter().flat_map(|kind| [(kind, true), (kind, false)]);
+    let (mut made, mut fired) = (BTreeMap::<(Kind, bool), usize>::new(), BTreeMap::<(Kind, bool), usize>::new());
+    let (mut chains, mut owned, mut late) = (0, 0, 0);
+    for case in 0..400 {
+        let input = input().new_tree(&mut runner).expect("an input").current();
+        for spec in specs::made(&input.0) {
             *made.entry((spec.kind, spec.is_eager())).or_default() += 1;
             chains += usize::from(spec.rules.iter().any(|rule| rule.starts_with('c') && rule.len() > 1));
             owned += usize::from(spec.org.is_some());
         }
-    }
-    for kind in Kind::ALL {
-        for eager in [true, false] {
-            assert!(made.get(&(kind, eager)) > Some(&5), "{kind:?}, eager {eager}: {made:?}");
+        late += input.2.iter().filter(|event| event.received - event.time > LATENESS as f64).count();
+        if every().any(|kind| !fired.contains_key(&kind)) {
+            for kind in check(&input).unwrap_or_else(|error| panic!("case {case}: {error}")) {
+                *fired.entry(kind).or_default() += 1;
+            }
         }
     }
-    assert!(chains > 50 && owned > 20, "{chains} chains, {owned} of a tenant");
+    for kind in every() {
+        assert!(made.get(&kind) > Some(&5), "{kind:?}: {made:?}");
+        assert!(fired.contains_key(&kind), "{kind:?} never fired: {fired:?}");
+    }
+    assert!(chains > 50 && owned > 20 && late > 100, "{chains} chains, {owned} of a tenant, {late} late events");
 }

@@ -11,6 +11,7 @@ mod correlation_bounds;
 mod correlation_costs;
 mod correlation_faults;
 mod correlation_features;
+mod correlation_late;
 mod correlation_model;
 mod correlation_size;
 mod counted;

@@ -44,6 +44,20 @@ struct Group {
     fires: Vec<i64>,
     /// The starts of windows that wait for their end.
     windows: Vec<i64>,
+    /// The end of the last window that was decided.
+    decided: Option<i64>,
+    /// In the order in which groups began.
+    number: u64,
+    /// When it is looked at whether it is of no use any more.
+    looked_at: Option<i64>,
+}
+
+impl Group {
+    /// When it is of no use any more, if it does not wait for the end of a window.
+    fn useless(&self, span: i64) -> Option<i64> {
+        let last = self.entries.last().map(|entry| entry.time);
+        self.windows.is_empty().then(|| self.decided.or(last).map_or(i64::MIN / 2, |moment| moment + span))
+    }
 }
 
 /// On its way into a correlation.
@@ -81,8 +95,13 @@ pub struct Model<'s> {
     /// By tenant and source: the latest time, and when something came last.
     sources: BTreeMap<String, BTreeMap<String, (Option<i64>, i64)>>,
     groups: BTreeMap<Key, Group>,
-    /// How far event time counts while windows that are over are decided.
-    moment: i64,
+    /// By tenant: the end of the first window that is over and not decided, where event time waits.
+    held: BTreeMap<String, i64>,
+    /// How many windows may still be decided, and groups looked at, with this row.
+    allowed: u64,
+    /// How many events of this row were put into groups.
+    fed: u64,
+    numbers: u64,
     pub fired: usize,
 }
 
@@ -93,8 +112,8 @@ fn field(event: &Event, name: &str) -> Option<String> {
 
 impl<'s> Model<'s> {
     pub fn new(specs: &'s [Spec], off: &'s [(&'static str, String)]) -> Self {
-        let (sources, groups) = (BTreeMap::new(), BTreeMap::new());
-        Self { specs, off, received: i64::MIN, sources, groups, moment: i64::MAX, fired: 0 }
+        let (sources, groups, held) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { specs, off, received: i64::MIN, sources, groups, held, allowed: 0, fed: 0, numbers: 0, fired: 0 }
     }
 
     fn is_off(&self, org: &str, id: &str) -> bool {
@@ -116,6 +135,11 @@ impl<'s> Model<'s> {
 
     /// How far event time has come for what these sources fed.
     fn mark(&self, org: &str, sources: &BTreeSet<String>) -> i64 {
+        self.reached(org, sources).min(self.held.get(org).copied().unwrap_or(i64::MAX))
+    }
+
+    /// The same if nothing waited to be decided.
+    fn reached(&self, org: &str, sources: &BTreeSet<String>) -> i64 {
         let (mut heard, mut silent) = (Vec::new(), Vec::new());
         for source in sources {
             let (latest, received) = self.sources[org][source];
@@ -126,8 +150,7 @@ impl<'s> Model<'s> {
                 heard.push(mark);
             }
         }
-        let mark = heard.into_iter().min().unwrap_or_else(|| silent.into_iter().max().expect("a source"));
-        mark.min(self.moment)
+        heard.into_iter().min().unwrap_or_else(|| silent.into_iter().max().expect("a source"))
     }
 
     /// What a window of a group says, if it satisfies the condition.
@@ -149,42 +172,45 @@ impl<'s> Model<'s> {
         Some(Told { org: org.clone(), rule: spec.id.clone(), group: pairs.join(", "), count, ids, times })
     }
 
-    /// Decides what is over, the earliest first, and forgets what is of no use.
+    /// Decides what is over, the earliest first, and forgets what is of no use, as far as this row lets.
     fn pass(&mut self, org: &str, out: &mut Vec<Told>) {
         loop {
             let due = |(key, group): (&Key, &Group)| {
                 let end = *group.windows.first()? + self.specs[key.1].span;
-                (key.0 == org && end <= self.mark(org, &group.sources)).then(|| (end, key.clone()))
+                (key.0 == org && end <= self.reached(org, &group.sources)).then(|| (end, group.number, key.clone()))
             };
-            let over: Vec<(i64, Key)> = self.groups.iter().filter_map(due).collect();
-            let Some(moment) = over.iter().map(|(end, _)| *end).min() else { break };
-            self.moment = moment;
-            let mut firings = Vec::new();
-            for (_, key) in over.into_iter().filter(|(end, _)| *end == moment) {
-                firings.extend(self.close(&key));
-            }
-            // They are in the order of correlations and groups.
-            for firing in firings {
+            let Some((end, _, key)) = self.groups.iter().filter_map(due).min() else { break };
+            self.held.insert(org.to_owned(), end);
+            let Some(left) = self.allowed.checked_sub(1) else { return };
+            self.allowed = left;
+            if let Some(firing) = self.close(&key) {
                 self.tell(org, &firing, out);
                 let mut work = Vec::new();
                 self.follow(org, &firing, &mut work);
                 self.run(org, work, out);
             }
-            self.moment = i64::MAX;
         }
-        let keys: Vec<Key> = self.groups.keys().filter(|key| key.0 == org).cloned().collect();
-        for key in keys {
-            if self.specs[key.1].is_eager() && self.is_over(&key) {
+        self.held.remove(org);
+        while self.allowed > 0 {
+            let over = |(key, group): (&Key, &Group)| {
+                let at = group.looked_at.filter(|_| key.0 == org && group.windows.is_empty())?;
+                (at <= self.mark(org, &group.sources)).then(|| (at, group.number, key.clone()))
+            };
+            let Some((at, _, key)) = self.groups.iter().filter_map(over).min() else { break };
+            self.allowed -= 1;
+            let useless = self.groups[&key].useless(self.specs[key.1].span).expect("no window");
+            if useless > at {
+                self.groups.get_mut(&key).expect("a group").looked_at = Some(useless);
+            } else {
                 self.groups.remove(&key);
             }
         }
     }
 
-    /// Whether event time has passed the last event of a group by a span.
+    /// Whether event time has passed what a group is of use for.
     fn is_over(&self, key: &Key) -> bool {
         let group = &self.groups[key];
-        let last = group.entries.last().map_or(i64::MIN / 2, |entry| entry.time);
-        last + self.specs[key.1].span <= self.mark(&key.0, &group.sources)
+        group.useless(self.specs[key.1].span).is_some_and(|moment| moment <= self.mark(&key.0, &group.sources))
     }
 
     /// Decides the first window of a group.
@@ -194,6 +220,7 @@ impl<'s> Model<'s> {
         let quiet = self.groups[key].fires.iter().any(|fire| (fire - start).abs() < span);
         let told = self.judge(key, |time| (start..start + span).contains(&time)).filter(|_| !quiet);
         let group = self.groups.get_mut(key).expect("a group");
+        group.decided = group.decided.max(Some(start + span));
         let firing = told.map(|told| {
             group.fires.push(start);
             let last = group.entries.iter().rfind(|entry| entry.time < start + span).expect("an event");
@@ -202,7 +229,10 @@ impl<'s> Model<'s> {
         });
         match group.windows.first().copied() {
             Some(next) => group.entries.retain(|entry| entry.time >= next),
-            None => drop(self.groups.remove(key)),
+            None => {
+                group.entries.clear();
+                group.looked_at = group.useless(span);
+            }
         }
         firing
     }
@@ -261,19 +291,40 @@ impl<'s> Model<'s> {
         let key: Key = (org.to_owned(), fed.spec, fed.key);
         let spec = &self.specs[key.1];
         let (time, span) = (fed.entry.time, spec.span);
-        if self.groups.contains_key(&key) && spec.is_eager() && self.is_over(&key) {
-            self.groups.remove(&key);
+        let known = self.groups.get(&key).filter(|_| !self.is_over(&key));
+        let sources = known.map_or_else(BTreeSet::new, |group| group.sources.clone());
+        let joined: BTreeSet<String> = sources.union(&fed.sources).cloned().collect();
+        let mark = self.mark(org, &joined);
+        // It counts as long as a window that it belongs to is open; where there is none, until event time has passed it by a span.
+        let covers = |start: i64| (start..start + span).contains(&time);
+        let open = known.is_some_and(|group| group.windows.iter().any(|start| covers(*start)));
+        let decided = known.and_then(|group| group.decided).is_some_and(|end| covers(end - span));
+        if !open && (decided || time + span <= mark) {
+            return None;
         }
-        let group = self.groups.entry(key.clone()).or_default();
-        group.sources.extend(fed.sources);
+        if known.is_none() {
+            let group = Group { number: self.numbers, ..Group::default() };
+            (self.numbers, self.allowed) = (self.numbers + 1, self.allowed + 1);
+            self.groups.insert(key.clone(), group);
+        }
+        (self.fed, self.allowed) = (self.fed + 1, self.allowed + u64::from(self.fed > 0));
+        let group = self.groups.get_mut(&key)?;
+        let other_sources = std::mem::replace(&mut group.sources, joined) != group.sources;
         if spec.is_eager() {
             // What event time has passed by a span is forgotten, though a source that was silent may go back behind it.
-            let gone = self.mark(org, &self.groups[&key].sources) - span;
-            self.groups.get_mut(&key)?.entries.retain(|entry| entry.time > gone);
+            group.entries.retain(|entry| entry.time > mark - span);
         }
         let group = self.groups.get_mut(&key)?;
         let same = |entry: &Entry| entry.time == time && entry.slot == fed.slot && entry.id == fed.entry.id;
-        if group.entries.iter().any(same) {
+        let again = group.entries.iter().any(same);
+        if spec.is_eager() {
+            let last = group.entries.last().map_or(i64::MIN, |entry| entry.time);
+            let moment = if again { last } else { last.max(time) } + span;
+            if other_sources || group.looked_at.is_none_or(|at| moment < at) {
+                group.looked_at = Some(moment);
+            }
+        }
+        if again {
             return None;
         }
         let place = group.entries.partition_point(|entry| entry.time <= time);
@@ -283,6 +334,7 @@ impl<'s> Model<'s> {
             if !group.windows.iter().any(|start| (*start..start + span).contains(&time)) {
                 group.windows.push(time);
                 group.windows.sort_unstable();
+                self.allowed += 1;
             }
             return None;
         }
@@ -304,6 +356,9 @@ impl<'s> Model<'s> {
     pub fn row(&mut self, event: &Event) -> Vec<Told> {
         let mut out = Vec::new();
         let (time, received, org) = (event.time as i64, event.received as i64, event.org.as_str());
+        let step = if self.received == i64::MIN { 0 } else { (received - self.received).clamp(0, 1) };
+        // A second is ten thousand steps, the most there are.
+        (self.allowed, self.fed) = (10_000 * step as u64, 0);
         self.received = self.received.max(received);
         let orgs: Vec<String> = self.sources.keys().cloned().collect();
         orgs.iter().for_each(|org| self.pass(org, &mut out));
@@ -316,7 +371,7 @@ impl<'s> Model<'s> {
             *latest = Some(latest.map_or(time, |known| known.max(time)));
             time
         };
-        let late = latest.is_some_and(|latest| time < latest - LATENESS);
+        self.allowed += 1;
         self.pass(org, &mut out);
         let kind = field(event, "k");
         let matched: Vec<(&str, &str)> = DETECTIONS
@@ -327,9 +382,6 @@ impl<'s> Model<'s> {
         for (id, _) in matched.iter().filter(|(id, name)| self.raises(org, &[id, name])) {
             let (ids, times) = (vec![event.id.clone()], (event.time as i64, event.time as i64));
             out.push(Told { org: org.into(), rule: (*id).into(), group: String::new(), count: 1, ids, times });
-        }
-        if late {
-            return out;
         }
         let mut work: Vec<Fed<'_>> = Vec::new();
         for (at, spec) in self.of(org) {
