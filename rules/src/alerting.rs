@@ -15,12 +15,24 @@ use crate::off::Off;
 use crate::raise::{Events, Moment};
 use crate::suppress::{Bounds, Lane, Met, Outlet, Suppression};
 
+/// An alert that took long to make.
+#[derive(Debug)]
+pub(crate) struct Dear {
+    /// Whose event it is of.
+    pub org_id: String,
+    /// Index into [`RuleSet::rules`].
+    pub rule: usize,
+    pub ns: u64,
+}
+
 /// Makes alerts of matches. Its state is the open windows and the silences.
 #[derive(Debug)]
 pub(crate) struct Alerting {
     suppression: Suppression,
     silences: Silences,
     out: Outlet,
+    /// Alerts that took long to make.
+    dear: Vec<Dear>,
     /// The rules that `numbers` are of.
     rules: Option<Arc<RuleSet>>,
     numbers: Vec<u32>,
@@ -36,7 +48,8 @@ impl Alerting {
     }
 
     fn of(suppression: Suppression, silences: Silences, out: Outlet) -> Self {
-        Self { suppression, silences, out, rules: None, numbers: Vec::new(), correlations: Vec::new() }
+        let (numbers, correlations) = (Vec::new(), Vec::new());
+        Self { suppression, silences, out, dear: Vec::new(), rules: None, numbers, correlations }
     }
 
     /// The alerts of a batch: of its matches, of the windows that its rows close, and those of correlations. All batches of
@@ -82,6 +95,11 @@ impl Alerting {
             self.correlations = numbers;
             self.rules = Some(rules.clone());
         }
+    }
+
+    /// What took long since this was last asked.
+    pub fn take_dear(&mut self) -> Vec<Dear> {
+        std::mem::take(&mut self.dear)
     }
 
     fn report(&mut self, out: &mut Outlet, silenced: u64) {
@@ -199,6 +217,9 @@ impl Raising<'_> {
             event_id: events.event_id(row),
         };
         own.suppression.offer(met, out, || events.alert(row, rule));
+        if let Some(ns) = events.take_dear_ns() {
+            own.dear.push(Dear { org_id: org_id.to_owned(), rule: at, ns });
+        }
     }
 
     /// What a correlation fired, for its own tenant: the row that brought it, by ending its window, may be another's. Whose group

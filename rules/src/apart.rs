@@ -1,28 +1,31 @@
 //! One evaluator for all tenants, and one of its own for a tenant whose events are what makes a rule slow that all share.
 //!
-//! An evaluator parks what takes too long, for all whose events it sees. Where that is a rule for everyone, it is tried on the
-//! events of each tenant of the batch, for the time that it takes: a tenant on whose events it is slow is seen by an evaluator of
-//! its own from then on, which will park the rule for that tenant, and for the others it runs again. If it is slow for all, it
-//! stays parked for all. So one tenant's events cost only that tenant its detections.
+//! An evaluator parks what takes too long, for all whose events it sees. Where that is a rule or a filter for everyone, it is tried on
+//! the events of each tenant of the batch, for the time that it takes: a tenant on whose events it is slow is seen by an evaluator of
+//! its own from then on, in which the rule is parked, and for the others it runs again. If it is slow for all, it stays parked for
+//! all. So one tenant's events cost only that tenant its detections.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, StringArray};
-use arrow::compute::filter_record_batch;
-use tidegate_events::Dataset;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, UInt64Array};
+use arrow::compute::take_record_batch;
+use tidegate_events::{Dataset, REST_COLUMN};
 use tidegate_pipeline::LogBatch;
 
 use crate::compile::RuleSet;
+use crate::compile::interner::View;
 use crate::config::RulesConfig;
-use crate::eval::{Counts, Evaluator, Parked};
-use crate::problem::RuleFile;
+use crate::eval::{Counts, Evaluator, Parked, is_searched};
 
 /// The most tenants with an evaluator of their own: each remembers values of its own.
 const APART_MAX: usize = 8;
-/// The most tenants of a batch whose events a slow rule is tried on: those with the most rows.
+/// The most tenants of a batch whose events a slow rule is tried on: half of them those whose events have the most text that it
+/// reads, half those with the longest in one event.
 const TRIED_MAX: usize = 8;
-/// The most rows of one tenant that it is tried on.
+/// The most rows of one tenant that it is tried on: those with the most text.
 const TRIED_ROWS: usize = 512;
 /// How often it is tried, if that does not take longer than this.
 const TRIES: usize = 4;
@@ -63,12 +66,34 @@ impl Evaluators {
         self.shared.rules()
     }
 
-    /// Puts other rules in force, which nobody parked yet. What is left of the old ones is handed back.
-    pub fn replace(&mut self, new: Evaluator) -> impl Iterator<Item = Evaluator> + use<> {
-        let old = self.shared.replace_with(new);
-        let apart = std::mem::take(&mut self.apart);
-        (self.looked_into, self.parked, self.done) = (0, Vec::new(), Counts::default());
-        std::iter::once(old).chain(apart.into_iter().map(|(_, evaluator)| evaluator))
+    /// Puts other rules in force. What is parked and asks the same among them stays so: who changes another rule has not made it
+    /// cheaper. What is left of the old ones is handed back.
+    pub fn replace(&mut self, mut new: Evaluator) -> Vec<Evaluator> {
+        let rules = new.rules().clone();
+        let mut done_with = Vec::new();
+        for (org_id, mut own) in std::mem::take(&mut self.apart) {
+            let parked = own.parked_in(&rules);
+            if parked.is_empty() {
+                done_with.push(own);
+                continue;
+            }
+            let mut next = Evaluator::new(rules.clone(), &self.config);
+            next.park(&parked);
+            done_with.push(own.replace_with(next));
+            self.apart.push((org_id, own));
+        }
+        new.park(&self.shared.parked_in(&rules));
+        done_with.push(self.shared.replace_with(new));
+        self.looked_into = self.shared.parked_units().len();
+        self.done = Counts::default();
+        self.tell();
+        done_with
+    }
+
+    /// Charges a rule for what telling of its match in an event of a tenant took beside the evaluation.
+    pub fn charge(&mut self, org_id: &str, rule: usize, ns: u64) {
+        let own = self.apart.iter_mut().find(|(own, _)| **own == *org_id);
+        own.map_or(&mut self.shared, |(_, own)| own).charge(rule, ns);
     }
 
     /// Rules and filters that are parked: those of a tenant, and those for everyone that are parked for one, with its name.
@@ -87,12 +112,12 @@ impl Evaluators {
         self.shared.remembered() + self.apart.iter().map(|(_, own)| own.remembered()).sum::<usize>()
     }
 
-    /// The matches of a batch: see [`Evaluator::matches`]. `text_of` gives the text of a rule file for everyone.
-    pub fn matches(&mut self, batch: &LogBatch, text_of: &dyn Fn(&str) -> Option<String>) -> Vec<(usize, usize)> {
+    /// The matches of a batch: see [`Evaluator::matches`].
+    pub fn matches(&mut self, batch: &LogBatch) -> Vec<(usize, usize)> {
         let found = if self.apart.is_empty() { self.shared.matches(batch) } else { self.each(batch) };
         let of_apart: usize = self.apart.iter().map(|(_, own)| own.parked().len()).sum();
         if self.shared.parked().len() + of_apart != self.parked.len() {
-            self.look_into(batch, text_of);
+            self.look_into(batch);
             self.tell();
         }
         found
@@ -101,65 +126,69 @@ impl Evaluators {
     /// The matches of a batch with rows of tenants that have an evaluator of their own.
     fn each(&mut self, batch: &LogBatch) -> Vec<(usize, usize)> {
         let Some(orgs) = orgs(&batch.rows) else { return self.shared.matches(batch) };
-        let own = |org_id: &str| (0..orgs.len()).map(|row| orgs.is_valid(row) && orgs.value(row) == org_id).collect();
-        let masks: Vec<Vec<bool>> = self.apart.iter().map(|(org_id, _)| own(org_id)).collect();
-        if !masks.iter().flatten().any(|own| *own) {
+        let mut parts: Vec<Vec<u64>> = vec![Vec::new(); self.apart.len()];
+        let mut others = Vec::new();
+        for (row, org_id) in (0..).zip(orgs.iter()) {
+            let own = self.apart.iter().position(|(own, _)| org_id == Some(&**own));
+            own.and_then(|own| parts.get_mut(own)).unwrap_or(&mut others).push(row);
+        }
+        if others.len() == orgs.len() {
             return self.shared.matches(batch);
         }
-        let others = (0..orgs.len()).map(|row| !masks.iter().any(|mask| mask.get(row) == Some(&true))).collect();
         let mut found = Vec::new();
-        let mut run = |evaluator: &mut Evaluator, mask: Vec<bool>| {
-            let Some((part, places)) = part_of(batch, mask) else { return };
+        let mut run = |evaluator: &mut Evaluator, places: Vec<u64>| {
+            let Some(part) = part_of(batch, &places) else { return };
             let matches = evaluator.matches(&part);
-            found.extend(matches.into_iter().filter_map(|(row, rule)| Some((*places.get(row)?, rule))));
+            found.extend(matches.into_iter().filter_map(|(row, rule)| Some((*places.get(row)? as usize, rule))));
         };
         run(&mut self.shared, others);
-        for ((_, evaluator), mask) in self.apart.iter_mut().zip(masks) {
-            run(evaluator, mask);
+        for ((_, evaluator), places) in self.apart.iter_mut().zip(parts) {
+            run(evaluator, places);
         }
         found.sort_unstable();
         found
     }
 
-    /// Finds out for whom rules are slow that were just parked for all.
-    fn look_into(&mut self, batch: &LogBatch, text_of: &dyn Fn(&str) -> Option<String>) {
+    /// Finds out for whom rules and filters are slow that were just parked for all.
+    fn look_into(&mut self, batch: &LogBatch) {
+        let rules = self.rules().clone();
         // Whom, which rule, and why.
         let mut culprits: Vec<(Arc<str>, usize, String)> = Vec::new();
-        for parked in self.shared.parked().iter().skip(self.looked_into).filter(|parked| parked.org_id.is_none()) {
-            let elsewhere =
-                |own: &&(Arc<str>, Evaluator)| own.1.parked().iter().any(|own| own.rule_id == parked.rule_id);
+        let new = self.shared.parked_units().iter().skip(self.looked_into);
+        for unit in new.copied().filter(|unit| rules.unit_org(*unit).is_none()) {
+            let elsewhere = |own: &&(Arc<str>, Evaluator)| own.1.parked_units().contains(&unit);
             if self.apart.iter().filter(elsewhere).count() >= 2 {
                 // It is slow for whoever it is tried on.
                 continue;
             }
-            let mut rules = self.rules().rules().iter();
-            let Some(at) = rules.position(|rule| rule.head.org_id.is_none() && rule.head.id == parked.rule_id) else {
-                continue;
-            };
-            let text = self.rules().rules().get(at).and_then(|rule| text_of(&rule.head.file));
-            let slow = text.into_iter().flat_map(|text| slow_for(&text, batch, &self.config));
-            culprits.extend(slow.map(|org_id| (org_id, at, parked.reason.clone())));
+            let slow = rules.alone(unit).map(|alone| slow_for(alone, batch, &self.config)).unwrap_or_default();
+            let reason = self.shared.reason(unit).unwrap_or_default();
+            culprits.extend(slow.into_iter().map(|org_id| (org_id, unit, reason.to_owned())));
         }
-        self.looked_into = self.shared.parked().len();
+        self.looked_into = self.shared.parked_units().len();
         culprits.retain(|(org_id, ..)| self.apart.iter().all(|(own, _)| own != org_id));
         culprits.sort();
-        if culprits.is_empty() || self.apart.len() + culprits.len() > APART_MAX {
+        let tenants = culprits.chunk_by(|(left, ..), (right, ..)| left == right);
+        if culprits.is_empty() || self.apart.len() + tenants.clone().count() > APART_MAX {
             return;
         }
-        let rules = self.rules().clone();
-        for (org_id, rule, reason) in culprits {
-            if self.apart.last().is_none_or(|(own, _)| *own != org_id) {
-                tracing::warn!(%org_id, "a rule for everyone is slow on the events of this tenant, which is looked at apart from now on");
-                self.apart.push((org_id, Evaluator::new(rules.clone(), &self.config)));
-            }
-            if let Some((_, own)) = self.apart.last_mut() {
-                own.park(rule, &reason);
-            }
+        for of_tenant in tenants {
+            let Some((org_id, ..)) = of_tenant.first() else { continue };
+            tracing::warn!(%org_id, "a rule for everyone is slow on the events of this tenant, which is looked at apart from now on");
+            let mut own = Evaluator::new(rules.clone(), &self.config);
+            let parked: Vec<(usize, String)> =
+                of_tenant.iter().map(|(_, unit, reason)| (*unit, reason.clone())).collect();
+            own.park(&parked);
+            self.apart.push((org_id.clone(), own));
         }
-        // For the others everything runs again; what is slow for them too is parked again.
+        // For the others they run again; what is slow for them too is parked again.
         self.done = sum(self.done, self.shared.counts());
-        self.shared.replace_rules(rules, &self.config);
-        self.looked_into = 0;
+        let mut stays = self.shared.parked_in(&rules);
+        stays.retain(|(unit, _)| culprits.iter().all(|(_, culprit, _)| culprit != unit));
+        let mut new = Evaluator::new(rules, &self.config);
+        new.park(&stays);
+        self.shared.replace_with(new);
+        self.looked_into = self.shared.parked_units().len();
     }
 
     fn tell(&mut self) {
@@ -188,41 +217,69 @@ fn orgs(rows: &RecordBatch) -> Option<&StringArray> {
     rows.column_by_name(Dataset::ORG_ID)?.as_string_opt::<i32>()
 }
 
-/// The rows that a mask names, as a batch, with their places; `None` when there are none.
-fn part_of(batch: &LogBatch, mask: Vec<bool>) -> Option<(LogBatch, Vec<usize>)> {
-    let places: Vec<usize> = mask.iter().enumerate().filter(|(_, own)| **own).map(|(row, _)| row).collect();
-    let rows = match places.len() == mask.len() {
+/// Some rows as a batch; `None` when there are none.
+fn part_of(batch: &LogBatch, places: &[u64]) -> Option<LogBatch> {
+    let rows = match places.len() == batch.rows.num_rows() {
         true => batch.rows.clone(),
-        false => filter_record_batch(&batch.rows, &BooleanArray::from(mask)).ok()?,
+        false => take_record_batch(&batch.rows, &UInt64Array::from(places.to_vec())).ok()?,
     };
-    (!places.is_empty()).then_some((LogBatch { offset: batch.offset, dataset: batch.dataset, rows }, places))
+    (!places.is_empty()).then_some(LogBatch { offset: batch.offset, dataset: batch.dataset, rows })
 }
 
 /// The tenants of a batch on whose events a rule is slow; none when it is slow on those of all of several.
-fn slow_for(text: &str, batch: &LogBatch, config: &RulesConfig) -> Vec<Arc<str>> {
+fn slow_for(rule: RuleSet, batch: &LogBatch, config: &RulesConfig) -> Vec<Arc<str>> {
     let config = RulesConfig { memo_values_max: TRIED_ROWS, ..config.clone() };
-    let Ok((rules, _)) = RuleSet::compile(&[RuleFile::new("rule", text)], &config) else { return Vec::new() };
-    let (rules, Some(orgs)) = (Arc::new(rules), orgs(&batch.rows)) else { return Vec::new() };
-    let mut counts: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
-    orgs.iter().flatten().for_each(|org_id| *counts.entry(org_id).or_default() += 1);
-    let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
-    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    counts.truncate(TRIED_MAX);
+    let Some(orgs) = orgs(&batch.rows) else { return Vec::new() };
+    let bytes = bytes_read(&rule, &batch.rows);
+    // The rows of each tenant with the bytes of each.
+    let mut tenants: BTreeMap<&str, Vec<(usize, u64)>> = BTreeMap::new();
+    for ((row, org_id), bytes) in (0..).zip(orgs.iter()).zip(bytes) {
+        org_id.into_iter().for_each(|org_id| tenants.entry(org_id).or_default().push((bytes, row)));
+    }
+    let mut tenants: Vec<(&str, Vec<(usize, u64)>)> = tenants.into_iter().collect();
+    tenants.iter_mut().for_each(|(_, own)| own.sort_by_key(|(bytes, _)| Reverse(*bytes)));
+    let of_longest = |own: &[(usize, u64)]| own.first().map_or(0, |(bytes, _)| *bytes);
+    tenants.sort_by_key(|(_, own)| Reverse(of_longest(own)));
+    let mut others = tenants.split_off(tenants.len().min(TRIED_MAX / 2));
+    others.sort_by_key(|(_, own)| Reverse(own.iter().map(|(bytes, _)| *bytes).sum::<usize>()));
+    tenants.extend(others.into_iter().take(TRIED_MAX / 2));
+    let rule = Arc::new(rule);
     let mut costs: Vec<(&str, u128)> = Vec::new();
-    for (org_id, _) in counts {
-        let mut left = TRIED_ROWS;
-        let own = |org: Option<&str>| {
-            let counts = org == Some(org_id) && left > 0;
-            left -= usize::from(counts);
-            counts
-        };
-        let Some((part, _)) = part_of(batch, orgs.iter().map(own).collect()) else { continue };
-        costs.push((org_id, cost_of(&rules, &part, &config)));
+    for (org_id, own) in tenants {
+        let places: Vec<u64> = own.into_iter().take(TRIED_ROWS).map(|(_, row)| row).collect();
+        let Some(part) = part_of(batch, &places) else { continue };
+        costs.push((org_id, cost_of(&rule, &part, &config)));
     }
     let most = costs.iter().map(|(_, cost)| *cost).max().unwrap_or_default();
     let slow = |cost: &&(&str, u128)| cost.1 > u128::from(config.rule_event_ns_max) && cost.1 >= most / NEAR_PART;
     let culprits: Vec<Arc<str>> = costs.iter().filter(slow).map(|(org_id, _)| Arc::from(*org_id)).collect();
     if culprits.len() >= 2 && culprits.len() == costs.len() { Vec::new() } else { culprits }
+}
+
+/// The bytes of text in each row that rules read.
+fn bytes_read(rules: &RuleSet, rows: &RecordBatch) -> Vec<usize> {
+    let is_read = |name: &str| {
+        rules.views.iter().any(|view| match view {
+            View::Keywords { .. } => is_searched(name),
+            View::Field(names) => names.iter().any(|own| own == name || *own == name.replace(' ', "")),
+        })
+    };
+    let mut bytes = vec![0; rows.num_rows()];
+    for (field, column) in rows.schema_ref().fields().iter().zip(rows.columns()) {
+        if is_read(field.name()) || field.name() == REST_COLUMN {
+            bytes.iter_mut().enumerate().for_each(|(row, bytes)| *bytes += text_bytes(column, row));
+        }
+    }
+    bytes
+}
+
+fn text_bytes(column: &ArrayRef, row: usize) -> usize {
+    if let Some(texts) = column.as_string_opt::<i32>() {
+        return if texts.is_valid(row) { texts.value(row).len() } else { 0 };
+    }
+    let Some(lists) = column.as_list_opt::<i32>().filter(|lists| lists.is_valid(row)) else { return 0 };
+    let items = lists.value(row);
+    (0..items.len()).map(|item| items.as_string_opt::<i32>().map_or(1, |items| items.value(item).len())).sum()
 }
 
 /// Nanoseconds that a rule takes for one of some events. What values cost, not what a batch does: they are known the second

@@ -15,7 +15,7 @@ use tidegate_pipeline::keys::DEFAULT_ORG;
 use tidegate_pipeline::{Emitter, LogBatch, Operator, PipelineError};
 
 use crate::ahead::{Ahead, FilesKey, Made};
-use crate::alerting::Alerting;
+use crate::alerting::{Alerting, Dear};
 use crate::apart::Evaluators;
 use crate::compile::RuleSet;
 use crate::config::RulesConfig;
@@ -135,7 +135,7 @@ impl SigmaOperator {
         &self.problems
     }
 
-    /// Rules, filters and correlations that were parked since rules last changed.
+    /// Rules, filters and correlations that are parked.
     pub fn parked(&self) -> &[Parked] {
         &self.parked
     }
@@ -173,8 +173,7 @@ impl SigmaOperator {
     }
 
     fn find(&mut self, batch: &LogBatch) -> Vec<(usize, usize)> {
-        let files = &self.files;
-        self.evaluators.matches(batch, &|name| files.get(&(None, name.to_owned())).cloned())
+        self.evaluators.matches(batch)
     }
 
     /// Compiles, if files changed. Lazily: a folder of thousands of rules arrives as many changes.
@@ -214,11 +213,9 @@ impl SigmaOperator {
         ::metrics::gauge!(metrics::LOADED).set(rules.rules().len() as f64);
         ::metrics::gauge!(metrics::PROBLEMS).set(problems.len() as f64);
         ::metrics::gauge!(metrics::PREDICATES).set(rules.predicates() as f64);
-        ::metrics::gauge!(metrics::PARKED).set(0.0);
-        self.parked.clear();
         self.reported = Counts::default();
         self.problems = problems;
-        self.evaluators.replace(new).collect()
+        self.evaluators.replace(new)
     }
 
     fn take_changes(&mut self, rows: &RecordBatch) {
@@ -343,6 +340,9 @@ impl Operator for SigmaOperator {
                 let found = (matches.as_slice(), &mut self.correlations);
                 let raised = self.alerting.raise((rules, &self.off), &batch.rows, found, &self.config);
                 raised.into_iter().for_each(|alert| out.alert(alert));
+                for Dear { org_id, rule, ns } in self.alerting.take_dear() {
+                    self.evaluators.charge(&org_id, rule, ns);
+                }
                 self.report(started.elapsed().as_secs_f64());
             }
             Dataset::Alerts | Dataset::DeadLetters => {}

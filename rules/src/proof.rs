@@ -4,15 +4,61 @@
 //! where the rule asks for truth. What stands behind `not`, and alternatives that are not the case, are not shown. So the program
 //! is gone through once more, for the one event that is told of.
 
-use regex::Regex;
 use rustc_hash::FxHashMap;
 
-use crate::compile::interner::View;
+use crate::compile::interner::{Predicate, View};
 use crate::compile::matcher::{Matcher, Place};
 use crate::compile::program::{Node, PredicateId, ViewId};
 use crate::compile::{Rule, RuleSet};
 use crate::fold::fold;
 use crate::shown::{ShownRows, around, shortened};
+
+/// The most keywords that are told of.
+const KEYWORDS_MAX: usize = 32;
+/// Steps that the tests for one alert may need: a few milliseconds, whatever a rule asks of an event of whatever size. What is not
+/// reached with them is not shown. Counted rather than timed, so that a replay shows the same.
+const STEPS_MAX: usize = 4_000_000;
+/// Bytes of a value in which it takes about a step to look for a text.
+const STEP_BYTES: usize = 16;
+
+/// Tests of values, as many as there are steps for.
+#[derive(Debug)]
+struct Tests {
+    steps_left: usize,
+}
+
+impl Tests {
+    fn new() -> Self {
+        Self { steps_left: STEPS_MAX }
+    }
+
+    /// Whether there are so many steps, which are gone then.
+    fn take(&mut self, steps: usize) -> bool {
+        let left = self.steps_left.checked_sub(steps);
+        self.steps_left = left.unwrap_or(self.steps_left);
+        left.is_some()
+    }
+
+    /// Whether a value, which is also given folded, satisfies a predicate, as far as there are steps to find out.
+    fn hold(&mut self, predicate: &Predicate, value: &str, folded: &str) -> bool {
+        let matcher = &predicate.matcher;
+        let texts = match (matcher, &predicate.required) {
+            (Matcher::Regex(_), Some(required)) => required.literals.len(),
+            _ => 1,
+        };
+        let worth = || match (matcher, &predicate.required) {
+            (Matcher::Regex(_), Some(required)) => {
+                required.literals.is_empty() || required.literals.iter().any(|literal| folded.contains(literal))
+            }
+            _ => true,
+        };
+        let whole = matches!(matcher, Matcher::Regex(_) | Matcher::Glob { .. });
+        self.take(1 + texts * folded.len() / STEP_BYTES)
+            && worth()
+            && (!whole || self.take(value.len()))
+            && matcher.holds(value, folded, predicate.regex.as_ref())
+    }
+}
 
 /// What makes a rule true of an event.
 #[derive(Debug)]
@@ -20,20 +66,26 @@ pub(crate) struct Proof<'a> {
     /// The fields, in the order of the rule.
     pub fields: Vec<&'a (String, ViewId)>,
     /// The tests that keywords are, of those that are true of a value.
-    pub keywords: Vec<(&'a Matcher, Option<&'a Regex>)>,
+    pub keywords: Vec<&'a Predicate>,
+    tests: Tests,
 }
 
 impl Proof<'_> {
     /// What is shown of a value in which keywords were searched; `None` when none is there.
-    pub fn shown(&self, value: &str, bytes_max: usize) -> Option<String> {
+    pub fn shown(&mut self, value: &str, bytes_max: usize) -> Option<String> {
         let folded = fold(value);
-        let here = || self.keywords.iter().filter(|(matcher, regex)| matcher.holds(value, &folded, *regex));
-        let plain = |matcher: &Matcher| match matcher {
+        let Self { keywords, tests, .. } = self;
+        let here: Vec<&Matcher> = keywords
+            .iter()
+            .filter(|keyword| tests.hold(keyword, value, &folded))
+            .map(|keyword| &keyword.matcher)
+            .collect();
+        let plain = |matcher: &&Matcher| match matcher {
             Matcher::Text { literal, .. } => Some(fold(literal).into_owned()),
             _ => None,
         };
-        here().next()?;
-        let literals: Vec<String> = here().filter_map(|(matcher, _)| plain(matcher)).collect();
+        here.first()?;
+        let literals: Vec<String> = here.iter().filter_map(plain).collect();
         around(value, &literals, bytes_max).or_else(|| Some(shortened(value, bytes_max)))
     }
 }
@@ -48,16 +100,16 @@ enum True {
 /// What makes a rule true of the event in a row.
 pub(crate) fn prove<'a>(rules: &'a RuleSet, rule: &'a Rule, rows: &mut ShownRows<'_>, row: usize) -> Proof<'a> {
     let mut found = Vec::new();
-    Prover { rules, rows, row, values: FxHashMap::default() }.holds(&rule.program, true, &mut found);
+    let values = FxHashMap::default();
+    Prover { rules, rows, row, values, tests: Tests::new() }.holds(&rule.program, true, &mut found);
     let keyword = |found: &True| match found {
-        True::Keyword(id) => {
-            rules.predicates.get(*id as usize).map(|predicate| (&predicate.matcher, predicate.regex.as_ref()))
-        }
+        True::Keyword(id) => rules.predicates.get(*id as usize),
         True::View(_) => None,
     };
     Proof {
         fields: rule.fields.iter().filter(|(_, view)| found.contains(&True::View(*view))).collect(),
         keywords: found.iter().filter_map(keyword).collect(),
+        tests: Tests::new(),
     }
 }
 
@@ -66,8 +118,9 @@ struct Prover<'a, 'r, 'b> {
     rules: &'a RuleSet,
     rows: &'r mut ShownRows<'b>,
     row: usize,
-    /// The values of each field, as they are and folded.
+    /// The values of each view, as they are and folded.
     values: FxHashMap<ViewId, Vec<(String, String)>>,
+    tests: Tests,
 }
 
 impl Prover<'_, '_, '_> {
@@ -79,25 +132,18 @@ impl Prover<'_, '_, '_> {
             Node::Or(nodes) => self.several(nodes, 1, wanted, out),
             Node::AtLeast(least, nodes) => self.several(nodes, *least, wanted, out),
             Node::Predicate(id) => {
-                let Some(predicate) = self.rules.predicates.get(*id as usize) else { return false };
+                let rules = self.rules;
+                let Some(predicate) = rules.predicates.get(*id as usize) else { return false };
+                self.read(predicate.view);
+                let Self { values, tests, .. } = self;
+                let mut values = values.get(&predicate.view).into_iter().flatten();
+                let holds = values.any(|(value, folded)| tests.hold(predicate, value, folded));
                 let is_keyword = self.is_keywords(predicate.view);
-                let regex = predicate.regex.as_ref();
-                let holds = if is_keyword {
-                    let there = |value: &str| predicate.matcher.holds(value, &fold(value), regex);
-                    !self.rows.searched(self.row, |value| there(value).then(String::new)).is_empty()
-                } else {
-                    let mut values = self.values(predicate.view).iter();
-                    values.any(|(value, folded)| predicate.matcher.holds(value, folded, regex))
-                };
                 let shown = if is_keyword { True::Keyword(*id) } else { True::View(predicate.view) };
                 told(holds, wanted, &[shown], out)
             }
             Node::Present(view) => {
-                let holds = if self.is_keywords(*view) {
-                    !self.rows.searched(self.row, |_| Some(String::new())).is_empty()
-                } else {
-                    !self.values(*view).is_empty()
-                };
+                let holds = !self.read(*view).is_empty();
                 told(holds, wanted, &[True::View(*view)], out)
             }
             Node::Fields { left, right, place, cased } => {
@@ -129,43 +175,61 @@ impl Prover<'_, '_, '_> {
         holds
     }
 
-    /// Whether a test of a field need not be made because the field is shown anyway: lists of values are long.
+    /// Whether a test need not be made because what it is about is shown anyway, or no more keywords are: lists of values are long.
     fn tells_nothing_new(&self, node: &Node, out: &[True]) -> bool {
         let Node::Predicate(id) = node else { return false };
-        let view = self.rules.predicates.get(*id as usize).map(|predicate| predicate.view);
-        view.is_some_and(|view| out.contains(&True::View(view)))
+        match self.rules.predicates.get(*id as usize).map(|predicate| predicate.view) {
+            Some(view) if self.is_keywords(view) => keywords(out) >= KEYWORDS_MAX,
+            view => view.is_some_and(|view| out.contains(&True::View(view))),
+        }
     }
 
     fn is_keywords(&self, view: ViewId) -> bool {
         matches!(self.rules.views.get(view as usize), Some(View::Keywords { .. }))
     }
 
-    fn values(&mut self, view: ViewId) -> &[(String, String)] {
+    /// The values of a field, or all in which keywords are searched.
+    fn read(&mut self, view: ViewId) -> &[(String, String)] {
+        let every = self.is_keywords(view);
         let Self { rows, row, values, .. } = self;
         values.entry(view).or_insert_with(|| {
             let mut own = Vec::new();
-            rows.visit(view, *row, &mut String::new(), &mut |value| {
-                own.push((value.to_owned(), fold(value).into_owned()))
-            });
+            let mut take = |value: &str| own.push((value.to_owned(), fold(value).into_owned()));
+            match every {
+                true => rows.visit_searched(*row, &mut take),
+                false => rows.visit(view, *row, &mut String::new(), &mut take),
+            }
             own
         })
     }
 
     fn related(&mut self, left: ViewId, right: ViewId, place: Place, cased: bool) -> bool {
-        let rights = self.values(right).to_vec();
-        let holds = |left: &(String, String), right: &(String, String)| match cased {
-            true => place.holds(&left.0, &right.0),
-            false => place.holds(&left.1, &right.1),
-        };
-        self.values(left).iter().any(|left| rights.iter().any(|right| holds(left, right)))
+        let rights = self.read(right).to_vec();
+        self.read(left);
+        let Self { values, tests, .. } = self;
+        let mut lefts = values.get(&left).into_iter().flatten();
+        lefts.any(|left| {
+            rights.iter().any(|right| {
+                tests.take(1 + left.0.len() / STEP_BYTES)
+                    && match cased {
+                        true => place.holds(&left.0, &right.0),
+                        false => place.holds(&left.1, &right.1),
+                    }
+            })
+        })
     }
+}
+
+fn keywords(found: &[True]) -> usize {
+    found.iter().filter(|found| matches!(found, True::Keyword(_))).count()
 }
 
 /// Adds what is true, where that is wanted.
 fn told(holds: bool, wanted: bool, shown: &[True], out: &mut Vec<True>) -> bool {
     if holds && wanted {
         for new in shown {
-            if !out.contains(new) {
+            let is_room = matches!(new, True::View(_)) || keywords(out) < KEYWORDS_MAX;
+            if is_room && !out.contains(new) {
                 out.push(*new);
             }
         }

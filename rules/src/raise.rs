@@ -1,6 +1,7 @@
 //! What an alert says: values of an event, put into words.
 
 use std::fmt::Write;
+use std::time::Instant;
 
 use arrow::array::{Array, AsArray, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::TimestampMicrosecondType;
@@ -15,6 +16,8 @@ use crate::shown::ShownRows;
 
 /// The most fields shown in one alert.
 const FIELDS_MAX: usize = 32;
+/// What an alert may take before its rule pays for it: nanoseconds. A debug build takes many times as long.
+const ALERT_NS_FREE: u64 = if cfg!(debug_assertions) { 64_000_000 } else { 1_000_000 };
 /// How many of the longest values an alert may show in all.
 const LONG_VALUES_MAX: usize = 16;
 /// The most fields in a message, and the most bytes of each of their values.
@@ -67,6 +70,8 @@ pub(crate) struct Events<'a> {
     entities: String,
     /// The key by fields that a rule names, as it was made last.
     named: String,
+    /// How long the alert took that was made last, if it was long.
+    dear_ns: Option<u64>,
 }
 
 impl<'a> Events<'a> {
@@ -91,6 +96,7 @@ impl<'a> Events<'a> {
             entities_of: None,
             entities: String::new(),
             named: String::new(),
+            dear_ns: None,
         }
     }
 
@@ -153,6 +159,18 @@ impl<'a> Events<'a> {
 
     /// The alert of a match. Its group's key is what [`group`](Self::group) made last.
     pub fn alert(&mut self, row: usize, rule: &Rule) -> Alert {
+        let started = Instant::now();
+        let alert = self.write_alert(row, rule);
+        self.dear_ns = (started.elapsed().as_nanos() as u64).checked_sub(ALERT_NS_FREE);
+        alert
+    }
+
+    /// How long the alert took that was made since this was last asked, if that was long.
+    pub fn take_dear_ns(&mut self) -> Option<u64> {
+        self.dear_ns.take()
+    }
+
+    fn write_alert(&mut self, row: usize, rule: &Rule) -> Alert {
         let event_id = self.event_id(row);
         let owned = |column| value(column, row).map(str::to_owned);
         let group_key = if rule.group_by.is_some() { &self.named } else { &self.entities }.clone();
@@ -176,7 +194,7 @@ impl<'a> Events<'a> {
             asset: owned(self.asset),
             resource: owned(self.resource),
             message: message(&rule.head.title, &self.fields(row, &shown, MESSAGE_VALUE_BYTES_MAX)),
-            matched: self.proved(row, &proof),
+            matched: self.proved(row, proof),
             continues: None,
         }
     }
@@ -184,10 +202,10 @@ impl<'a> Events<'a> {
     /// The fields of what the rule found in an event, with their values; for keywords, the columns that hold one.
     pub fn matched(&mut self, row: usize, rule: &Rule) -> String {
         let proof = prove(self.rules, rule, &mut self.shown, row);
-        self.proved(row, &proof)
+        self.proved(row, proof)
     }
 
-    fn proved(&mut self, row: usize, proof: &Proof<'_>) -> String {
+    fn proved(&mut self, row: usize, mut proof: Proof<'_>) -> String {
         let bytes_max = self.config.alert_value_bytes_max;
         let mut shown = self.fields(row, &proof.fields, bytes_max);
         if !proof.keywords.is_empty() {

@@ -23,7 +23,8 @@ pub(crate) struct ShownRows<'a> {
     rest: Option<&'a StringArray>,
     /// By name; a name with spaces is also there without them, as rules may write it.
     by_name: OnceCell<FxHashMap<String, Column<'a>>>,
-    columns: FxHashMap<ViewId, Vec<Column<'a>>>,
+    /// With the place of its name among those of the field.
+    columns: FxHashMap<ViewId, Vec<(usize, Column<'a>)>>,
 }
 
 impl<'a> ShownRows<'a> {
@@ -32,22 +33,25 @@ impl<'a> ShownRows<'a> {
         Self { rows, views, rest, by_name: OnceCell::new(), columns: FxHashMap::default() }
     }
 
-    /// Calls `visit` with each value of a field in a row: those of the first of its columns that has any.
+    /// Calls `visit` with each value of a field in a row: those of the first of its columns that has any, whether it is one or was
+    /// left in [`REST_COLUMN`].
     pub fn visit(&mut self, view: ViewId, row: usize, buffer: &mut String, visit: &mut impl FnMut(&str)) {
         let Some(View::Field(names)) = self.views.get(view as usize) else { return };
         let by_name = self.by_name.get_or_init(|| by_name(self.rows));
-        let columns = self
-            .columns
-            .entry(view)
-            .or_insert_with(|| names.iter().filter_map(|name| by_name.get(name.as_str())).copied().collect());
-        for column in columns.iter() {
+        let columns = self.columns.entry(view).or_insert_with(|| {
+            (0..).zip(names).filter_map(|(rank, name)| Some((rank, *by_name.get(name.as_str())?))).collect()
+        });
+        let rest = self.rest.filter(|rest| rest.is_valid(row)).map(|rest| rest.value(row));
+        let mut rest = rest.map(|text| rest_values(text, names));
+        for (rank, column) in columns.iter() {
+            if let Some((_, values)) = rest.take_if(|(of_rest, values)| *of_rest < *rank && !values.is_empty()) {
+                return values.iter().for_each(|value| visit(value));
+            }
             if column.read(row, buffer, visit) {
                 return;
             }
         }
-        if let Some(text) = self.rest.filter(|rest| rest.is_valid(row)).map(|rest| rest.value(row)) {
-            rest_values(text, names).iter().for_each(|value| visit(value));
-        }
+        rest.iter().flat_map(|(_, values)| values).for_each(|value| visit(value));
     }
 
     /// The values of a field in a row: so many, each shortened to `bytes_max`.
@@ -59,6 +63,14 @@ impl<'a> ShownRows<'a> {
             }
         });
         values
+    }
+
+    /// Calls `visit` with each value of a row that keywords are searched in.
+    pub fn visit_searched(&self, row: usize, visit: &mut impl FnMut(&str)) {
+        self.searched(row, |value| {
+            visit(value);
+            None
+        });
     }
 
     /// What `show` makes of the values of a row that keywords are searched in, by column.
@@ -94,13 +106,14 @@ fn by_name(rows: &RecordBatch) -> FxHashMap<String, Column<'_>> {
 }
 
 /// The values of a field that has no column of its own: those of the first of its names that is in the JSON of
-/// [`REST_COLUMN`].
-fn rest_values(text: &str, names: &[String]) -> Vec<String> {
-    // The column is written by our own decoders; what is not JSON has no fields.
-    let Ok(value) = serde_json::from_str::<serde_json::Value>(text) else { return Vec::new() };
+/// [`REST_COLUMN`], with its place among the names.
+fn rest_values(text: &str, names: &[String]) -> (usize, Vec<String>) {
     let mut best = (names.len(), Vec::new());
-    collect(&value, &mut String::new(), names, &mut best);
-    best.1
+    // The column is written by our own decoders; what is not JSON has no fields.
+    if let Ok(value) = serde_json::from_str::<serde_json::Value>(text) {
+        collect(&value, &mut String::new(), names, &mut best);
+    }
+    best
 }
 
 fn collect(value: &serde_json::Value, path: &mut String, names: &[String], best: &mut (usize, Vec<String>)) {
@@ -150,6 +163,10 @@ pub(crate) fn around(value: &str, keywords: &[String], bytes_max: usize) -> Opti
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::ArrayRef;
+
     use super::*;
 
     #[test]
@@ -163,6 +180,25 @@ mod tests {
     }
 
     #[test]
+    fn the_first_name_that_has_a_value_counts_wherever_the_value_is() {
+        let texts = |values: [Option<&str>; 3]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
+        let columns = [
+            ("second", texts([Some("column"), Some("column"), None])),
+            (
+                REST_COLUMN,
+                texts([Some(r#"{"first":"rest","third":"no"}"#), None, Some(r#"{"third":["rest","more"]}"#)]),
+            ),
+        ];
+        let rows = RecordBatch::try_from_iter_with_nullable(columns.map(|(name, array)| (name, array, true)));
+        let rows = rows.expect("a batch");
+        let views = [View::Field(["first", "second", "third"].map(str::to_owned).to_vec())];
+        let mut shown = ShownRows::new(&rows, &views);
+        for (row, wanted) in [(0, &["rest"][..]), (1, &["column"]), (2, &["rest", "more"])] {
+            assert_eq!(shown.values(0, row, 100), wanted, "{row}");
+        }
+    }
+
+    #[test]
     fn fields_past_the_bound_are_read_from_the_rest() {
         let names = ["a.b".to_owned(), "c".to_owned()];
         for (text, wanted) in [
@@ -172,7 +208,7 @@ mod tests {
             (r#"{"d":1}"#, vec![]),
             ("no JSON", vec![]),
         ] {
-            assert_eq!(rest_values(text, &names), wanted, "{text}");
+            assert_eq!(rest_values(text, &names).1, wanted, "{text}");
         }
     }
 }

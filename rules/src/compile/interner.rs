@@ -7,6 +7,7 @@ use rustc_hash::FxHashMap;
 
 use crate::compile::matcher::Matcher;
 use crate::compile::program::{PredicateId, ViewId};
+use crate::compile::required::Required;
 use crate::problem::Fault;
 
 /// The values that a predicate looks at.
@@ -25,6 +26,8 @@ pub(crate) struct Predicate {
     pub matcher: Matcher,
     /// The compiled expression of a [`Matcher::Regex`].
     pub regex: Option<Regex>,
+    /// What it asks of a text at least.
+    pub required: Option<Arc<Required>>,
 }
 
 /// Collects views and predicates while rules compile.
@@ -35,7 +38,7 @@ pub(crate) struct Interner {
     view_ids: FxHashMap<View, ViewId>,
     pub predicates: Vec<Predicate>,
     predicate_ids: FxHashMap<(ViewId, Arc<Matcher>), PredicateId>,
-    regexes: FxHashMap<Box<str>, Regex>,
+    regexes: FxHashMap<Box<str>, (Regex, Arc<Required>)>,
 }
 
 impl Interner {
@@ -76,13 +79,14 @@ impl Interner {
             Matcher::Regex(pattern) => Some(self.regex(pattern)?),
             _ => None,
         };
+        let (regex, required) = regex.unzip();
         let id = self.predicates.len() as PredicateId;
-        self.predicates.push(Predicate { view, matcher: (*key.1).clone(), regex });
+        self.predicates.push(Predicate { view, matcher: (*key.1).clone(), regex, required });
         self.predicate_ids.insert(key, id);
         Ok(id)
     }
 
-    fn regex(&mut self, pattern: &str) -> Result<Regex, Fault> {
+    fn regex(&mut self, pattern: &str) -> Result<(Regex, Arc<Required>), Fault> {
         if let Some(known) = self.regexes.get(pattern) {
             return Ok(known.clone());
         }
@@ -98,8 +102,9 @@ impl Interner {
             .build();
         match built {
             Ok(regex) => {
-                self.regexes.insert(pattern.into(), regex.clone());
-                Ok(regex)
+                let made = (regex, Arc::new(Required::of(pattern)));
+                self.regexes.insert(pattern.into(), made.clone());
+                Ok(made)
             }
             Err(regex::Error::CompiledTooBig(limit)) => fault(
                 format!("the regular expression needs more than {limit} bytes when compiled"),

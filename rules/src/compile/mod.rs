@@ -1,5 +1,6 @@
 //! Rules compiled: files in, [`RuleSet`] and problems out.
 
+mod alone;
 mod attribute;
 mod detection;
 mod encoding;
@@ -9,6 +10,7 @@ pub(crate) mod interner;
 pub(crate) mod matcher;
 mod modifiers;
 pub(crate) mod program;
+pub(crate) mod required;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -160,6 +162,22 @@ impl RuleSet {
     /// How many distinct predicates all rules together have.
     pub fn predicates(&self) -> usize {
         self.predicates.len()
+    }
+
+    /// The predicates of each view.
+    pub(crate) fn by_view(&self) -> Vec<Vec<PredicateId>> {
+        let mut by_view = vec![Vec::new(); self.views.len()];
+        for (id, predicate) in self.predicates.iter().enumerate() {
+            if let Some(own) = by_view.get_mut(predicate.view as usize) {
+                own.push(id as PredicateId);
+            }
+        }
+        by_view
+    }
+
+    /// How many rules and filters there are.
+    pub(crate) fn units(&self) -> usize {
+        self.rules.len() + self.filters.len()
     }
 
     /// The program of a rule, or of a filter: they are numbered after the rules.

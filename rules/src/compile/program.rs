@@ -62,6 +62,17 @@ impl Node {
         }
     }
 
+    /// The tests that it is made of.
+    pub fn leaves<'n>(&'n self, out: &mut Vec<&'n Self>) {
+        match self {
+            Self::Predicate(_) | Self::Present(_) | Self::Fields { .. } => out.push(self),
+            Self::And(nodes) | Self::Or(nodes) | Self::AtLeast(_, nodes) => {
+                nodes.iter().for_each(|node| node.leaves(out));
+            }
+            Self::Not(node) => node.leaves(out),
+        }
+    }
+
     /// Predicates of which at least one is true wherever the program is true, chosen so that they are rarely true; `None`
     /// when there are none. `selectivity` says how rare a predicate is.
     pub fn witness(&self, selectivity: &impl Fn(PredicateId) -> usize) -> Option<Witness> {

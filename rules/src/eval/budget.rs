@@ -1,5 +1,5 @@
-//! What rules cost, and which cost too much. Beside [`watch`](super::watch) the only place of this crate that looks at a clock:
-//! parking is for the operator of the program, not for the stream, so a replay may park at another place or not at all.
+//! What rules cost, and which cost too much. What looks at a clock does so for this: parking is for the operator of the program,
+//! not for the stream, so a replay may park at another place or not at all.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +18,10 @@ const NS_ENOUGH: u64 = 250_000_000;
 const SAMPLES_ENOUGH: u32 = 4;
 /// A rule may take one part in so many of the time that goes by: a stream that is idle has time for a slow rule.
 const PARTS: u32 = 10;
+/// All that is of one tenant together may take one part in so many, however little each takes.
+const TENANT_PARTS: u32 = 3;
+/// How often it is looked what all that is of a tenant takes.
+const TENANTS_TIME: Duration = Duration::from_millis(250);
 /// What one sample counts at most, for the same reason, unless one shortly before it took half as long or more.
 const SAMPLE_NS_MAX: u64 = 1_000_000;
 /// By which part the longest sample is forgotten with each one after it.
@@ -27,7 +31,8 @@ const ROWS_MAX: u64 = 200_000;
 /// Time after which they do: what happened in hours before excuses nothing that happens now.
 const TIME_MAX: Duration = Duration::from_secs(4);
 
-/// A rule, a filter or a correlation that no longer runs because it took too much time. It runs again when rules change or the program restarts.
+/// A rule, a filter or a correlation that no longer runs because it took too much time. It runs again when it
+/// asks something else or the program restarts; a correlation, when rules change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parked {
     /// Its id.
@@ -50,6 +55,10 @@ pub(crate) struct Unit {
 #[derive(Debug)]
 pub(crate) struct Budget {
     units: Vec<Unit>,
+    /// The units of each tenant.
+    tenants: Vec<Vec<usize>>,
+    /// When it was last looked what these take.
+    tenants_at: Instant,
     terms: Terms,
     /// Events since then, as far as they count.
     rows: u64,
@@ -88,11 +97,18 @@ struct Spent {
 impl Budget {
     pub fn new(units: Vec<Unit>, terms: Terms) -> Self {
         let (spent, parked) = (vec![Spent::default(); units.len()], vec![false; units.len()]);
+        let mut tenants: BTreeMap<&Arc<str>, Vec<usize>> = BTreeMap::new();
+        for (at, unit) in units.iter().enumerate() {
+            unit.org_id.iter().for_each(|org_id| tenants.entry(org_id).or_default().push(at));
+        }
+        let now = Instant::now();
         Self {
+            tenants: tenants.into_values().collect(),
+            tenants_at: now,
             units,
             terms,
             rows: 0,
-            since: Instant::now(),
+            since: now,
             spent,
             parked,
             suspects: Vec::new(),
@@ -131,6 +147,13 @@ impl Budget {
         }
     }
 
+    /// Why a unit was parked, if it was.
+    pub fn reason(&self, unit: usize) -> Option<&str> {
+        let Unit { id, org_id } = self.units.get(unit)?;
+        let own = |parked: &&Parked| parked.rule_id == *id && parked.org_id == *org_id;
+        self.reports.iter().find(own).map(|parked| parked.reason.as_str())
+    }
+
     /// Something of a unit took so long that it was given up.
     pub fn cut(&mut self, unit: usize) {
         self.cut.push(unit);
@@ -138,8 +161,9 @@ impl Budget {
 
     /// Parks what is too slow by now, in a batch of so many rows. The units that are parked now, in order.
     pub fn judge(&mut self, rows_open: u64) -> Vec<usize> {
+        let tenants_due = self.tenants_at.elapsed() > TENANTS_TIME;
         let (mut suspects, mut cut) = (std::mem::take(&mut self.suspects), std::mem::take(&mut self.cut));
-        if suspects.is_empty() && cut.is_empty() {
+        if suspects.is_empty() && cut.is_empty() && !tenants_due {
             return Vec::new();
         }
         let rows = self.rows + rows_open;
@@ -152,10 +176,15 @@ impl Budget {
         }
         suspects.sort_unstable();
         suspects.dedup();
-        let share = self.since.elapsed() / PARTS;
-        let slow = |unit: &usize| !self.is_parked(*unit) && self.is_slow(*unit, rows, share);
-        let slow: Vec<usize> = suspects.iter().copied().filter(slow).collect();
-        for unit in self.slow_together(&suspects, rows, share).into_iter().chain(slow) {
+        let elapsed = self.since.elapsed();
+        let is_slow = |unit: &usize| !self.is_parked(*unit) && self.is_slow(*unit, rows, elapsed / PARTS);
+        let mut slow = self.slow_together(&suspects, rows, elapsed / PARTS);
+        slow.extend(suspects.iter().copied().filter(is_slow));
+        if tenants_due {
+            self.tenants_at = Instant::now();
+            slow.extend(self.slow_tenants(rows, elapsed / TENANT_PARTS));
+        }
+        for unit in slow {
             if !self.is_parked(unit) {
                 let (average, max) = (self.average(unit, rows), self.terms.event_ns_max);
                 self.park(unit, format!("took {average} ns per event, more than {max}"));
@@ -196,27 +225,43 @@ impl Budget {
         parked
     }
 
-    /// Of each tenant whose own units are each a little too dear to be cheap, and together take more than one may: the dearest.
+    /// Of each tenant whose own units are each a little too dear to be cheap, and together take more than one may: the dearest, until
+    /// the others take no more.
     fn slow_together(&self, suspects: &[usize], rows: u64, share: Duration) -> Vec<usize> {
-        let mut tenants: BTreeMap<&Arc<str>, (u64, u64, usize)> = BTreeMap::new();
-        for unit in suspects.iter().copied().filter(|unit| !self.is_parked(*unit)) {
-            let Some(org_id) = self.units.get(unit).and_then(|unit| unit.org_id.as_ref()) else { continue };
-            let ns = self.spent.get(unit).map_or(0, |spent| spent.ns);
-            let (sum, most, dearest) = tenants.entry(org_id).or_insert((0, 0, unit));
-            *sum += ns;
-            if ns > *most {
-                (*most, *dearest) = (ns, unit);
-            }
+        let mut tenants: BTreeMap<&Arc<str>, Vec<usize>> = BTreeMap::new();
+        for unit in suspects {
+            let org_id = self.units.get(*unit).and_then(|unit| unit.org_id.as_ref());
+            org_id.into_iter().for_each(|org_id| tenants.entry(org_id).or_default().push(*unit));
         }
-        let slow = |(sum, most, _): &&(u64, u64, usize)| {
-            let said_enough = rows >= ROWS_MIN || *sum >= NS_ENOUGH;
-            let average = sum / rows.max(1);
-            said_enough
-                && sum > most
-                && average > self.terms.event_ns_max.saturating_mul(2)
-                && Duration::from_nanos(*sum) > share
+        let ns_min = if rows >= ROWS_MIN { 0 } else { NS_ENOUGH };
+        tenants.values().flat_map(|own| self.dearest_of(own, rows, (share, ns_min))).collect()
+    }
+
+    /// The same of all units of each tenant, however cheap each is.
+    fn slow_tenants(&self, rows: u64, share: Duration) -> Vec<usize> {
+        self.tenants.iter().flat_map(|own| self.dearest_of(own, rows, (share, NS_ENOUGH))).collect()
+    }
+
+    /// The dearest of some units that together take too much, so many that the others do not.
+    fn dearest_of(&self, units: &[usize], rows: u64, (share, ns_min): (Duration, u64)) -> Vec<usize> {
+        let spent =
+            |unit: usize| if self.is_parked(unit) { 0 } else { self.spent.get(unit).map_or(0, |spent| spent.ns) };
+        let event_ns_max = self.terms.event_ns_max.saturating_mul(2);
+        let too_much =
+            |sum: u64| sum >= ns_min && sum / rows.max(1) > event_ns_max && Duration::from_nanos(sum) > share;
+        let mut sum: u64 = units.iter().map(|unit| spent(*unit)).sum();
+        if !too_much(sum) {
+            return Vec::new();
+        }
+        let mut dearest: Vec<usize> = units.to_vec();
+        dearest.sort_by_key(|unit| std::cmp::Reverse(spent(*unit)));
+        // One that takes all of it is judged alone.
+        let beside_others = |unit: &usize| {
+            let beside = sum > spent(*unit) && too_much(sum);
+            sum -= spent(*unit);
+            beside
         };
-        tenants.values().filter(slow).map(|(.., dearest)| *dearest).collect()
+        dearest.into_iter().take_while(beside_others).collect()
     }
 
     fn park(&mut self, unit: usize, reason: String) {
@@ -339,5 +384,26 @@ mod tests {
         }
         assert_eq!(own.judge(1_000_000), [1]);
         assert_eq!(own.judge(1_000_000), [0usize; 0], "nothing new");
+    }
+
+    #[test]
+    fn what_fills_the_time_of_all_with_many_cheap_units_of_one_tenant_is_parked_until_there_is_time() {
+        let unit =
+            |at: usize| Unit { id: at.to_string(), org_id: Some(if at < 200 { "acme" } else { "other" }.into()) };
+        let mut own = Budget::new((0..400).map(unit).collect(), TERMS);
+        let second_ago = Instant::now().checked_sub(Duration::from_secs(1)).expect("a clock that runs");
+        own.since = second_ago;
+        // 4 ms each: 0.8 s of this second, and a tenth of that for the other tenant.
+        for at in 0..400 {
+            (0..10).for_each(|_| own.sampled(at, if at < 200 { 50_000 + at as u64 } else { 5_000 }, SAMPLE));
+        }
+        assert_eq!(own.judge(10_000), [0usize; 0], "it was looked a moment ago");
+        own.tenants_at = second_ago;
+        let parked = own.judge(10_000);
+        assert!((100..150).contains(&parked.len()), "{}", parked.len());
+        assert_eq!(parked.first(), Some(&(200 - parked.len())), "the dearest");
+        assert_eq!(parked.last(), Some(&199));
+        own.tenants_at = second_ago;
+        assert_eq!(own.judge(10_000), [0usize; 0], "there is time now");
     }
 }

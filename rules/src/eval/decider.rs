@@ -8,10 +8,10 @@ use rustc_hash::FxHashMap;
 use crate::compile::glob::Glob;
 use crate::compile::interner::Predicate;
 use crate::compile::matcher::{Cidr, Matcher, Place};
+use crate::compile::required::Required;
 use crate::datetime::{TimePart, parse_time};
 use crate::eval::expression::Expression;
 use crate::eval::pieces;
-use crate::eval::required::Required;
 use crate::eval::watch::{Watch, Work, piece_of};
 use crate::fold::fold_into;
 use crate::number::{Comparison, Number};
@@ -124,9 +124,8 @@ impl Decider {
                 }
                 Matcher::Glob { glob, cased: own } => if *own { &mut cased } else { &mut folded }.glob(glob, id),
                 Matcher::Regex(pattern) => {
-                    if let Some(regex) = predicate.regex.clone() {
-                        let required = Required::of(pattern);
-                        folded.regex(Expression::new(regex, pattern, required.steps, id), &required);
+                    if let (Some(regex), Some(required)) = (predicate.regex.clone(), &predicate.required) {
+                        folded.regex(Expression::new(regex, pattern, required.steps, id), required);
                     }
                 }
                 Matcher::Cidr(cidr) => decider.cidrs.push((*cidr, id)),
@@ -173,8 +172,9 @@ impl Decider {
         self.lengths.contains(value.len()) || !value.is_ascii()
     }
 
-    /// Leaves in `out` the predicates that `value` satisfies, ascending, each once.
-    pub fn decide(&mut self, value: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
+    /// Leaves in `out` the predicates that `value` satisfies, ascending, each once. `look` is called between two searches when it is
+    /// time to look whether something must be stopped.
+    pub fn decide(&mut self, value: &str, scratch: &mut Scratch, look: &mut dyn FnMut(&mut Watch), out: &mut Vec<u32>) {
         out.clear();
         if self.searched_only
             && value.len() >= PIECES_TEXT_MIN
@@ -189,12 +189,12 @@ impl Decider {
             let mut buffer = std::mem::take(&mut scratch.folded);
             fold_into(value, &mut buffer);
             let lists = (&mut scratch.globs, &mut scratch.regexes);
-            self.folded.decide(&buffer, value, lists, &mut scratch.watch, out);
+            self.folded.decide((&buffer, value), lists, (&mut scratch.watch, look), out);
             scratch.folded = buffer;
         }
         if !self.cased.is_empty() {
             let lists = (&mut scratch.globs, &mut scratch.regexes);
-            self.cased.decide(value, value, lists, &mut scratch.watch, out);
+            self.cased.decide((value, value), lists, (&mut scratch.watch, look), out);
         }
         let began = scratch.watch.begin_shared().filter(|_| self.compares);
         if !self.cidrs.is_empty()
@@ -239,10 +239,9 @@ impl Texts {
     /// `raw` is the text before it was folded; the lists are buffers.
     fn decide(
         &mut self,
-        text: &str,
-        raw: &str,
+        (text, raw): (&str, &str),
         (globs, regexes): (&mut Vec<usize>, &mut Vec<usize>),
-        watch: &mut Watch,
+        (watch, look): (&mut Watch, &mut dyn FnMut(&mut Watch)),
         out: &mut Vec<u32>,
     ) {
         out.extend(self.whole.get(text).into_iter().flatten());
@@ -286,6 +285,9 @@ impl Texts {
             if found {
                 out.push(*id);
             }
+            if watch.is_due() {
+                look(watch);
+            }
         }
         compact(regexes);
         for at in regexes {
@@ -293,6 +295,9 @@ impl Texts {
             let (id, steps) = (expression.number, expression.steps_of(raw));
             if watch.run(id, steps, |meter| expression.is_found(raw, meter)) {
                 out.push(id);
+            }
+            if watch.is_due() {
+                look(watch);
             }
         }
     }

@@ -1,12 +1,14 @@
 //! A regular expression of a rule, ready to be searched for.
 
+use std::time::Instant;
+
 use regex::Regex;
 
 use crate::eval::stepwise::{Outcome, Stepwise};
 use crate::eval::watch::Meter;
 
-/// What takes more steps than this, and can only be searched at one stretch, is not searched at all.
-const BLIND_STEPS_MAX: u64 = 3_000_000_000;
+/// What takes more steps than this, and can only be searched at one stretch, is not searched at all: some tenths of a second at worst.
+const BLIND_STEPS_MAX: u64 = 60_000_000;
 
 /// An expression.
 #[derive(Debug)]
@@ -39,7 +41,12 @@ impl Expression {
         match outcome.unwrap_or(Outcome::Unknown) {
             Outcome::Found(found) => Some(found),
             Outcome::GivenUp => None,
-            Outcome::Unknown => (self.steps_of(text) <= BLIND_STEPS_MAX).then(|| self.regex.is_match(text)),
+            Outcome::Unknown if self.steps_of(text) > BLIND_STEPS_MAX => None,
+            Outcome::Unknown => {
+                let started = Instant::now();
+                let found = self.regex.is_match(text);
+                meter.allows(started.elapsed()).then_some(found)
+            }
         }
     }
 }

@@ -83,6 +83,10 @@ pub(crate) struct Frame<'a> {
     bitmaps: FxHashMap<PredicateId, Bitmap>,
     /// How long the fields of rows may be compared with each other for one rule.
     compare_ns_max: u64,
+    /// What that took for the rule of now.
+    meter: Option<Meter>,
+    /// Steps until the meter is asked.
+    steps_left: usize,
     /// Whether that was too long.
     cut: bool,
 }
@@ -99,6 +103,8 @@ impl<'a> Frame<'a> {
     ) -> Self {
         Self {
             compare_ns_max,
+            meter: None,
+            steps_left: piece_of(1),
             cut: false,
             rows,
             rules,
@@ -111,9 +117,20 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Whether something that was run took so long that it was given up; what it gave says nothing.
+    /// Ends the run of a rule or a filter. Whether it took so long that it was given up; what it gave says nothing then.
     pub fn take_cut(&mut self) -> bool {
+        self.meter = None;
         std::mem::take(&mut self.cut)
+    }
+
+    /// Whether fields may go on being compared, after so many steps more.
+    fn goes_on(&mut self, steps: usize) -> bool {
+        self.steps_left = self.steps_left.saturating_sub(steps);
+        if self.steps_left == 0 {
+            self.steps_left = piece_of(1);
+            self.cut = !self.meter.as_mut().is_none_or(Meter::goes_on);
+        }
+        !self.cut
     }
 
     /// Of these rows, those whose values in a column were not walked yet; they count as walked from now on.
@@ -271,6 +288,9 @@ impl<'a> Frame<'a> {
 
     fn related(&mut self, left: ViewId, right: ViewId, place: Place, cased: bool, mask: &Bitmap) -> Bitmap {
         let mut rows = Bitmap::empty(self.rows);
+        if self.cut {
+            return rows;
+        }
         let mut buffer = String::new();
         let columns = |view: ViewId| self.columns_of(view).collect::<Vec<_>>();
         let (left, right) = (columns(left), columns(right));
@@ -285,20 +305,20 @@ impl<'a> Frame<'a> {
             }
             values
         };
-        let (mut meter, mut left_steps) = (Meter::new(Instant::now(), self.compare_ns_max), piece_of(1));
+        let (now, ns_max) = (Instant::now(), self.compare_ns_max);
+        self.meter.get_or_insert_with(|| Meter::new(now, ns_max)).resume(now);
+        let steps_of = |value: &String| 1 + value.len() / STEP_BYTES;
         for row in mask.iter() {
             let (lefts, rights) = (read(&left, row), read(&right, row));
             let mut found = false;
+            let read_steps = lefts.iter().chain(&rights).map(steps_of).sum();
+            if !self.goes_on(read_steps) {
+                return Bitmap::empty(self.rows);
+            }
             for left in &lefts {
                 found |= rights.iter().any(|right| place.holds(left, right));
-                let steps = rights.len() * (1 + left.len() / STEP_BYTES);
-                left_steps = left_steps.saturating_sub(steps);
-                if left_steps == 0 {
-                    left_steps = piece_of(1);
-                    if !meter.goes_on() {
-                        self.cut = true;
-                        return Bitmap::empty(self.rows);
-                    }
+                if !self.goes_on(rights.len() * steps_of(left)) {
+                    return Bitmap::empty(self.rows);
                 }
                 if found {
                     break;

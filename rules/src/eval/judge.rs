@@ -7,7 +7,6 @@ use crate::compile::matcher::{Matcher, Place};
 use crate::compile::program::{Leaf, PredicateId};
 use crate::config::RulesConfig;
 use crate::eval::budget::{Budget, Terms, Unit};
-use crate::eval::required::Required;
 use crate::eval::watch::{SHARED_SAMPLE, Watch, Work};
 use crate::number::{Comparison, Number};
 
@@ -101,13 +100,14 @@ pub(crate) fn shares(rules: &RuleSet, own: &[PredicateId]) -> Vec<Share> {
 
 fn shares_of(work: Work, rules: &RuleSet, own: &[PredicateId]) -> Vec<Share> {
     let weight = |id: &PredicateId| {
-        let (of, weight) = match &rules.predicates.get(*id as usize)?.matcher {
+        let predicate = rules.predicates.get(*id as usize)?;
+        let (of, weight) = match &predicate.matcher {
             // Looked up, however many there are.
             Matcher::Text { place: Place::Whole, .. } => return None,
             Matcher::Number { comparison: Comparison::Equal, number: Number::Int(_) } => return None,
             Matcher::Text { literal, .. } => (Work::Literals, literal.len()),
             Matcher::Glob { glob, .. } => (Work::Literals, glob.longest_literal().len()),
-            Matcher::Regex(pattern) => (Work::Literals, Required::of(pattern).literals.iter().map(String::len).sum()),
+            Matcher::Regex(_) => (Work::Literals, predicate.required.as_ref()?.literals.iter().map(String::len).sum()),
             Matcher::Cidr(_) | Matcher::Number { .. } | Matcher::Time { .. } => (Work::Comparisons, 1),
         };
         (of == work).then_some(weight as u64 * WEIGHT)

@@ -19,11 +19,12 @@ mod expression;
 mod filtering;
 mod frame;
 mod judge;
+mod keywords;
 mod memo;
+mod parking;
 mod pieces;
 mod plan;
 pub mod profile;
-mod required;
 mod route;
 mod stepwise;
 pub mod trial;
@@ -42,7 +43,7 @@ use tidegate_pipeline::LogBatch;
 use crate::bitmap::Bitmap;
 use crate::compile::RuleSet;
 use crate::compile::interner::View;
-use crate::compile::program::{Leaf, PredicateId, ViewId};
+use crate::compile::program::{PredicateId, ViewId};
 use crate::config::RulesConfig;
 use budget::Budget;
 pub use budget::Parked;
@@ -56,11 +57,8 @@ pub(crate) use plan::is_searched;
 use plan::{ClassId, ColumnIndex};
 use route::Router;
 use walk::Walk;
-use watch::{SAMPLE, SEARCH_NS_MAX, Watch};
+use watch::{SEARCH_NS_MAX, Watch};
 use witness::Witnesses;
-
-/// A search for keywords that takes longer is charged in every batch: nanoseconds.
-const SEARCH_NS_LONG: u64 = 5_000_000;
 
 /// What an evaluator did since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -93,10 +91,14 @@ pub struct Evaluator {
     routed: Vec<bool>,
     /// What was parked in the batch under way.
     parked_now: Vec<usize>,
+    /// What was parked at all: rules, and filters after them.
+    parked_units: Vec<usize>,
     /// For each log source, the views that the witnesses of its rules are in; the keyword views are apart.
     sources: Vec<Vec<ViewId>>,
     /// For each log source, whether keywords are witnesses of its rules.
     searching: Vec<bool>,
+    /// For each log source, whether the last search for keywords took long.
+    searched_long: Vec<bool>,
     memo_values_max: usize,
     remembered: usize,
     batch: u64,
@@ -113,21 +115,17 @@ impl Evaluator {
     /// An evaluator with an empty memo.
     pub fn new(rules: Arc<RuleSet>, config: &RulesConfig) -> Self {
         let (index, classes) = ColumnIndex::new(&rules.views);
-        let mut by_view = vec![Vec::new(); rules.views.len()];
-        for (id, predicate) in rules.predicates.iter().enumerate() {
-            if let Some(own) = by_view.get_mut(predicate.view as usize) {
-                own.push(id as PredicateId);
-            }
-        }
         let mut evaluator = Self {
             index,
             router: Router::new(&rules),
             witnesses: Witnesses::new(&rules),
             classes: classes.into_iter().map(Class::new).collect(),
-            by_view,
+            by_view: rules.by_view(),
             needed: Vec::new(),
             routed: routed(&rules),
             parked_now: Vec::new(),
+            parked_units: Vec::new(),
+            searched_long: vec![false; rules.log_sources.len()],
             sources: Vec::new(),
             searching: Vec::new(),
             memo_values_max: config.memo_values_max,
@@ -177,33 +175,6 @@ impl Evaluator {
         new.index.keys = std::mem::take(&mut self.index.keys);
         (new.batch, new.walks) = (self.batch, self.walks);
         std::mem::replace(self, new)
-    }
-
-    /// Finds what log sources, and the rules that are not parked, need.
-    fn find_needed(&mut self) {
-        let rules = &self.rules;
-        let running = |users: &Vec<u32>| users.iter().any(|rule| !self.budget.is_parked(*rule as usize));
-        let needed = rules.users.iter().zip(&self.routed).map(|(users, routed)| *routed || running(users)).collect();
-        self.sources = vec![Vec::new(); rules.log_sources.len()];
-        self.searching = vec![false; rules.log_sources.len()];
-        for (at, (rule, witness)) in rules.rules.iter().zip(&self.witnesses.of_rule).enumerate() {
-            let places = (self.sources.get_mut(rule.log_source), self.searching.get_mut(rule.log_source));
-            let (Some(views), Some(searching)) = places else { continue };
-            if self.budget.is_parked(at) {
-                continue;
-            }
-            for predicate in witness.iter().flatten().filter_map(|id| rules.predicates.get(*id as usize)) {
-                match rules.views.get(predicate.view as usize) {
-                    Some(View::Keywords { .. }) => *searching = true,
-                    _ => views.push(predicate.view),
-                }
-            }
-        }
-        for views in &mut self.sources {
-            views.sort_unstable();
-            views.dedup();
-        }
-        self.needed = needed;
     }
 
     /// Gives up what takes longer than so many nanoseconds for one value.
@@ -355,32 +326,6 @@ impl Evaluator {
         }
     }
 
-    /// Searches the keywords of a log source's rules.
-    fn search(&mut self, log_source: usize, rows: &Bitmap, frame: &mut Frame<'_>) {
-        let Some((class, view)) = self.index.keywords_of(log_source) else { return };
-        let columns = frame.plan.columns.iter().zip(frame.columns).filter(|(planned, _)| planned.searched);
-        let columns = columns.filter_map(|(_, column)| *column);
-        let started = Instant::now();
-        let encoded = self.walk((class, frame.rows), |walk| columns.for_each(|column| walk.column(column, rows)));
-        let ns = started.elapsed().as_nanos() as u64;
-        if ns >= SEARCH_NS_LONG {
-            self.charge_keywords(view, ns, 1);
-        } else if self.batch.is_multiple_of(SAMPLE) {
-            self.charge_keywords(view, ns, SAMPLE);
-        }
-        frame.keywords.extend(encoded.map(|encoded| (view, encoded)));
-    }
-
-    /// Charges a search for keywords to all of them, so to rules by how many each has: without them there would be none.
-    fn charge_keywords(&mut self, view: ViewId, ns: u64, weight: u64) {
-        let own = self.by_view.get(view as usize).into_iter().flatten();
-        let own: Vec<PredicateId> = own.filter(|id| self.needed.get(**id as usize) == Some(&true)).copied().collect();
-        let each = ns / own.len().max(1) as u64;
-        for unit in own.iter().filter_map(|id| self.rules.users.get(*id as usize)).flatten() {
-            self.budget.sampled(*unit as usize, each, weight);
-        }
-    }
-
     /// Walks the values of a column in some rows, but for those where that was done.
     fn encode(&mut self, at: usize, rows: Bitmap, frame: &mut Frame<'_>) {
         let class = frame.plan.columns.get(at).and_then(|planned| planned.class);
@@ -454,38 +399,6 @@ impl Evaluator {
             found.extend(matched.iter().map(|row| (row, at)));
         }
         found
-    }
-
-    /// Ends a batch, and goes on without rules that are too slow.
-    fn settle(&mut self, rows: u64) {
-        let mut parked = std::mem::take(&mut self.parked_now);
-        parked.extend(self.budget.end_batch(rows));
-        self.leave_out(&parked);
-    }
-
-    /// Parks a rule because another evaluator found it too slow.
-    pub fn park(&mut self, rule: usize, reason: &str) {
-        self.budget.park_for(rule, reason.to_owned());
-        self.leave_out(&[rule]);
-    }
-
-    /// Goes on without rules that were parked.
-    fn leave_out(&mut self, parked: &[usize]) {
-        if parked.is_empty() {
-            return;
-        }
-        let mut views = Vec::new();
-        for program in parked.iter().filter_map(|at| self.rules.program(*at)) {
-            program.visit(&mut |leaf| {
-                if let Leaf::Predicate(id) = leaf {
-                    views.push(view_of(&self.rules)(id));
-                }
-            });
-        }
-        self.find_needed();
-        self.index.forget_plans();
-        let of_parked = |class: &&mut Class| class.views().iter().any(|view| views.contains(view));
-        self.classes.iter_mut().filter(of_parked).for_each(Class::rules_changed);
     }
 
     fn forget(&mut self) {

@@ -8,6 +8,7 @@ use tidegate_pipeline::LogBatch;
 
 use super::decider::{Decider, Scratch};
 use super::trial::Trial;
+use super::watch::Watch;
 use super::{Column, Evaluator, is_searched};
 use crate::compile::RuleSet;
 use crate::compile::interner::View;
@@ -74,12 +75,7 @@ impl Evaluator {
 
 /// Times the predicates of a rule set over the distinct values of batches, field by field. Both lists dearest first.
 pub fn field_costs(set: &Arc<RuleSet>, batches: &[LogBatch]) -> (Vec<FieldCost>, Vec<PredicateCost>) {
-    let mut by_view: Vec<Vec<PredicateId>> = vec![Vec::new(); set.views.len()];
-    for (id, predicate) in set.predicates.iter().enumerate() {
-        if let Some(own) = by_view.get_mut(predicate.view as usize) {
-            own.push(id as PredicateId);
-        }
-    }
+    let by_view = set.by_view();
     let values = distinct(set, batches);
     let (mut fields, mut predicates) = (Vec::new(), Vec::new());
     for ((view, ids), values) in set.views.iter().zip(&by_view).zip(&values) {
@@ -176,10 +172,11 @@ fn named_columns(batch: &LogBatch) -> Vec<(&str, Column<'_>)> {
 
 /// Nanoseconds a value. The values are gone over once before the clock starts, so that caches and lazy automata are warm.
 fn timed(values: &[String], decider: &mut Decider) -> f64 {
-    let (mut scratch, mut out) = (Scratch::default(), Vec::new());
+    // What is dear is measured to the end.
+    let (mut scratch, mut out) = (Scratch::new(Watch::new(u64::MAX)), Vec::new());
     let mut pass = |values: &[String]| {
         for value in values {
-            decider.decide(value, &mut scratch, &mut out);
+            decider.decide(value, &mut scratch, &mut |_| {}, &mut out);
         }
         scratch.watch.timed.clear();
     };

@@ -7,7 +7,8 @@
 use regex_automata::Input;
 use regex_automata::hybrid::dfa::{Cache, Config, DFA};
 use regex_automata::nfa::thompson;
-use regex_automata::util::syntax;
+use regex_syntax::ParserBuilder;
+use regex_syntax::hir::{Capture, Hir, HirKind, LookSet, Repetition};
 
 use crate::eval::watch::{Meter, piece_of};
 
@@ -21,6 +22,9 @@ const NEST_LIMIT: u32 = 64;
 pub(crate) struct Stepwise {
     automaton: DFA,
     cache: Cache,
+    /// The same without word boundaries, which finds whatever the expression finds; made when it is needed for the first time.
+    loose: Option<Option<Box<Stepwise>>>,
+    hir: Hir,
 }
 
 /// What came of a search.
@@ -29,28 +33,43 @@ pub(crate) enum Outcome {
     Found(bool),
     /// It took too long.
     GivenUp,
-    /// The automaton cannot tell: word boundaries beside letters beyond ASCII.
+    /// The automaton cannot tell: word boundaries beside letters beyond ASCII, in a text that has all the rest.
     Unknown,
 }
 
 impl Stepwise {
     /// `None` for what has no such automaton.
     pub fn new(pattern: &str) -> Option<Self> {
+        Self::of(ParserBuilder::new().nest_limit(NEST_LIMIT).build().parse(pattern).ok()?)
+    }
+
+    fn of(hir: Hir) -> Option<Self> {
         let config =
             Config::new().unicode_word_boundary(true).skip_cache_capacity_check(true).cache_capacity(CACHE_BYTES);
-        let automaton = DFA::builder()
-            .configure(config)
-            .syntax(syntax::Config::new().nest_limit(NEST_LIMIT))
-            .thompson(thompson::Config::new().which_captures(thompson::WhichCaptures::None))
-            .build(pattern)
-            .ok()?;
+        let states = thompson::Config::new().which_captures(thompson::WhichCaptures::None);
+        let states = thompson::Compiler::new().configure(states).build_from_hir(&hir).ok()?;
+        let automaton = DFA::builder().configure(config).build_from_nfa(states).ok()?;
         let cache = automaton.create_cache();
-        Some(Self { automaton, cache })
+        Some(Self { automaton, cache, loose: None, hir })
     }
 
     /// Searches a text, with a look at the meter after every piece; a byte takes so many steps at most.
     pub fn search(&mut self, text: &str, steps: u64, meter: &mut Meter) -> Outcome {
-        let Self { automaton, cache } = self;
+        match self.step_through(text, steps, meter) {
+            Outcome::Unknown => {
+                let loose = || Self::of(without_boundaries(&self.hir)).map(Box::new);
+                let loose = self.loose.get_or_insert_with(loose).as_mut();
+                match loose.map_or(Outcome::Unknown, |loose| loose.step_through(text, steps, meter)) {
+                    Outcome::Found(true) => Outcome::Unknown,
+                    outcome => outcome,
+                }
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn step_through(&mut self, text: &str, steps: u64, meter: &mut Meter) -> Outcome {
+        let Self { automaton, cache, .. } = self;
         let Ok(mut state) = automaton.start_state_forward(cache, &Input::new(text)) else { return Outcome::Unknown };
         for piece in text.as_bytes().chunks(piece_of(steps)) {
             for byte in piece {
@@ -79,6 +98,20 @@ impl Stepwise {
     }
 }
 
+/// An expression that finds no less: it asks for no word boundaries.
+fn without_boundaries(hir: &Hir) -> Hir {
+    let all = |parts: &[Hir]| parts.iter().map(without_boundaries).collect();
+    let boxed = |sub: &Hir| Box::new(without_boundaries(sub));
+    match hir.kind() {
+        HirKind::Look(look) if LookSet::singleton(*look).contains_word() => Hir::empty(),
+        HirKind::Repetition(own) => Hir::repetition(Repetition { sub: boxed(&own.sub), ..own.clone() }),
+        HirKind::Capture(own) => Hir::capture(Capture { sub: boxed(&own.sub), ..own.clone() }),
+        HirKind::Concat(parts) => Hir::concat(all(parts)),
+        HirKind::Alternation(parts) => Hir::alternation(all(parts)),
+        HirKind::Empty | HirKind::Literal(_) | HirKind::Class(_) | HirKind::Look(_) => hir.clone(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
@@ -103,6 +136,20 @@ mod tests {
                 let told = found == Outcome::Found(regex.is_match(text));
                 prop_assert!(told || (found == Outcome::Unknown && !text.is_ascii()), "{pattern} in {text:?}: {found:?}");
             }
+        }
+    }
+
+    #[test]
+    fn beside_letters_beyond_ascii_it_still_knows_what_is_not_there() {
+        let mut stepwise = Stepwise::new(r"\b(?:power|po)shell\b").expect("an automaton");
+        for (text, wanted) in [
+            ("é PowerShell", Outcome::Found(false)),
+            ("é powershell", Outcome::Unknown),
+            ("époshell", Outcome::Unknown),
+            ("a poshell", Outcome::Found(true)),
+        ] {
+            let meter = &mut Meter::new(Instant::now(), u64::MAX);
+            assert_eq!(stepwise.search(text, 1, meter), wanted, "{text}");
         }
     }
 

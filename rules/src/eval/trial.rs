@@ -271,7 +271,7 @@ impl Trial {
         for (number, id) in self.numbers.predicates().iter().chain(self.routing.predicates()).enumerate() {
             let asked = self.set.predicates.get(*id as usize).is_some_and(|predicate| predicate.view == view);
             let (true, Some(decider)) = (asked, self.deciders.get_mut(id)) else { continue };
-            decider.decide(value, &mut self.scratch, &mut out);
+            decider.decide(value, &mut self.scratch, &mut |_| {}, &mut out);
             self.scratch.watch.timed.clear();
             satisfied.extend(out.iter().copied());
             if let Some(asked) = self.findings.predicates.get_mut(number) {

@@ -12,6 +12,7 @@ use crate::eval::decider::Scratch;
 use crate::eval::frame::Encoded;
 use crate::eval::judge::Judge;
 use crate::eval::memo::{Keys, Met};
+use crate::eval::watch::Watch;
 
 /// The walk over values that are asked for the same predicates, in one batch.
 pub(crate) struct Walk<'a> {
@@ -169,18 +170,20 @@ impl<'a> Walk<'a> {
 
     /// The number of the value among those of the walk that satisfy something.
     fn number(&mut self, value: &str) -> Option<u32> {
-        if self.scratch.watch.is_due() {
-            self.judge.look(&self.state.predicates, &self.state.shares, &mut self.scratch.watch);
+        let State { decider, memo, predicates, shares, .. } = &mut *self.state;
+        let (predicates, shares) = (predicates.as_slice(), shares.as_slice());
+        let (scratch, satisfied, judge) = (&mut *self.scratch, &mut self.satisfied, &mut self.judge);
+        let mut look = |watch: &mut Watch| judge.look(predicates, shares, watch);
+        if scratch.watch.is_due() {
+            look(&mut scratch.watch);
         }
-        let State { decider, memo, predicates, .. } = &mut *self.state;
-        let (scratch, satisfied) = (&mut *self.scratch, &mut self.satisfied);
         self.looked_up += 1;
         if !decider.may_satisfy(value) {
             return None;
         }
         if self.bypass {
             self.decided += 1;
-            decider.decide(value, scratch, satisfied);
+            decider.decide(value, scratch, &mut look, satisfied);
             if satisfied.is_empty() {
                 return None;
             }
@@ -190,7 +193,7 @@ impl<'a> Walk<'a> {
             return Some(number);
         }
         let (decided, met) = memo.get_or_decide(self.keys.key_of(value), || {
-            decider.decide(value, scratch, satisfied);
+            decider.decide(value, scratch, &mut look, satisfied);
             (!satisfied.is_empty()).then(|| Arc::from(satisfied.as_slice()))
         });
         // A value that comes back from the old generation counts for the bound of the young one again.

@@ -1,10 +1,10 @@
 //! What regular expressions and patterns take, value by value, so that one that takes too long is stopped in the middle of a batch.
 //!
-//! How many steps a search can need is known before it begins: the states of the expression, for each byte of the value. Where
-//! these are few, one value in [`SAMPLE`] is timed. Where they are many, every value is; and where they may be so many that one
-//! search takes seconds, it goes on in pieces, with a look at the clock after each.
+//! How many steps a search can need is known before it begins: the states of the expression, for each byte of the value. As long as
+//! all searches in a value together need few, one value in [`SAMPLE`] is timed. Where they are many, every search is; and where one
+//! may need so many that it takes seconds, it goes on in pieces, with a look at the clock after each.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One value in so many is timed where a search is short.
 pub(crate) const SAMPLE: u64 = 8;
@@ -13,7 +13,7 @@ pub(crate) const SHARED_SAMPLE: u64 = 64;
 /// What it takes to search a byte for anything, in nanoseconds: a value that is large is not the fault of who looks at it.
 /// A debug build takes many times as long.
 const READ_NS: u64 = if cfg!(debug_assertions) { 64 } else { 1 };
-/// With so many steps a search takes a few milliseconds at worst.
+/// With so many steps the searches in a value take a few milliseconds at worst.
 const SHORT_STEPS: u64 = 1_000_000;
 /// With so many it takes some tenths of a second at worst.
 const WHOLE_STEPS: u64 = 30_000_000;
@@ -23,7 +23,7 @@ const PIECE_STEPS: u64 = 200_000;
 const PIECE_NS_MAX: u64 = 20_000_000;
 /// The time after which it is looked whether something must be stopped.
 const LOOK_NS: u64 = 50_000_000;
-/// How long one search, or one condition over the rows of a batch, may take.
+/// How long one search, or comparing fields with each other for one condition over the rows of a batch, may take.
 pub(crate) const SEARCH_NS_MAX: u64 = 300_000_000;
 
 /// What was timed: the number of a predicate in its class, nanoseconds, and of how many searches this is one.
@@ -46,6 +46,12 @@ pub(crate) struct Watch {
     values: u64,
     /// Whether short searches in the value of now are timed.
     sampling: bool,
+    /// Whether all are, in any value.
+    thorough: bool,
+    /// Nanoseconds that were timed since it is so.
+    thorough_ns: u64,
+    /// Steps that the searches in the value of now needed at most.
+    steps: u64,
     /// What was timed and not charged yet.
     pub timed: Vec<Timed>,
     /// The same of what predicates share: nanoseconds of one value in [`SHARED_SAMPLE`].
@@ -73,6 +79,9 @@ impl Watch {
             search_ns_max,
             values: 0,
             sampling: false,
+            thorough: false,
+            thorough_ns: 0,
+            steps: 0,
             timed,
             shared: Vec::new(),
             sharing: false,
@@ -92,10 +101,22 @@ impl Watch {
         self.sharing = sharing;
     }
 
+    /// Begins a walk whose time is charged to others than those of the searches in it: then each of these is timed.
+    pub fn begin_search(&mut self, charged: bool) {
+        (self.thorough, self.thorough_ns) = (charged, 0);
+    }
+
+    /// Ends it. The nanoseconds that the searches in it took.
+    pub fn end_search(&mut self) -> u64 {
+        self.thorough = false;
+        self.thorough_ns
+    }
+
     /// A value is about to be decided.
     pub fn begin_value(&mut self) {
         self.values += 1;
         self.sampling = self.values.is_multiple_of(SAMPLE);
+        self.steps = 0;
     }
 
     /// Work that predicates share begins; when, if it is timed for this value.
@@ -129,21 +150,26 @@ impl Watch {
     }
 
     /// Runs a search that needs so many steps at most. With a meter it must ask that now and then, and give up when told to:
-    /// `None`, which counts as not found.
+    /// `None`, which counts as not found. To be followed by a look if one [is due](Self::is_due), since many of them together
+    /// take long, and since what was given up says nothing of the value.
     pub fn run(&mut self, number: u32, steps: u64, search: impl FnOnce(Option<&mut Meter>) -> Option<bool>) -> bool {
         if !self.stopped.is_empty() && self.stopped.contains(&number) {
             return false;
         }
-        if steps < SHORT_STEPS && !self.sampling {
+        self.steps = self.steps.saturating_add(steps);
+        // One that is timed anyway stands for itself.
+        let short = self.steps < SHORT_STEPS && !self.thorough;
+        if short && !self.sampling {
             return search(None) == Some(true);
         }
         let started = Instant::now();
         let mut meter = Meter::new(started, self.search_ns_max);
         let found = search((steps >= WHOLE_STEPS).then_some(&mut meter));
         let ns = started.elapsed().as_nanos() as u64;
-        let weight = if steps < SHORT_STEPS { SAMPLE } else { 1 };
+        let weight = if short { SAMPLE } else { 1 };
         self.timed.push((number, ns, weight));
         self.open_ns = self.open_ns.saturating_add(ns.saturating_mul(weight));
+        self.thorough_ns = self.thorough_ns.saturating_add(ns);
         if found.is_none() {
             self.cut.push(number);
             self.stopped.push(number);
@@ -165,6 +191,16 @@ impl Meter {
         Self { last: now, spent_ns: 0, ns_max }
     }
 
+    /// Goes on measuring: what went by since it was last asked does not count.
+    pub fn resume(&mut self, now: Instant) {
+        self.last = now;
+    }
+
+    /// Whether something that could not ask took no longer than it may.
+    pub fn allows(&self, took: Duration) -> bool {
+        took <= Duration::from_nanos(self.ns_max)
+    }
+
     /// To be asked after every [`PIECE_STEPS`] or so.
     pub fn goes_on(&mut self) -> bool {
         let now = Instant::now();
@@ -182,8 +218,6 @@ pub(crate) fn piece_of(steps: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -206,6 +240,18 @@ mod tests {
             assert_eq!(watch.timed.drain(..).map(|(.., weight)| weight).sum::<u64>(), 16, "{steps}");
         }
         assert!(!watch.is_due());
+    }
+
+    #[test]
+    fn many_short_searches_in_one_value_are_timed_like_a_long_one() {
+        let mut watch = Watch::default();
+        watch.begin_value();
+        (0..20).for_each(|number| assert!(watch.run(number, SHORT_STEPS / 10, |_| Some(true))));
+        assert_eq!(watch.timed.iter().map(|(number, _, weight)| (*number, *weight)).next(), Some((9, 1)));
+        assert_eq!(watch.timed.len(), 11);
+        watch.begin_value();
+        assert!(watch.run(0, SHORT_STEPS / 10, |_| Some(true)));
+        assert_eq!(watch.timed.len(), 11, "each value begins anew");
     }
 
     #[test]
