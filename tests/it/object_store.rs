@@ -6,8 +6,8 @@
 use std::time::{Duration, Instant};
 
 use crate::ledger::{Ledger, Load, Pace, killed_under_load, some_time};
-use crate::s3_server::{CREDENTIALS, Ill, S3Server};
-use crate::server::{Caller, PATIENCE, Server, on_demand};
+use crate::s3_server::{CREDENTIALS, Ill, OTHER_CREDENTIALS, S3Server};
+use crate::server::{Caller, PATIENCE, Server, event, on_demand};
 
 /// Settings of the tests beside those of the object store: small commits, merged early.
 const SMALL: [(&str, &str); 6] = [
@@ -20,10 +20,14 @@ const SMALL: [(&str, &str); 6] = [
 ];
 
 fn settings(objects: &S3Server) -> Vec<(&'static str, String)> {
+    settings_of(objects, "s3")
+}
+
+fn settings_of(objects: &S3Server, cloud: &str) -> Vec<(&'static str, String)> {
     let small = SMALL.map(|(name, value)| (name, value.to_owned()));
     // The ledger asks for every event in one answer.
     let whole = [("QUERY__ROWS_MAX", "20000000".to_owned())];
-    small.into_iter().chain(whole).chain(objects.settings()).collect()
+    small.into_iter().chain(whole).chain(objects.settings_of(cloud)).collect()
 }
 
 fn borrowed<'a>(settings: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
@@ -177,15 +181,52 @@ fn a_server_waits_for_an_object_store_that_is_away_when_it_starts() {
 
 #[test]
 fn a_second_server_takes_over_only_with_an_empty_log() {
+    takes_over("s3", &CREDENTIALS);
+}
+
+#[test]
+fn the_other_clouds_have_one_writer_and_take_files_in_parts() {
+    for cloud in ["gs", "az"] {
+        let objects = takes_over(cloud, &OTHER_CREDENTIALS);
+        let mut settings = settings_of(&objects, cloud);
+        settings.extend([
+            ("PARQUET__UPLOAD_PART_BYTES", "5242880".to_owned()),
+            ("PARQUET__CACHE_BYTES_MAX", "0".to_owned()),
+        ]);
+        // Text that cannot be made smaller by much: 16 MB in all.
+        let mut random = 88_172_645_463_325_252u64;
+        let mut word = || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            format!("{random:016x}")
+        };
+        let events: Vec<_> =
+            (0..160).map(|at| event(&format!("large-{at}"), &(0..6_250).map(|_| word()).collect::<String>())).collect();
+        let mut server = Server::start_in(&OTHER_CREDENTIALS, &borrowed(&settings));
+        let mut client = server.client();
+        assert_eq!(client.bulk("/v2/events/bulk?source=custom", &events).json()["accepted"], 160, "{cloud}");
+        drained(&mut client);
+        server.stop();
+        assert!(objects.in_parts() > 0, "{cloud}: nothing went up in parts");
+        server.run(&borrowed(&settings));
+        let (whole, large) = ("length(action) = 100000", "event_id LIKE 'large-%'");
+        let sql = format!("SELECT count(DISTINCT event_id) FROM security_events WHERE {large} AND {whole}");
+        assert_eq!(server.client().number(&sql), 160, "{cloud}");
+    }
+}
+
+/// What a second server does beside a first one that writes to the same place.
+fn takes_over(cloud: &str, credentials: &[(&str, &str)]) -> S3Server {
     let objects = S3Server::start();
-    let settings = settings(&objects);
+    let settings = settings_of(&objects, cloud);
     let settings = borrowed(&settings);
-    let first = Server::start_in(&CREDENTIALS, &settings);
+    let first = Server::start_in(credentials, &settings);
     let load = Load::start(&first.url, "first", Pace { workers: 1, events: 20, bytes: 0, until_refused: true });
     std::thread::sleep(Duration::from_millis(500));
     let mut ledger = load.stop();
     drained(&mut first.client());
-    let second = Server::start_in(&CREDENTIALS, &settings);
+    let second = Server::start_in(credentials, &settings);
     let load = Load::start(&second.url, "second", Pace { workers: 1, events: 20, bytes: 0, until_refused: true });
     std::thread::sleep(Duration::from_millis(500));
     ledger.merge(load.stop());
@@ -204,4 +245,8 @@ fn a_second_server_takes_over_only_with_an_empty_log() {
     assert!(!late.acknowledged.is_empty());
     drained(&mut second.client());
     ledger.agree(&mut second.client());
+    for server in [&first, &second] {
+        assert!(!server.lines().contains("hush-hush"), "the secret is in the log");
+    }
+    objects
 }
