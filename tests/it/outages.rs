@@ -29,6 +29,10 @@ const LAG_MAX: Duration = Duration::from_secs(2);
 enum Outage {
     DatabaseRefuses,
     DatabaseHangs,
+    /// It takes fewer bytes than come.
+    DatabaseSlow,
+    /// Each connection ends half-way through a COPY.
+    DatabaseCutsOff,
     DatabaseStopped,
     RedisStopped,
     ObjectsAway,
@@ -38,7 +42,11 @@ enum Outage {
 impl Outage {
     fn sink(self) -> &'static str {
         match self {
-            Self::DatabaseRefuses | Self::DatabaseHangs | Self::DatabaseStopped => SINKS[0],
+            Self::DatabaseRefuses
+            | Self::DatabaseHangs
+            | Self::DatabaseSlow
+            | Self::DatabaseCutsOff
+            | Self::DatabaseStopped => SINKS[0],
             Self::RedisStopped => SINKS[1],
             Self::ObjectsAway | Self::ObjectsHang => SINKS[2],
         }
@@ -59,6 +67,8 @@ impl Destinations {
         match outage {
             Outage::DatabaseRefuses => self.proxy.set(Mode::Refuse),
             Outage::DatabaseHangs => self.proxy.set(Mode::Hang),
+            Outage::DatabaseSlow => self.proxy.set(Mode::Slow(100)),
+            Outage::DatabaseCutsOff => self.proxy.set(Mode::CutAfter(40_000)),
             Outage::DatabaseStopped => self.stop(postgres_processes()),
             Outage::RedisStopped => self.stop(vec![pid(self.redis.pid())]),
             Outage::ObjectsAway => self.objects.fall(Ill::Away),
@@ -104,10 +114,14 @@ fn postgres_processes() -> Vec<Pid> {
 
 /// Rows that a destination does not have yet.
 fn lag(client: &mut Caller, sink: &str) -> f64 {
+    gauge(client, "lag_rows", sink).unwrap_or_else(|| panic!("no lag of {sink}"))
+}
+
+/// A gauge of the delivery to a destination, once it was set.
+fn gauge(client: &mut Caller, name: &str, sink: &str) -> Option<f64> {
     let metrics = String::from_utf8_lossy(&client.get("/metrics").body).into_owned();
-    let start = format!("tidegate_pipeline_delivery_lag_rows{{sink=\"{sink}\"}} ");
-    let value = metrics.lines().find_map(|line| line.strip_prefix(start.as_str())?.parse().ok());
-    value.unwrap_or_else(|| panic!("no lag of {sink}"))
+    let start = format!("tidegate_pipeline_delivery_{name}{{sink=\"{sink}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(start.as_str())?.parse().ok())
 }
 
 /// What a stretch of load was like.
@@ -182,6 +196,7 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
         ("STARTER_PACK", "false".into()),
         ("DELIVERY__FLUSH_INTERVAL_MS", "500".into()),
         ("DELIVERY__RETRY_MS_MAX", "500".into()),
+        ("DELIVERY__OPEN_AFTER_FAILURES", "2".into()),
         ("QUERY__ROWS_MAX", "20000000".into()),
         ("SINKS__TIMESCALE__URL", url),
         ("SINKS__TIMESCALE__SCHEMA", schema.clone()),
@@ -203,7 +218,13 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
     let usual = usual.end(&mut ledger);
     println!("all well for {seconds} s: {usual:.0?}, at most {behind:.1?} behind");
 
-    let short = [Outage::DatabaseHangs, Outage::RedisStopped, Outage::ObjectsAway];
+    let short = [
+        Outage::DatabaseHangs,
+        Outage::DatabaseSlow,
+        Outage::DatabaseCutsOff,
+        Outage::RedisStopped,
+        Outage::ObjectsAway,
+    ];
     let long = [Outage::DatabaseRefuses, Outage::DatabaseStopped, Outage::ObjectsHang];
     for outage in short.iter().chain(long.iter().filter(|_| strict)) {
         let sink = outage.sink();
@@ -211,12 +232,19 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
         let run = Run::start(&server, &format!("{outage:?}"));
         let others = others_behind(&server, sink, time, usual.per_s);
         let during = run.end(&mut ledger);
+        let mut client = server.client();
         let told = || String::from_utf8_lossy(&server.client().get("/readyz").body).into_owned();
-        until(&format!("{outage:?} is told of"), || told().contains(sink));
+        if matches!(outage, Outage::DatabaseSlow) {
+            assert!(lag(&mut client, sink) > usual.per_s, "it is too slow to follow");
+        } else {
+            until(&format!("{outage:?} is told of"), || told().contains(sink));
+            until(&format!("{outage:?} opens the circuit"), || gauge(&mut client, "circuit_open", sink) == Some(1.0));
+        }
         // The load goes on while it catches up.
         let run = Run::start(&server, &format!("{outage:?}-after"));
         around.be_well();
         let (took, per_s) = made_up(&server, sink, usual.per_s);
+        assert_ne!(gauge(&mut client, "circuit_open", sink), Some(1.0), "{outage:?}: the circuit is closed");
         let after = others_behind(&server, "", Duration::from_secs(2), usual.per_s);
         let caught = run.end(&mut ledger);
         println!(
@@ -225,11 +253,13 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
         );
         let longest = during.longest.max(caught.longest);
         assert!(longest < Duration::from_secs(3), "{outage:?}: an answer took {longest:?}");
-        // Beside other tests the clock tells what they do; the work for an event does not depend on them as much.
-        assert!(during.per_cpu_s > usual.per_cpu_s * 0.5, "{outage:?}: {during:.0?} of {usual:.0?}");
+        // Beside other tests the clock tells what they do; the work for an event does not depend on them as much. But rows that
+        // are cut off are made anew for each try, here twice a second.
+        let again = matches!(outage, Outage::DatabaseCutsOff);
+        assert!(again || during.per_cpu_s > usual.per_cpu_s * 0.5, "{outage:?}: {during:.0?} of {usual:.0?}");
         if strict {
             // What is tried again and again costs something, and what is not delivered costs nothing.
-            assert!(during.per_cpu_s > usual.per_cpu_s * 0.95, "{outage:?}: {during:.0?} of {usual:.0?}");
+            assert!(again || during.per_cpu_s > usual.per_cpu_s * 0.95, "{outage:?}: {during:.0?} of {usual:.0?}");
             assert!(during.per_s > usual.per_s * 0.95 && caught.per_s > usual.per_s * 0.95, "{outage:?}: {caught:.0?}");
             assert!(others <= LAG_MAX && after <= LAG_MAX, "{outage:?}: {others:?} and {after:?} behind");
             assert!(per_s >= 2.0 * usual.per_s, "{outage:?}: only {per_s:.0} rows/s");
