@@ -89,7 +89,10 @@ fn advice(code: &SqlState) -> Option<&'static str> {
         (&SqlState::INVALID_PASSWORD, "the user or the password is wrong: see url, password, password_file"),
         (&SqlState::INVALID_AUTHORIZATION_SPECIFICATION, "pg_hba.conf of the database does not let this user in"),
         (&SqlState::INVALID_CATALOG_NAME, "the database in the url does not exist: create it"),
-        (&SqlState::UNDEFINED_TABLE, "a table is gone: restore it, or recreate it with `tidegate timescale ddl`"),
+        (
+            &SqlState::UNDEFINED_TABLE,
+            "a table is gone: restore it, or make it again with its statements of `tidegate timescale ddl`",
+        ),
         (&SqlState::UNDEFINED_COLUMN, "a column is gone or renamed: restore it as `tidegate timescale ddl` has it"),
         (&SqlState::DATATYPE_MISMATCH, "a column was changed: restore it as `tidegate timescale ddl` has it"),
         (&SqlState::INVALID_SCHEMA_NAME, "the schema is gone: restore it from a backup"),

@@ -14,6 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{oneshot, watch};
 
 use crate::contract::rows::{events, ids, one};
+use crate::contract::stream_log::{check, check_dense};
 use crate::redis_world::{Fault, FaultProxy, RedisServer, until};
 
 /// What becomes of the next append of a node.
@@ -142,6 +143,23 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.die();
     }
+}
+
+#[test]
+fn a_log_of_shared_ids_keeps_the_contract_of_a_log() {
+    let server = RedisServer::start(&[]);
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let (health, redis) = (Health::default(), Redis::new(&config(&server.url())).expect("a good configuration"));
+    let fresh = || -> Arc<dyn StreamLog> {
+        server.ask(&["FLUSHALL"]);
+        let own = Arc::new(MemoryLog::new(1_000, 1 << 30));
+        let log = redis.shared_ids(own, "a", health.stage("ids"), runtime.handle());
+        until("ids are shared", || log.is_shared());
+        Arc::new(log)
+    };
+    check("shared ids", fresh);
+    check_dense("shared ids", fresh);
+    assert_eq!(server.denied(), "");
 }
 
 /// Patient with Redis, so that a busy machine is not taken for one that is away.

@@ -11,7 +11,7 @@ use tidegate_pipeline::{
     deliver,
 };
 use tidegate_sinks::parquet::LogSource;
-use tidegate_sinks::timescale::TimescaleStore;
+use tidegate_sinks::timescale::{ExtensionUse, TimescaleStore};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::contract::rows::{batch, events, ids, one};
@@ -179,6 +179,24 @@ fn what_the_operator_broke_is_named_and_mended_without_a_restart() {
         case.settle();
         assert_eq!(case.detail(), "", "{broken}");
     }
+}
+
+#[test]
+fn a_table_that_was_dropped_is_made_again_by_what_the_message_names() {
+    let mut case = Case::new(|schema| schema.config.extension = ExtensionUse::Off);
+    case.send(10);
+    case.settle();
+    case.schema.query("DROP TABLE security_events CASCADE; SELECT 1");
+    case.send(10);
+    case.says(&["security_events", "tidegate timescale ddl"]);
+    let script = tidegate_sinks::timescale::script(&case.schema.config);
+    let of_the_table = |statement: &&str| statement.starts_with("CREATE") && statement.contains("security_events");
+    let statements: Vec<&str> = script.split(";\n").filter(of_the_table).collect();
+    assert_eq!(statements.len(), 3, "the table, its default partition, its index: {statements:?}");
+    case.schema.query(&format!("{}; SELECT 1", statements.join(";")));
+    until("everything is delivered", || case.committed() >= case.log.bounds().next);
+    assert_eq!(case.schema.ids().len(), 10, "those that came after the table was dropped");
+    assert_eq!(case.detail(), "");
 }
 
 #[test]
