@@ -23,6 +23,7 @@ pub mod router;
 pub mod routes;
 pub mod rules_sync;
 pub mod server_file;
+mod signals;
 pub mod store;
 pub mod telemetry;
 pub mod threat_detection;
@@ -35,7 +36,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tidegate_events::Dataset;
-use tidegate_ingest::batcher::Batcher;
+use tidegate_ingest::batcher::{Batcher, Partitions};
 use tidegate_ingest::http::{Drained, Ingest};
 use tidegate_ingest::mapping::Mappings;
 use tidegate_pipeline::PipelineError;
@@ -68,6 +69,7 @@ use redis_use::RedisUse;
 use router::{Offered, Reading, Router};
 use rules_sync::{RULE_KIND, RulesSync};
 use server_file::ServerFile;
+use signals::{unless_told, until_signal};
 use store::Store;
 use threat_detection::shelf::Shelf;
 use threat_detection::{ThreatDetection, ThreatDetectionParts};
@@ -119,7 +121,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         if config.role != NodeRole::All {
             return roles::run(&config, metrics, cpu).await;
         }
-        let server = Server::start(&config, metrics, cpu).await?;
+        let starting = Server::start(&config, metrics, cpu);
+        let Some(server) = unless_told(starting).await? else { return Ok(()) };
         server.announce();
         server.until_signal().await?;
         server.drain(Duration::from_millis(config.shutdown.drain_ms_max)).await
@@ -252,7 +255,9 @@ impl Server {
         })?);
         let mappings = Arc::new(Mappings::builtin().context("the shipped mappings")?);
         let decode = (mappings, config.decode.clone());
-        let batcher = Arc::new(Batcher::start(&config.batcher, decode.clone(), append_to, Handle::current(), &health)?);
+        let batcher =
+            Batcher::start(&config.batcher, decode.clone(), Partitions::one(append_to), Handle::current(), &health);
+        let batcher = Arc::new(batcher?);
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(shelf.clone().follow(stopping.clone()));
         let threat_detection = ThreatDetection::new(ThreatDetectionParts {
@@ -350,32 +355,6 @@ impl Server {
         }
         tracing::info!("stopped");
         Ok(())
-    }
-}
-
-/// Waits for SIGTERM or SIGINT. SIGHUP reads the rules again, of a node that has some.
-async fn until_signal(rules: Option<&Arc<tokio::sync::Mutex<RulesSync>>>) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
-    let mut hangup = signal(SignalKind::hangup()).context("wait for SIGHUP")?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => {
-                let Some(rules) = rules.cloned() else { continue };
-                // Beside this loop, so that a log that hangs does not keep SIGTERM from being heard.
-                tokio::spawn(async move {
-                    match rules.lock().await.sync().await {
-                        Ok(changed) => tracing::info!(changed, "rules read again"),
-                        Err(error) => {
-                            tracing::warn!(error = format!("{error:#}"), "rules not read; those in force stay");
-                        }
-                    }
-                });
-            }
-        }
     }
 }
 

@@ -13,7 +13,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::faulty_proxy::Mode;
-use crate::roles::{TENANTS, World, agent, cluster, held, until};
+use crate::fluvio_world::address;
+use crate::roles::{TENANTS, World, agent, held, until};
 use crate::server::{Caller, Server, on_demand};
 use crate::tenants::key;
 use crate::timescale::proxied;
@@ -80,7 +81,7 @@ struct Keys {
 #[test]
 fn a_query_node_answers_and_tells_each_alert_once_while_a_worker_is_killed() {
     let suite = "a query node on what two workers write, one of which is killed";
-    let Some(address) = cluster(suite) else { return };
+    let Some(address) = address(suite) else { return };
     let world = World::new(&address, "query");
     let (proxy, by_proxy) = proxied();
     let of_query: Vec<(&str, &str)> = [world.of("query"), vec![("SINKS__TIMESCALE__URL", by_proxy.as_str())]].concat();

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tidegate_sinks::fluvio::{FluvioLog, FluvioLogConfig};
 
 use crate::faulty_proxy::Mode;
-use crate::fluvio_world::Cluster;
+use crate::fluvio_world::{Cluster, address};
 use crate::server::{Caller, PATIENCE, Server, on_demand};
 use crate::tenants::key;
 use crate::timescale::{proxied, query, url};
@@ -34,15 +34,6 @@ const ALONE: &str = "title: Marked alone\nid: 11111111-2222-4333-8444-0000000000
                      tidegate: {suppress: 0}\ndetection: {sel: {action: marked}, condition: sel}\nlevel: low\n";
 const COUNTED: &str = "title: Many marked\nid: 11111111-2222-4333-8444-000000000002\ncorrelation:\n  type: event_count\n  \
                        rules: [marked]\n  group-by: [user.name]\n  timespan: 10m\n  condition: {gte: 5}\nlevel: high\n";
-
-#[expect(clippy::disallowed_methods, reason = "tests are told by the environment where their servers are")]
-pub fn cluster(suite: &str) -> Option<String> {
-    let found = std::env::var("TIDEGATE_TEST_FLUVIO").ok().filter(|value| !value.is_empty());
-    if found.is_none() {
-        eprintln!("NOT RUN: {suite}: TIDEGATE_TEST_FLUVIO names no Fluvio cluster (host:port of its SC)");
-    }
-    found
-}
 
 /// Topics and a schema of their own.
 pub struct World {
@@ -197,7 +188,7 @@ fn of_the_single_binary(world: &World, sent: &BTreeMap<&str, u64>) -> Vec<String
 #[test]
 fn a_worker_that_is_killed_loses_and_doubles_nothing() {
     let suite = "two workers that share the partitions of a log in Fluvio, one of which is killed";
-    let Some(address) = cluster(suite) else { return };
+    let Some(address) = address(suite) else { return };
     let world = World::new(&address, "roles");
     let mut ingest = world.start("ingest");
     let keys: Vec<String> = TENANTS.iter().map(|tenant| key(&ingest, tenant, "ingest")).collect();
@@ -309,7 +300,7 @@ fn say_where_to_go_on(world: &World, worker: &Server, kept: &[u64]) {
 #[test]
 fn what_takes_the_places_of_records_that_a_broker_lost_is_delivered() {
     let suite = "workers of a log in Fluvio whose broker lost its newest records";
-    let Some(address) = cluster(suite) else { return };
+    let Some(address) = address(suite) else { return };
     let Some(stock) = Cluster::find(suite) else { return };
     // While the nodes run, or are down; and with checksums that do not reach back to where the loss began.
     for (down, told) in [(false, false), (true, false), (true, true)] {
@@ -370,7 +361,7 @@ fn what_takes_the_places_of_records_that_a_broker_lost_is_delivered() {
 
 #[test]
 fn a_worker_whose_database_hangs_lets_go_before_others_take_over_and_ends_when_it_is_told() {
-    let Some(address) = cluster("a worker whose database hangs") else { return };
+    let Some(address) = address("a worker whose database hangs") else { return };
     let world = World::new(&address, "hang");
     let (proxy, proxied_url) = proxied();
     let mut through_proxy = world.of("worker");
@@ -405,4 +396,48 @@ fn a_worker_whose_database_hangs_lets_go_before_others_take_over_and_ends_when_i
     let took = hung.stop();
     assert!(took < Duration::from_secs(6), "{took:?}");
     println!("stopped after {took:?}");
+}
+
+#[test]
+fn a_partition_that_does_not_work_on_one_worker_is_left_to_another() {
+    let Some(address) = address("a worker on which no partition works") else { return };
+    let world = World::new(&address, "broken");
+    let mut broken = world.start("worker");
+    until("the first worker has all partitions", || held(&broken) == 4);
+    broken.stop();
+    // As when its disk is full: nothing can be made below it.
+    let folder = broken.data_dir().join("partitions");
+    // It is there once a partition has started.
+    std::fs::remove_dir_all(&folder).ok();
+    std::fs::write(&folder, "in the way").expect("a file");
+    world.run(&mut broken, "worker");
+    until("it holds leases", || held(&broken) > 0);
+    let mut other = world.start("worker");
+    let took = until("the other has all partitions", || held(&other) == 4 && held(&broken) == 0);
+    let details = broken.client().get("/readyz").json()["details"].clone();
+    assert!(details["run loop:0"].as_str().is_some_and(|detail| detail.contains("partitions")), "{details}");
+    std::fs::remove_file(&folder).expect("removed");
+    until("they share, once it works", || held(&broken) == 2 && held(&other) == 2);
+    let ready = |server: &Server| server.client().get("/readyz").status.as_u16() == 200;
+    until("both are ready", || ready(&broken) && ready(&other));
+    other.stop();
+    broken.stop();
+    println!("left to the other after {took:?}");
+}
+
+#[test]
+fn a_node_that_waits_for_its_cluster_ends_when_it_is_told() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut command = crate::server::tidegate(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
+    command.arg(dir.path()).env("TIDEGATE_ROLE", "ingest").env("TIDEGATE_FLUVIO__ADDRESS", "127.0.0.1:9");
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("it starts");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().expect("its log")));
+    assert!(lines.any(|line| line.is_ok_and(|line| line.contains("the start waits for it"))), "it waits");
+    kill_process(Pid::from_raw(child.id().cast_signed()).expect("a pid"), Signal::TERM).expect("the process is ours");
+    let mut status = None;
+    until("it ends", || {
+        status = child.try_wait().expect("a child");
+        status.is_some()
+    });
+    assert!(status.is_some_and(|status| status.success()), "{status:?}");
 }

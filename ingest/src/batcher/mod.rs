@@ -10,6 +10,7 @@
 //! causes the panic fails.
 
 mod inflating;
+mod partitions;
 mod queue;
 mod settle;
 mod worker;
@@ -22,9 +23,10 @@ use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidegate_events::Dataset;
-use tidegate_pipeline::{Ack, Health, Problem, StreamLog};
+use tidegate_pipeline::{Ack, Health, Problem};
 use tokio::runtime::Handle;
 
+pub use partitions::Partitions;
 use queue::Queue;
 pub use settle::{ItemState, Reply, Settled, StoredItem};
 
@@ -85,6 +87,7 @@ pub(crate) struct Job {
 #[derive(Debug)]
 pub struct Batcher {
     queue: Arc<Queue>,
+    partitions: Partitions,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -96,12 +99,12 @@ impl Batcher {
     pub fn start(
         config: &BatcherConfig,
         decode: (Arc<Mappings>, DecodeConfig),
-        log: Arc<dyn StreamLog>,
+        partitions: Partitions,
         runtime: Handle,
         health: &Health,
     ) -> Result<Self, IngestError> {
-        let queue = Arc::new(Queue::new(config, health.stage("decode")));
-        let batcher = Self { queue: queue.clone(), threads: Mutex::new(Vec::new()) };
+        let queue = Arc::new(Queue::new(config, partitions.count(), health.stage("decode")));
+        let batcher = Self { queue: queue.clone(), partitions: partitions.clone(), threads: Mutex::new(Vec::new()) };
         let threads = match config.decode_threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
@@ -110,8 +113,12 @@ impl Batcher {
         for at in 0..threads {
             let (mappings, decode_config) = (mappings.clone(), decode_config.clone());
             let new_decoder = move || Decoder::new(mappings.clone(), decode_config.clone(), random());
-            let worker =
-                worker::Worker::new(Box::new(new_decoder), config, (log.clone(), queue.clone()), runtime.clone());
+            let worker = worker::Worker::new(
+                Box::new(new_decoder),
+                config,
+                (partitions.clone(), queue.clone()),
+                runtime.clone(),
+            );
             let thread = std::thread::Builder::new().name(format!("decode-{at}")).spawn(move || worker.run());
             match thread {
                 Ok(thread) => batcher.threads.lock().push(thread),
@@ -129,7 +136,7 @@ impl Batcher {
     /// # Errors
     /// 503 once [`stop`](Self::stop) was called.
     pub(crate) fn submit(&self, job: Job) -> Result<(), Problem> {
-        self.queue.put(job)
+        self.queue.put(self.partitions.of(&job.org_id), job)
     }
 
     /// Bodies waiting for a decode thread.

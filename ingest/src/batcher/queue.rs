@@ -1,4 +1,5 @@
-//! The bodies that wait for a decode thread, and when they have waited enough.
+//! The bodies that wait for a decode thread, and when they have waited enough: those of each partition for themselves, so that a
+//! log that hangs holds up no other's.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,14 +11,35 @@ use tidegate_pipeline::{Problem, Stage};
 use super::{BatcherConfig, Job, settle};
 use crate::metrics as names;
 
+/// The bodies of one partition.
 #[derive(Debug, Default)]
-struct Jobs {
+struct Lane {
     jobs: VecDeque<Job>,
     /// Of all of them, as they were sent.
     bytes: usize,
     /// Groups that the log has and has not answered for.
     appending: usize,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    lanes: Vec<Lane>,
+    /// The lane that is looked at first: none waits for ever behind a busy one.
+    next: usize,
     closed: bool,
+}
+
+impl Jobs {
+    fn len(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.jobs.len()).sum()
+    }
+}
+
+/// Bodies of one partition that are decoded together.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) partition: usize,
+    pub(super) jobs: Vec<Job>,
 }
 
 /// See the module.
@@ -30,20 +52,21 @@ pub(super) struct Queue {
     group_bytes_eager: usize,
 }
 
-/// A group that the log has; over when dropped.
+/// A group that the log of a partition has; over when dropped.
 #[derive(Debug)]
-pub(super) struct Appending(Arc<Queue>);
+pub(super) struct Appending(Arc<Queue>, usize);
 
 impl Drop for Appending {
     fn drop(&mut self) {
-        self.0.appended();
+        self.0.appended(self.1);
     }
 }
 
 impl Queue {
-    pub(super) fn new(config: &BatcherConfig, stage: Arc<Stage>) -> Self {
+    pub(super) fn new(config: &BatcherConfig, partitions: usize, stage: Arc<Stage>) -> Self {
+        let lanes = (0..partitions).map(|_| Lane::default()).collect();
         Self {
-            waiting: Mutex::default(),
+            waiting: Mutex::new(Jobs { lanes, ..Jobs::default() }),
             more: Condvar::new(),
             stage,
             group_bytes_max: config.group_bytes_max,
@@ -53,7 +76,7 @@ impl Queue {
 
     /// Bodies that wait.
     pub(super) fn len(&self) -> usize {
-        self.waiting.lock().jobs.len()
+        self.waiting.lock().len()
     }
 
     /// Takes no more bodies.
@@ -62,67 +85,80 @@ impl Queue {
         self.more.notify_all();
     }
 
-    pub(super) fn put(&self, job: Job) -> Result<(), Problem> {
+    pub(super) fn put(&self, partition: usize, job: Job) -> Result<(), Problem> {
         let mut waiting = self.waiting.lock();
         if waiting.closed {
             return Err(settle::stopping());
         }
-        waiting.bytes += job.sent.len();
-        waiting.jobs.push_back(job);
-        self.tell(&waiting);
+        let lane = &mut waiting.lanes[partition];
+        lane.bytes += job.sent.len();
+        lane.jobs.push_back(job);
+        self.tell(&waiting, partition);
         Ok(())
     }
 
-    /// Says that the log has a group, until the guard is dropped.
-    pub(super) fn appending(self: &Arc<Self>) -> Appending {
-        self.waiting.lock().appending += 1;
-        Appending(self.clone())
+    /// Says that the log of a partition has a group, until the guard is dropped.
+    pub(super) fn appending(self: &Arc<Self>, partition: usize) -> Appending {
+        self.waiting.lock().lanes[partition].appending += 1;
+        Appending(self.clone(), partition)
     }
 
-    fn appended(&self) {
+    fn appended(&self, partition: usize) {
         let mut waiting = self.waiting.lock();
-        waiting.appending -= 1;
-        self.tell(&waiting);
+        waiting.lanes[partition].appending -= 1;
+        self.tell(&waiting, partition);
     }
 
-    fn is_ready(&self, waiting: &Jobs) -> bool {
-        let enough = waiting.appending == 0 || waiting.bytes >= self.group_bytes_eager || waiting.closed;
-        enough && !waiting.jobs.is_empty()
+    fn is_ready(&self, waiting: &Jobs, partition: usize) -> bool {
+        let lane = &waiting.lanes[partition];
+        let enough = lane.appending == 0 || lane.bytes >= self.group_bytes_eager || waiting.closed;
+        enough && !lane.jobs.is_empty()
+    }
+
+    fn ready(&self, waiting: &Jobs) -> Option<usize> {
+        let lanes = waiting.lanes.len();
+        (0..lanes).map(|at| (waiting.next + at) % lanes).find(|at| self.is_ready(waiting, *at))
     }
 
     /// Wakes a thread if there is a group for it. Bodies that wait for the log are no work that waits for this stage.
-    fn tell(&self, waiting: &Jobs) {
-        if self.is_ready(waiting) {
-            self.stage.waiting(waiting.jobs.len() as u64, Instant::now());
+    fn tell(&self, waiting: &Jobs, partition: usize) {
+        if self.is_ready(waiting, partition) {
+            self.stage.waiting(waiting.lanes[partition].jobs.len() as u64, Instant::now());
             self.more.notify_one();
         }
     }
 
-    /// The next bodies: one, and those behind it up to the group bound. Waits until there are enough. `None` once closed and empty.
-    pub(super) fn take(&self) -> Option<Vec<Job>> {
+    /// The next bodies of a partition: one, and those behind it up to the group bound. Waits until there are enough. `None` once
+    /// closed and empty.
+    pub(super) fn take(&self) -> Option<Taken> {
         let mut waiting = self.waiting.lock();
-        while !self.is_ready(&waiting) {
-            if waiting.closed {
-                return None;
+        let partition = loop {
+            match self.ready(&waiting) {
+                Some(ready) => break ready,
+                None if waiting.closed => return None,
+                None => self.more.wait(&mut waiting),
             }
-            self.more.wait(&mut waiting);
-        }
-        let mut taken = Vec::new();
+        };
+        let lane = &mut waiting.lanes[partition];
+        let mut jobs = Vec::new();
         let mut bytes = 0;
-        while let Some(job) = waiting.jobs.front() {
-            if !taken.is_empty() && bytes + job.sent.len() > self.group_bytes_max {
+        while let Some(job) = lane.jobs.front() {
+            if !jobs.is_empty() && bytes + job.sent.len() > self.group_bytes_max {
                 break;
             }
             bytes += job.sent.len();
-            taken.extend(waiting.jobs.pop_front());
+            jobs.extend(lane.jobs.pop_front());
         }
-        waiting.bytes -= bytes;
+        lane.bytes -= bytes;
+        waiting.next = (partition + 1) % waiting.lanes.len();
         let now = Instant::now();
         self.stage.progressed(now);
         self.stage.waiting(0, now);
-        self.tell(&waiting);
-        metrics::gauge!(names::QUEUE_BODIES).set(waiting.jobs.len() as f64);
-        Some(taken)
+        if let Some(more) = self.ready(&waiting) {
+            self.tell(&waiting, more);
+        }
+        metrics::gauge!(names::QUEUE_BODIES).set(waiting.len() as f64);
+        Some(Taken { partition, jobs })
     }
 }
 
@@ -134,56 +170,79 @@ mod tests {
     use super::*;
 
     fn queue(eager: usize) -> Arc<Queue> {
-        let config = BatcherConfig { group_bytes_max: 8, group_bytes_eager: eager, ..BatcherConfig::default() };
-        Arc::new(Queue::new(&config, Health::default().stage("decode")))
+        queue_of(1, eager)
     }
 
-    fn lengths(jobs: Option<Vec<Job>>) -> Option<Vec<usize>> {
-        jobs.map(|jobs| jobs.iter().map(|job| job.sent.len()).collect())
+    fn queue_of(partitions: usize, eager: usize) -> Arc<Queue> {
+        let config = BatcherConfig { group_bytes_max: 8, group_bytes_eager: eager, ..BatcherConfig::default() };
+        Arc::new(Queue::new(&config, partitions, Health::default().stage("decode")))
+    }
+
+    fn lengths(taken: Option<Taken>) -> Option<Vec<usize>> {
+        taken.map(|taken| taken.jobs.iter().map(|job| job.sent.len()).collect())
     }
 
     #[test]
     fn a_body_does_not_wait_for_others() {
         let queue = queue(100);
-        queue.put(job("abc")).expect("open");
+        queue.put(0, job("abc")).expect("open");
         assert_eq!(lengths(queue.take()), Some(vec![3]));
         for text in ["abc", "abcd", "ab", "abcdefghij"] {
-            queue.put(job(text)).expect("open");
+            queue.put(0, job(text)).expect("open");
         }
         assert_eq!(lengths(queue.take()), Some(vec![3, 4]), "up to the bound of a group");
         assert_eq!(lengths(queue.take()), Some(vec![2]));
         assert_eq!(lengths(queue.take()), Some(vec![10]), "a single one may be larger");
         queue.close();
-        assert!(queue.take().is_none() && queue.put(job("a")).is_err());
+        assert!(queue.take().is_none() && queue.put(0, job("a")).is_err());
     }
 
     #[test]
     fn while_the_log_is_busy_only_enough_bodies_are_a_group() {
         let queue = queue(6);
-        let ready = |queue: &Queue| queue.is_ready(&queue.waiting.lock());
-        let appending = queue.appending();
-        queue.put(job("abc")).expect("open");
+        let ready = |queue: &Queue| queue.is_ready(&queue.waiting.lock(), 0);
+        let appending = queue.appending(0);
+        queue.put(0, job("abc")).expect("open");
         assert!(!ready(&queue));
-        queue.put(job("abc")).expect("open");
+        queue.put(0, job("abc")).expect("open");
         assert!(ready(&queue), "six bytes are enough");
         assert_eq!(lengths(queue.take()), Some(vec![3, 3]));
-        queue.put(job("abc")).expect("open");
-        let second = queue.appending();
+        queue.put(0, job("abc")).expect("open");
+        let second = queue.appending(0);
         drop(appending);
         assert!(!ready(&queue), "the log has another group");
         drop(second);
         assert!(ready(&queue));
-        let last = queue.appending();
+        let last = queue.appending(0);
         queue.close();
         assert_eq!(lengths(queue.take()), Some(vec![3]), "what waits at the end is not forgotten");
         drop(last);
     }
 
     #[test]
+    fn a_partition_whose_log_is_busy_holds_up_no_other() {
+        let queue = queue_of(3, 100);
+        let taken = |queue: &Queue| queue.take().map(|taken| (taken.partition, taken.jobs.len()));
+        let _hangs = queue.appending(1);
+        for (partition, text) in [(1, "a"), (0, "b"), (2, "c"), (1, "d"), (0, "e")] {
+            queue.put(partition, job(text)).expect("open");
+        }
+        assert_eq!([taken(&queue), taken(&queue)], [Some((0, 2)), Some((2, 1))], "those of one partition together");
+        queue.put(0, job("f")).expect("open");
+        assert_eq!(taken(&queue), Some((0, 1)));
+        assert_eq!(queue.len(), 2, "of the one that hangs");
+        let (free, also) = (queue.put(0, job("g")), queue.put(2, job("h")));
+        free.and(also).expect("open");
+        assert_eq!([taken(&queue), taken(&queue)], [Some((2, 1)), Some((0, 1))], "in turns");
+        queue.close();
+        assert_eq!([taken(&queue), taken(&queue)], [Some((1, 2)), None], "what waits at the end is not forgotten");
+    }
+
+    #[test]
     fn a_thread_that_waits_for_the_log_is_woken_by_its_answer() {
         let queue = queue(100);
-        let appending = queue.appending();
-        queue.put(job("abc")).expect("open");
+        let appending = queue.appending(0);
+        queue.put(0, job("abc")).expect("open");
         let thread = std::thread::spawn({
             let queue = queue.clone();
             move || lengths(queue.take())

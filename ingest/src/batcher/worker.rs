@@ -4,11 +4,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tidegate_pipeline::{Ack, Append, Appended, Problem, StreamLog};
+use tidegate_pipeline::{Ack, Append, Appended, Problem};
 use tokio::runtime::Handle;
 
 use super::inflating::inflated;
-use super::queue::Queue;
+use super::partitions::Partitions;
+use super::queue::{Queue, Taken};
 use super::settle::{Group, Waiting};
 use super::{BatcherConfig, Job};
 use crate::decode::{Body, BodyResult, Decoded, Decoder};
@@ -48,7 +49,9 @@ pub(super) struct Worker<D> {
     inflated_bytes_max: usize,
     group_bytes_max: usize,
     group_rows_max: usize,
-    log: Arc<dyn StreamLog>,
+    partitions: Partitions,
+    /// Of the bodies at hand.
+    partition: usize,
     queue: Arc<Queue>,
     runtime: Handle,
 }
@@ -63,7 +66,7 @@ impl<D: Decode> Worker<D> {
     pub(super) fn new(
         new_decoder: Box<dyn Fn() -> D + Send>,
         config: &BatcherConfig,
-        (log, queue): (Arc<dyn StreamLog>, Arc<Queue>),
+        (partitions, queue): (Partitions, Arc<Queue>),
         runtime: Handle,
     ) -> Self {
         Self {
@@ -73,7 +76,8 @@ impl<D: Decode> Worker<D> {
             inflated_bytes_max: config.inflated_bytes_max,
             group_bytes_max: config.group_bytes_max,
             group_rows_max: config.group_rows_max,
-            log,
+            partitions,
+            partition: 0,
             queue,
             runtime,
         }
@@ -93,7 +97,8 @@ impl<D: Decode> Worker<D> {
     }
 
     fn work(&mut self) {
-        while let Some(jobs) = self.queue.take() {
+        while let Some(Taken { partition, jobs }) = self.queue.take() {
+            self.partition = partition;
             // Bodies whose client has gone are not worth the work: nobody would learn that they were stored.
             let (disk, memory): (Vec<Job>, Vec<Job>) =
                 jobs.into_iter().filter(|job| !job.reply.is_closed()).partition(|job| job.ack == Ack::Disk);
@@ -214,8 +219,8 @@ impl<D: Decode> Worker<D> {
             group.settle(Ok(Appended::default()));
         } else {
             let appended_at = Instant::now();
-            let appending = self.queue.appending();
-            let reply = self.log.append(Append { batches, ack });
+            let appending = self.queue.appending(self.partition);
+            let reply = self.partitions.log(self.partition).append(Append { batches, ack });
             self.runtime.spawn(async move {
                 let appended = reply.await.unwrap_or(Err(tidegate_pipeline::AppendError::Closed));
                 drop(appending);
@@ -276,7 +281,7 @@ mod tests {
     use arrow::datatypes::{DataType, Field, Schema};
     use tidegate_events::Dataset;
     use tidegate_pipeline::log::MemoryLog;
-    use tidegate_pipeline::{EventBatch, PipelineError};
+    use tidegate_pipeline::{EventBatch, PipelineError, StreamLog};
 
     use super::*;
     use crate::batcher::tests::{Answer, job_with_answer};
@@ -319,13 +324,17 @@ mod tests {
     }
 
     fn queue(config: &BatcherConfig) -> Arc<Queue> {
-        Arc::new(Queue::new(config, tidegate_pipeline::Health::default().stage("decode")))
+        Arc::new(Queue::new(config, 1, tidegate_pipeline::Health::default().stage("decode")))
     }
 
     async fn decode(texts: &[&str], config: BatcherConfig) -> (Vec<Result<String, &'static str>>, Arc<MemoryLog>) {
         let log = Arc::new(MemoryLog::new(16, 1 << 20));
-        let mut worker =
-            Worker::new(Box::new(Fragile::default), &config, (log.clone(), queue(&config)), Handle::current());
+        let mut worker = Worker::new(
+            Box::new(Fragile::default),
+            &config,
+            (Partitions::one(log.clone()), queue(&config)),
+            Handle::current(),
+        );
         let (jobs, answers): (Vec<Job>, Vec<Answer>) =
             texts.iter().map(|text| job_with_answer(text, Ack::Disk)).unzip();
         worker.decode(jobs, Ack::Disk);
@@ -394,11 +403,12 @@ mod tests {
         let log = Arc::new(PanicsOnce(MemoryLog::new(16, 1 << 20), false.into()));
         let config = BatcherConfig { group_bytes_max: 1, ..BatcherConfig::default() };
         let queue = queue(&config);
-        let worker = Worker::new(Box::new(Fragile::default), &config, (log, queue.clone()), Handle::current());
+        let worker =
+            Worker::new(Box::new(Fragile::default), &config, (Partitions::one(log), queue.clone()), Handle::current());
         let mut answers = Vec::new();
         for text in ["a", "b"] {
             let (job, answer) = job_with_answer(text, Ack::Disk);
-            queue.put(job).expect("queued");
+            queue.put(0, job).expect("queued");
             answers.push(answer);
         }
         queue.close();

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::header::HeaderName;
 use hyper::{Request, Response};
 use tidegate_events::Dataset;
-use tidegate_ingest::batcher::{Batcher, BatcherConfig};
+use tidegate_ingest::batcher::{Batcher, BatcherConfig, Partitions};
 use tidegate_ingest::decode::DecodeConfig;
 use tidegate_ingest::http::{HttpConfig, Ingest, IngestConfig, ReplyBody};
 use tidegate_ingest::mapping::Mappings;
@@ -37,12 +37,20 @@ async fn answer(ingest: Arc<Ingest>, request: Request<Incoming>) -> Response<Rep
 
 impl Door {
     async fn open(config: IngestConfig, batcher: BatcherConfig) -> Self {
+        Self::open_on(config, batcher, |log| Partitions::one(log)).await
+    }
+
+    async fn open_on(
+        config: IngestConfig,
+        batcher: BatcherConfig,
+        partitions: impl FnOnce(Arc<TestLog>) -> Partitions,
+    ) -> Self {
         let log = TestLog::new();
         let health = Health::default();
         let mappings = Arc::new(Mappings::builtin().expect("mappings"));
         let decode = (mappings, DecodeConfig::default());
         let runtime = tokio::runtime::Handle::current();
-        let batcher = Batcher::start(&batcher, decode, log.clone(), runtime, &health).expect("threads");
+        let batcher = Batcher::start(&batcher, decode, partitions(log.clone()), runtime, &health).expect("threads");
         let batcher = Arc::new(batcher);
         let ingest = Arc::new(Ingest::new(batcher.clone(), &config));
         let routes = {
@@ -317,6 +325,36 @@ async fn what_the_log_refuses_is_not_acknowledged() {
     door.log.set(Mood::Store);
     let answer = door.post("/v2/events/bulk", "", lines(&["a"]).as_bytes()).await;
     assert_eq!(answer.json()["accepted"], 1, "and is stored when it comes again");
+}
+
+#[tokio::test]
+async fn a_partition_that_hangs_is_full_or_fails_holds_up_its_own_tenants_only() {
+    let other = TestLog::new();
+    let logs = other.clone();
+    let of = |org: &str, _: usize| usize::from(org == "other");
+    let config = BatcherConfig { decode_threads: 1, ..BatcherConfig::default() };
+    let partitions = move |log: Arc<TestLog>| Partitions::by_tenant(vec![log, logs], of).expect("two logs");
+    let door = Door::open_on(IngestConfig::default(), config, partitions).await;
+    for (nth, (mood, status)) in [(Mood::Hold, 200), (Mood::Full, 429), (Mood::Failed, 503)].into_iter().enumerate() {
+        door.log.set(mood);
+        let appends = door.log.appends();
+        let (held, free) = (lines(&[&format!("h{nth}")]), lines(&[&format!("f{nth}")]));
+        let its_own = door.post("/v2/events/bulk", "", held.as_bytes());
+        let others = async {
+            while door.log.appends() == appends {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let others = (0..20).map(|_| door.post("/v2/events/bulk", "org: other\r\n", free.as_bytes()));
+            let answers = futures::future::join_all(others).await;
+            door.log.set(Mood::Store);
+            answers
+        };
+        let (its_own, others) = tokio::join!(its_own, others);
+        assert_eq!(its_own.status, status, "{mood:?}");
+        assert!(others.iter().all(|answer| answer.status == 200), "{mood:?}");
+    }
+    let rows = |log: &TestLog| log.stored().iter().map(|(_, batch)| batch.rows.num_rows()).sum::<usize>();
+    assert_eq!((rows(&door.log), rows(&other)), (1, 3), "each where it belongs, once");
 }
 
 #[tokio::test]

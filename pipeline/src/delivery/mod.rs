@@ -153,6 +153,12 @@ impl DeliveryHandle {
         self.committed.clone()
     }
 
+    /// Whether the delivery has ended by itself: it could not go on.
+    pub fn has_ended(&self) -> bool {
+        // What the task says ends with it.
+        self.committed.has_changed().is_err()
+    }
+
     /// Delivers what the log holds now, as far as the deadline allows, flushes and ends the task; the committed offset.
     ///
     /// # Errors

@@ -195,6 +195,12 @@ impl RunHandle {
         self.offset.clone()
     }
 
+    /// Whether the loop has ended by itself: it could not go on.
+    pub fn has_ended(&self) -> bool {
+        // What the thread says ends with it.
+        self.offset.has_changed().is_err()
+    }
+
     /// Processes what the log holds now, as far as the deadline allows, writes a checkpoint and ends the thread. What is
     /// left over is replayed after the next start.
     ///

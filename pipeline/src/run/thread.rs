@@ -324,7 +324,12 @@ pub(super) fn run(mut state: State, mut stop: watch::Receiver<Stop>) -> Result<(
             }
             Ok(())
         }
-        Err(Left::Stopped) => Ok(()),
+        Err(Left::Stopped) => {
+            // It was dropped, perhaps long before: what it was doing then was told after whoever dropped it had cleared the stage.
+            state.health.stage.waiting(0, Instant::now());
+            state.health.stage.set_detail(None);
+            Ok(())
+        }
         Err(Left::Failed(error)) => {
             tracing::error!(%error, "the run loop has ended: no more alerts until a restart");
             state.health.set("ended", error.to_string());

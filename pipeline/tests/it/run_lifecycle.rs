@@ -397,6 +397,7 @@ async fn a_panic_outside_of_operators_does_not_end_the_loop_in_silence() {
     run.push(&["a"]);
     until("the stage says so", || run.detail().contains("ended: the run loop panicked: a bug")).await;
     until("the stage is stuck", || !run.health.stuck(Instant::now(), Duration::from_micros(1_000)).is_empty()).await;
+    until("and the handle, too", || handle.has_ended()).await;
     handle.drain(soon()).await.expect_err("it ended before");
 }
 
@@ -410,4 +411,29 @@ async fn a_loop_that_waits_for_its_output_log_is_stuck_until_it_does_not() {
     until("the stage is stuck", || stuck() == ["run"]).await;
     run.output.forgive();
     until("the stage works", || stuck().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_loop_that_was_dropped_while_it_took_a_checkpoint_elsewhere_says_nothing_of_it() {
+    let run = Run::new();
+    let (called, calls) = std::sync::mpsc::sync_channel(16);
+    let (unblock, blocked) = std::sync::mpsc::sync_channel::<()>(1);
+    let lives = Arc::new(());
+    let thread = lives.clone();
+    let copy = move |_: &Checkpoint| {
+        let _of_the_thread = &thread;
+        called.send(()).ok();
+        blocked.recv().ok();
+        Err(PipelineError::Invalid("the database hangs".to_owned()))
+    };
+    let handle = RunLoop::start_with(run.parts(vec![each("")]), Some(Box::new(copy))).expect("a loop");
+    run.push(&["a"]);
+    tokio::task::spawn_blocking(move || calls.recv()).await.expect("no panic").expect("a checkpoint");
+    run.push(&["b"]);
+    assert!(!handle.has_ended());
+    drop(handle);
+    drop(unblock);
+    until("the thread has ended", || Arc::strong_count(&lives) == 1).await;
+    assert_eq!(run.health.details(), []);
+    assert!(run.health.stuck(Instant::now() + Duration::from_secs(100), Duration::ZERO).is_empty());
 }

@@ -155,7 +155,7 @@ impl FluvioConfig {
     pub fn check(&self) -> Result<(), SinksError> {
         check_address(&self.address)?;
         check_prefix(&self.prefix)?;
-        let batch_bytes = self.event_bytes_max + self.batch_bytes_max + KEY_BYTES_MAX;
+        let batch_bytes = self.batch_bytes();
         if batch_bytes > self.segment_bytes as usize || self.segment_bytes >= FETCH_BYTES {
             return Err(SinksError::Invalid(format!(
                 "segment_bytes must be at least {batch_bytes}, which a batch may have by event_bytes_max and batch_bytes_max, and \
@@ -175,6 +175,11 @@ impl FluvioConfig {
         }
     }
 
+    /// What a batch may have.
+    fn batch_bytes(&self) -> usize {
+        self.event_bytes_max + self.batch_bytes_max + KEY_BYTES_MAX
+    }
+
     /// A topic as it is made.
     pub(super) fn shape(&self) -> TopicShape {
         TopicShape {
@@ -183,6 +188,7 @@ impl FluvioConfig {
             retention_s: Some(self.retention_s),
             partition_bytes_max: Some(self.partition_bytes_max),
             segment_bytes: self.segment_bytes,
+            batch_bytes_max: self.batch_bytes(),
         }
     }
 

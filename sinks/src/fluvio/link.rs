@@ -52,6 +52,8 @@ pub(super) struct TopicShape {
     pub(super) partition_bytes_max: Option<u64>,
     /// Less than [`FETCH_BYTES`].
     pub(super) segment_bytes: u32,
+    /// What a batch may have: no more than a segment.
+    pub(super) batch_bytes_max: usize,
 }
 
 /// The records of a partition.
@@ -128,7 +130,7 @@ impl Link {
         loop {
             match self.topic(name).await? {
                 Some((spec, TopicResolution::Provisioned)) => {
-                    check_segments(name, &spec)?;
+                    check_segments(name, &spec, shape.batch_bytes_max)?;
                     return Ok(spec.partitions());
                 }
                 Some((_, found)) if found.no_resource() || found.is_invalid() => {
@@ -299,11 +301,19 @@ fn topic_spec(shape: TopicShape) -> TopicSpec {
     spec
 }
 
-/// Refuses a topic of which a fetch would not hold whole segments.
-fn check_segments(name: &str, spec: &TopicSpec) -> Result<(), FluvioFailure> {
+/// Refuses a topic of which a fetch would not hold whole segments, or whose segments hold no whole batch.
+fn check_segments(name: &str, spec: &TopicSpec, batch_bytes_max: usize) -> Result<(), FluvioFailure> {
     let bytes = spec.get_storage().and_then(|storage| storage.segment_size);
-    if bytes.is_some_and(|bytes| bytes < FETCH_BYTES) {
-        return Ok(());
+    match bytes {
+        Some(bytes) if bytes >= FETCH_BYTES => {}
+        Some(bytes) if (bytes as usize) < batch_bytes_max => {
+            return Err(FluvioFailure::Refused(format!(
+                "the topic {name} has segments of {bytes} bytes, and records of up to {batch_bytes_max} are written to it, which the \
+                 cluster would never take; remove it, so that it is made with larger ones, or set another prefix"
+            )));
+        }
+        Some(_) => return Ok(()),
+        None => {}
     }
     let found = bytes.map_or_else(
         || "segments of the default size (1 GiB)".to_owned(),

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::config::{AcknowledgedBy, BatchCompression, ClusterConfig, check_address, check_prefix};
+use super::frames::RECORD_BYTES_MAX;
 use super::link::{SEGMENT_BYTES, TopicShape};
 use super::repeats::WindowBounds;
 use crate::error::SinksError;
@@ -142,6 +143,7 @@ impl FluvioLogConfig {
             retention_s: Some(self.retention_s),
             partition_bytes_max: Some(self.partition_bytes_max),
             segment_bytes: SEGMENT_BYTES,
+            batch_bytes_max: RECORD_BYTES_MAX,
         };
         match topic {
             LogTopic::Log | LogTopic::Output => of_rows,

@@ -4,7 +4,6 @@
 //! - `link`: a connection with our own bounds of time; `producer` and `records`: the two ends of a partition.
 //! - `log`: a partition as a stream log (docs/many-machines.md). `frames`: what a record holds. `writer`: appends to records.
 //!   `reader`, `repeats`, `frontier`, `cache`: records to batches, without what was written twice. `tail`: what a broker has lost.
-//!   `partitioned`: by tenant.
 
 mod cache;
 mod config;
@@ -14,7 +13,6 @@ mod frontier;
 mod link;
 mod log;
 mod log_config;
-mod partitioned;
 mod producer;
 mod reader;
 mod records;
@@ -38,13 +36,17 @@ pub use failure::FluvioFailure;
 pub use frames::{OFFSETS_OF_RECORD, records_between};
 pub use log::{FluvioLog, FluvioLogParts};
 pub use log_config::{FluvioLogConfig, LogTopic};
-pub use partitioned::{PartitionedLog, partition_of};
 pub use sink::{FluvioParts, FluvioSink};
 pub use tail::LogTail;
 
 use crate::cursor_file::CursorFile;
 use crate::error::SinksError;
 use link::Cluster;
+
+/// The partition of a tenant, of so many.
+pub fn partition_of(org_id: &str, partitions: usize) -> usize {
+    (xxhash_rust::xxh3::xxh3_64(org_id.as_bytes()) % partitions.max(1) as u64) as usize
+}
 
 /// Up to where the topics of a log were written when that was last noted in the folder `dir`; 0 when it never was.
 ///

@@ -34,6 +34,17 @@ pub struct Lease {
     pub epoch: u64,
 }
 
+/// What a worker holds after a round.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Round {
+    /// Its leases.
+    pub held: Vec<Lease>,
+    /// How many partitions are its fair share.
+    pub share: usize,
+    /// Workers beside it that take leases.
+    pub others: usize,
+}
+
 /// The leases as one worker sees them. It holds what [`round`](Self::round) says for as long as [`good_until`](Self::good_until).
 pub struct Leases {
     config: TimescaleConfig,
@@ -70,14 +81,14 @@ impl Leases {
         })
     }
 
-    /// Renews what is held, and takes what is free, up to a fair share of `partitions`: all that is held now, and the share. A
-    /// worker that holds more is to [`release`](Self::release) what is over.
+    /// Renews what is held, and takes what is free, up to a fair share of `partitions`. A worker that holds more is to
+    /// [`release`](Self::release) what is over. One that `rests` takes nothing, and does not count when the others share.
     ///
     /// # Errors
     /// [`SinksError::Database`], with what to do. What was held is held until [`good_until`](Self::good_until).
-    pub async fn round(&mut self, partitions: u32) -> Result<(Vec<Lease>, usize), SinksError> {
+    pub async fn round(&mut self, partitions: u32, rests: bool) -> Result<Round, SinksError> {
         let client = Asked::of(connect::get(&self.pool, &self.config).await?);
-        let found = self.round_with(&client, partitions).await?;
+        let found = self.round_with(&client, partitions, rests).await?;
         client.answered();
         Ok(found)
     }
@@ -89,7 +100,7 @@ impl Leases {
     pub async fn renew(&mut self) -> Result<Vec<Lease>, SinksError> {
         let client = Asked::of(connect::get(&self.pool, &self.config).await?);
         let asked = Instant::now();
-        let held = self.renew_with(&client).await?;
+        let held = self.renew_with(&client, false).await?;
         client.answered();
         Ok(self.hold(held, asked))
     }
@@ -107,12 +118,17 @@ impl Leases {
         format!("now() + interval '{} ms'", self.length.as_millis())
     }
 
-    async fn renew_with(&self, client: &Object) -> Result<BTreeMap<u32, u64>, SinksError> {
+    async fn renew_with(&self, client: &Object, rests: bool) -> Result<BTreeMap<u32, u64>, SinksError> {
         let (leases, workers) = (self.table("leases"), self.table("workers"));
         let (holder, until) = (&self.holder, self.until());
+        let present = match rests {
+            true => format!("DELETE FROM {workers} WHERE holder = '{holder}'"),
+            false => format!(
+                "INSERT INTO {workers} (holder, until) VALUES ('{holder}', {until}) ON CONFLICT (holder) DO UPDATE SET until = {until}"
+            ),
+        };
         let renew = format!(
-            "INSERT INTO {workers} (holder, until) VALUES ('{holder}', {until}) ON CONFLICT (holder) DO UPDATE SET until = {until}; \
-             DELETE FROM {workers} WHERE until < now() - interval '1 day'; \
+            "{present}; DELETE FROM {workers} WHERE until < now() - interval '1 day'; \
              UPDATE {leases} SET until = {until} WHERE holder = '{holder}' AND until > now() RETURNING partition, epoch"
         );
         let renewed = rows(client, &self.config, "renew the leases", &renew).await?;
@@ -120,7 +136,7 @@ impl Leases {
         Ok(renewed.iter().filter_map(|row| lease(row)).collect())
     }
 
-    async fn round_with(&mut self, client: &Object, partitions: u32) -> Result<(Vec<Lease>, usize), SinksError> {
+    async fn round_with(&mut self, client: &Object, partitions: u32, rests: bool) -> Result<Round, SinksError> {
         if !self.made {
             run(client, &self.config, "make the tables of leases", &tables(&self.config.schema, partitions)).await?;
             self.made = true;
@@ -128,12 +144,12 @@ impl Leases {
         let (leases, workers) = (self.table("leases"), self.table("workers"));
         let (holder, until) = (&self.holder, self.until());
         let asked = Instant::now();
-        let mut held = self.renew_with(client).await?;
-        let live = format!("SELECT count(*) FROM {workers} WHERE until > now()");
-        let live = rows(client, &self.config, "count the workers", &live).await?;
-        let live: usize = live.first().and_then(|row| row.first()?.parse().ok()).unwrap_or(1);
-        let share = (partitions as usize).div_ceil(live.max(1));
-        if held.len() < share {
+        let mut held = self.renew_with(client, rests).await?;
+        let others = format!("SELECT count(*) FROM {workers} WHERE until > now() AND holder <> '{holder}'");
+        let others = rows(client, &self.config, "count the workers", &others).await?;
+        let others: usize = others.first().and_then(|row| row.first()?.parse().ok()).unwrap_or(0);
+        let share = if rests { partitions as usize } else { (partitions as usize).div_ceil(others + 1) };
+        if held.len() < share && !rests {
             // A row that a transaction of its last holder has locked is passed over: it is free when that has ended.
             let take = format!(
                 "UPDATE {leases} SET holder = '{holder}', epoch = epoch + 1, until = {until} WHERE partition IN \
@@ -144,7 +160,7 @@ impl Leases {
             let taken = rows(client, &self.config, "take leases", &take).await?;
             held.extend(taken.iter().filter_map(|row| lease(row)));
         }
-        Ok((self.hold(held, asked), share))
+        Ok(Round { held: self.hold(held, asked), share, others })
     }
 
     /// Until when, by this process's clock, what is held is held without another [`round`](Self::round). Some of the time is left

@@ -29,7 +29,7 @@ mod store;
 mod tails;
 
 pub use config::{ExtensionUse, TimescaleConfig};
-pub use leases::{Lease, LeasedCheckpoint, Leases};
+pub use leases::{Lease, LeasedCheckpoint, Leases, Round};
 pub use read::{TimescaleHistory, TimescaleReadParts, column_of};
 pub use schema::{script, survey};
 pub use sink::TimescaleSink;

@@ -263,7 +263,8 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-fn address(suite: &str) -> Option<String> {
+/// Where the cluster is; `None`, and a word about `suite`, where there is none.
+pub fn address(suite: &str) -> Option<String> {
     let address = environment(SC_ENV);
     if address.is_none() {
         say(&format!("NOT RUN: {suite}: {SC_ENV} names no Fluvio cluster (host:port of its SC)"));

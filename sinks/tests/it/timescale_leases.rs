@@ -17,7 +17,7 @@ fn leases(config: &TimescaleConfig, holder: &str) -> Leases {
 }
 
 async fn taken(leases: &mut Leases) -> Lease {
-    leases.round(1).await.expect("a round").0.pop().expect("a lease")
+    leases.round(1, false).await.expect("a round").held.pop().expect("a lease")
 }
 
 /// The configuration behind a proxy.
@@ -124,6 +124,28 @@ fn a_lease_that_was_given_back_is_good_for_nothing_more_and_no_row_is_blamed() {
 }
 
 #[test]
+fn a_worker_that_rests_keeps_what_it_has_and_leaves_the_rest_to_others() {
+    let schema = Schema::new();
+    schema.block_on(async {
+        let (mut first, mut second) = (leases(&schema.config, "first"), leases(&schema.config, "second"));
+        let all = first.round(4, false).await.expect("a round");
+        assert_eq!((all.held.len(), all.share, all.others), (4, 4, 0));
+        let none = second.round(4, false).await.expect("a round");
+        assert_eq!((none.held.len(), none.share, none.others), (0, 2, 1));
+        first.release(all.held[3]).await.expect("released");
+        let rests = first.round(4, true).await.expect("a round");
+        assert_eq!((&rests.held[..], rests.share, rests.others), (&all.held[..3], 4, 1));
+        first.release(all.held[2]).await.expect("released");
+        first.release(all.held[1]).await.expect("released");
+        let more = second.round(4, false).await.expect("a round");
+        assert_eq!((more.held.len(), more.share, more.others), (3, 4, 0), "as if it were alone");
+        let rested = first.round(4, false).await.expect("a round");
+        assert_eq!((&rested.held[..], rested.share, rested.others), (&all.held[..1], 2, 1));
+        assert_eq!(second.round(4, false).await.expect("a round").share, 2);
+    });
+}
+
+#[test]
 fn a_round_that_is_given_up_holds_up_none_after_it() {
     let schema = Schema::new();
     let (proxy, config) = proxied(&schema.config);
@@ -132,7 +154,7 @@ fn a_round_that_is_given_up_holds_up_none_after_it() {
         let lease = taken(&mut leases).await;
         // As when the machine of the database is gone, and another has its address.
         proxy.set(Mode::HangOld);
-        let given_up = tokio::time::timeout(Duration::from_millis(200), leases.round(1)).await;
+        let given_up = tokio::time::timeout(Duration::from_millis(200), leases.round(1, false)).await;
         assert!(given_up.is_err(), "it hangs");
         let started = Instant::now();
         assert_eq!(taken(&mut leases).await, lease, "held all the time");

@@ -43,6 +43,7 @@ use super::process::show_gauges;
 use super::router::{Offered, Router};
 use super::rules_sync::RulesSync;
 use super::server_file::{self, ServerFile};
+use super::signals::unless_told;
 use super::threat_detection::shelf::Shelf;
 use super::{bind, lock_log, within};
 use crate::config::{Config, NodeRole};
@@ -64,7 +65,8 @@ const SAVE_EVERY: Duration = Duration::from_secs(60);
 /// # Errors
 /// What keeps it from starting, or from ending well.
 pub(super) async fn run(config: &Config, metrics: PrometheusHandle, cpu: Handle) -> anyhow::Result<()> {
-    let node = Node::start(config, &metrics).await?;
+    let starting = Box::pin(Node::start(config, &metrics));
+    let Some(node) = unless_told(starting).await? else { return Ok(()) };
     match config.role {
         NodeRole::Worker => worker::run(node, config, metrics).await,
         NodeRole::Query => query::run(node, config, metrics, cpu).await,

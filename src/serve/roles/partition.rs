@@ -18,7 +18,7 @@ use tidegate_sinks::parquet::LogSource;
 use tidegate_sinks::timescale::{Lease, LeasedCheckpoint, TailAt, TimescaleConfig, TimescaleSink, TimescaleStore};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::JoinSet;
 
 use super::super::destinations::SOURCES;
 use super::super::housekeeping::keep_database;
@@ -58,7 +58,9 @@ pub(super) struct Partition {
     lease: Lease,
     run: RunHandle,
     deliveries: Vec<DeliveryHandle>,
-    housekeeping: Option<AbortHandle>,
+    /// Aborted when it is dropped.
+    housekeeping: JoinSet<()>,
+    started: Instant,
     logs: [Arc<FluvioLog>; 2],
     /// Tells the rules until when they may wait for changes. Dropped, not at all.
     stop: watch::Sender<Option<Instant>>,
@@ -151,14 +153,26 @@ impl Partition {
             deliveries.push(to.deliver(changes_store.sink(LogSource::Ingest, changes_from), &changes, stage));
         }
         // What a database wants done now and then, one worker does.
-        let keep = || tokio::spawn(keep_database(store, refresh_s, stages.database.clone())).abort_handle();
-        let housekeeping = (lease.partition == FIRST).then(keep);
-        Ok(Self { lease, run, deliveries, housekeeping, logs, stop, stages })
+        let mut housekeeping = JoinSet::new();
+        if lease.partition == FIRST {
+            housekeeping.spawn(keep_database(store, refresh_s, stages.database.clone()));
+        }
+        Ok(Self { lease, run, deliveries, housekeeping, started: Instant::now(), logs, stop, stages })
     }
 
     /// Whether a broker has lost rows that were read: the partition is to be started anew.
     pub(super) fn has_lost(&self) -> bool {
         self.logs.iter().any(|log| log.has_lost())
+    }
+
+    /// Whether something of it has ended by itself.
+    pub(super) fn has_ended(&self) -> bool {
+        self.run.has_ended() || self.deliveries.iter().any(DeliveryHandle::has_ended)
+    }
+
+    /// Since when it is at work.
+    pub(super) fn started(&self) -> Instant {
+        self.started
     }
 
     /// How many records the [rules, and events and alerts in the database](LAGGING), are behind the ends of the logs.
@@ -180,9 +194,7 @@ impl Partition {
     pub(super) async fn drain(self, deadline: Instant) {
         let Self { lease, run, deliveries, housekeeping, stop, stages, .. } = self;
         stop.send_replace(Some(deadline));
-        if let Some(housekeeping) = housekeeping {
-            housekeeping.abort();
-        }
+        drop(housekeeping);
         let mut late: Vec<String> =
             run.drain(deadline).await.err().map(|error| error.to_string()).into_iter().collect();
         for delivery in deliveries {
@@ -196,10 +208,7 @@ impl Partition {
     /// Ends at once: somebody else has it, or may have it.
     pub(super) fn abandon(self) {
         let Self { lease, run, deliveries, housekeeping, stop, stages, .. } = self;
-        if let Some(housekeeping) = housekeeping {
-            housekeeping.abort();
-        }
-        drop((run, deliveries, stop));
+        drop((run, deliveries, housekeeping, stop));
         stages.clear();
         tracing::warn!(?lease, "a partition is lost to another worker");
     }

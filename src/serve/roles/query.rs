@@ -25,8 +25,9 @@ use tokio::sync::watch;
 
 use super::super::feedback_door::FeedbackDoor;
 use super::super::router::{Offered, Reading};
+use super::super::signals::{unless_told, until_signal};
 use super::super::threat_detection::{ThreatDetection, ThreatDetectionParts};
-use super::super::{backfill, recheck, until_signal};
+use super::super::{backfill, recheck};
 use super::partition::{CHANGES, origin};
 use super::{Node, open_log};
 use crate::config::Config;
@@ -43,7 +44,7 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(super) async fn run(mut node: Node, config: &Config, metrics: PrometheusHandle, cpu: Handle) -> anyhow::Result<()> {
     let (stop, stopping) = watch::channel(false);
     let history = history(&node, config).await?;
-    let outputs = outputs(&mut node, config).await?;
+    let Some(outputs) = unless_told(outputs(&mut node, config)).await? else { return Ok(()) };
     let query = Arc::new(Query::new(QueryParts {
         log: node.changes.clone(),
         log_datasets: &[Dataset::Changes],

@@ -13,19 +13,25 @@ use metrics::{counter, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tidegate_pipeline::Stage;
 use tidegate_sinks::SinksError;
-use tidegate_sinks::timescale::{Lease, Leases, TimescaleConfig};
+use tidegate_sinks::timescale::{Lease, Leases, Round, TimescaleConfig};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use super::super::metrics::{LEASES_LOST, LEASES_TAKEN, PARTITION_HELD, PARTITION_LAG, PARTITIONS_HELD};
 use super::super::router::Offered;
-use super::super::until_signal;
+use super::super::signals::until_signal;
 use super::Node;
 use super::partition::{LAGGING, Partition, PartitionParts, Stages};
 use crate::config::Config;
 
 /// Rounds for each length of a lease.
 const ROUNDS: u32 = 4;
+
+/// Tries that a partition gets before it is left to other workers for a while.
+const TRIES: u32 = 3;
+
+/// A while is at least the length of a lease, twice as long each time, and at most so many times: a power of two.
+const REST_MAX: u32 = 8;
 
 /// Runs the node until it is told to stop.
 ///
@@ -65,6 +71,12 @@ struct Worker {
     /// The newest lease of each partition that was let go of before it was given back: what was under way then may still be, so
     /// that the partition is taken with another epoch only.
     abandoned: BTreeMap<u32, Lease>,
+    /// How often each partition did not come to work here, or ended, since it last worked for the length of a lease.
+    tries: BTreeMap<u32, u32>,
+    /// Until when nothing is taken.
+    rests_until: Option<Instant>,
+    /// Workers beside this one.
+    others: usize,
     stages: BTreeMap<u32, Stages>,
     /// How often a partition was taken, by whoever, when this worker took it last.
     taken: BTreeMap<u32, u64>,
@@ -95,6 +107,9 @@ impl Worker {
             units: BTreeMap::new(),
             ending: JoinSet::new(),
             abandoned: BTreeMap::new(),
+            tries: BTreeMap::new(),
+            rests_until: None,
+            others: 0,
             stages: stages.collect(),
             taken: BTreeMap::new(),
             stage: node.health.stage("leases"),
@@ -132,8 +147,9 @@ impl Worker {
     }
 
     async fn round(&mut self) {
-        let found = in_time(self.patience(), self.leases.round(self.partitions)).await;
-        let (held, share) = match found {
+        let rests = self.rests();
+        let found = in_time(self.patience(), self.leases.round(self.partitions, rests)).await;
+        let Round { held, share, others } = match found {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(error, "the leases are not renewed; it is tried again");
@@ -147,25 +163,73 @@ impl Worker {
         };
         self.stage.set_detail(None);
         self.stage.waiting(0, Instant::now());
+        self.others = others;
         let gone: Vec<u32> = (self.units.iter())
             .filter(|(_, unit)| !held.contains(&unit.lease()))
             .map(|(partition, _)| *partition)
             .collect();
         gone.into_iter().for_each(|partition| self.lose(partition));
         self.settle().await;
-        for lease in &held {
+        for lease in held.iter().filter(|lease| !self.units.contains_key(&lease.partition)).collect::<Vec<_>>() {
             if self.abandoned.get(&lease.partition) == Some(lease) {
                 self.release(Some(*lease), self.patience()).await;
-            } else if !self.units.contains_key(&lease.partition) {
+            } else {
                 self.start(*lease);
             }
         }
-        let lost = |unit: &Unit| matches!(unit, Unit::Working(working) if working.has_lost());
-        let anew = self.units.iter().filter(|(_, unit)| lost(unit)).map(|(partition, _)| *partition).collect();
+        let anew = self.beginning_anew();
         self.give_back(anew);
         let surplus = held.len().saturating_sub(share);
         self.give_back(self.over(surplus));
         self.show();
+    }
+
+    /// The partitions at work that are to be started anew, here or elsewhere.
+    fn beginning_anew(&mut self) -> Vec<u32> {
+        let (mut anew, mut ended) = (Vec::new(), Vec::new());
+        for (partition, unit) in &self.units {
+            let Unit::Working(working) = unit else { continue };
+            if working.has_lost() {
+                anew.push(*partition);
+            } else if working.has_ended() {
+                ended.push(working.lease());
+            } else if working.started().elapsed() > self.length {
+                self.tries.remove(partition);
+            }
+        }
+        for lease in ended {
+            // Where it ends time and again, and nobody else is there, it stays as it is, and its stage says so.
+            if self.others > 0 || self.tries.get(&lease.partition).is_none_or(|tries| *tries < TRIES) {
+                self.failed(lease);
+                anew.push(lease.partition);
+            }
+        }
+        anew
+    }
+
+    /// A partition does not work here: whether it is left to others now.
+    fn failed(&mut self, lease: Lease) -> bool {
+        let tries = self.tries.entry(lease.partition).or_default();
+        *tries += 1;
+        if self.others == 0 || !tries.is_multiple_of(TRIES) {
+            return false;
+        }
+        let rest = self.length * (1 << (*tries / TRIES - 1).min(REST_MAX.ilog2()));
+        tracing::warn!(?lease, tries, ?rest, "a partition does not work here: it is left to other workers");
+        self.rests_until = Some(Instant::now() + rest);
+        true
+    }
+
+    /// Whether what is free is left to others now: only while there are some.
+    fn rests(&mut self) -> bool {
+        if self.rests_until.is_some_and(|until| Instant::now() >= until || self.others == 0) {
+            self.rests_until = None;
+            // Whoever has them by now: nothing waits for them here.
+            for partition in self.tries.keys().filter(|partition| !self.units.contains_key(partition)) {
+                self.stages.get(partition).iter().for_each(|stages| stages.clear());
+            }
+        }
+        self.rests_until.is_some()
     }
 
     /// Sets the gauges.
@@ -210,6 +274,10 @@ impl Worker {
                         tracing::warn!(?lease, error, "a partition does not start; it is tried again");
                         if let Some(stages) = self.stages.get(&partition) {
                             stages.refused(error);
+                        }
+                        if self.failed(lease) {
+                            // It has written nothing, and is given back.
+                            self.abandoned.insert(partition, lease);
                         }
                         None
                     }
