@@ -259,7 +259,7 @@ pub fn look(records: &[Consumed], number: impl Fn(&str) -> u64) -> Found {
 }
 
 /// To the real stderr: what is printed by macros is not shown of tests that pass.
-fn say(line: &str) {
+pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 

@@ -30,6 +30,7 @@ mod parquet_rows;
 mod parquet_snapshot;
 mod parquet_split;
 mod postgres;
+mod postgres_server;
 mod redis_fan_out;
 mod redis_ids;
 mod redis_streams;

@@ -1,5 +1,6 @@
 //! When the database or the way to it breaks: what is said, that nothing is lost or doubled, and that it goes on by itself.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,9 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::contract::rows::{batch, events, ids, one};
 use crate::faulty_proxy::{Mode, Proxy};
+use crate::fluvio_world::say;
 use crate::postgres::{ORIGIN, Schema};
+use crate::postgres_server::OwnServer;
 
 /// A log that is delivered to a database behind a proxy.
 struct Case {
@@ -33,15 +36,15 @@ struct Case {
 impl Case {
     fn new(arrange: impl FnOnce(&mut Schema)) -> Self {
         let mut schema = Schema::new();
-        let (head, rest) = schema.config.url.split_once('@').expect("user@host");
-        let (host, path) = rest.split_once('/').expect("host/database");
-        let proxy = Proxy::new(host);
-        let url = format!("{head}@{}/{path}", proxy.address);
         schema.config.statement_ms_max = 2_000;
         schema.config.connect_ms_max = 1_000;
         schema.config.commit_interval_ms = 20;
         schema.config.commit_rows = 500;
         arrange(&mut schema);
+        let (head, rest) = schema.config.url.split_once('@').expect("user@host");
+        let (host, path) = rest.split_once('/').expect("host/database");
+        let proxy = Proxy::new(host);
+        let url = format!("{head}@{}/{path}", proxy.address);
         let through = tidegate_sinks::timescale::TimescaleConfig { url, ..schema.config.clone() };
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let (log, output) = (Arc::new(MemoryLog::new(1 << 20, 1 << 30)), Arc::new(MemoryLog::new(1 << 20, 1 << 30)));
@@ -179,6 +182,41 @@ fn what_the_operator_broke_is_named_and_mended_without_a_restart() {
         case.settle();
         assert_eq!(case.detail(), "", "{broken}");
     }
+}
+
+#[test]
+fn a_disk_of_the_database_that_is_full_is_named_and_what_waited_is_there_when_it_has_room() {
+    if !OwnServer::may_have_a_disk() {
+        say("NOT RUN: a full disk of the database: it takes root, who may mount one");
+        return;
+    }
+    let mut server = OwnServer::new();
+    let disk = server.give_disk(24 << 20);
+    server.start(&[]);
+    let mut case = Case::new(|schema| {
+        schema.config.url = server.url("127.0.0.1");
+        let (url, make) = (&schema.config.url, format!("CREATE TABLESPACE small LOCATION '{}'", disk.display()));
+        // Alone: it may not be part of a transaction.
+        schema.block_on(async {
+            let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("connected");
+            tokio::spawn(connection);
+            client.batch_execute(&make).await.expect("a place for tables");
+        });
+        schema.query("ALTER DATABASE postgres SET default_tablespace = small; SELECT 1");
+    });
+    case.send(300);
+    case.settle();
+    // All but a little of it is taken by something else.
+    let ballast = server.seen(&disk).join("ballast");
+    let mut file = std::fs::File::create(&ballast).expect("a file");
+    while file.write_all(&[7; 64 << 10]).is_ok() {}
+    drop(file);
+    case.send(3_000);
+    case.says(&["53100", "free space", "No space left"]);
+    assert!(case.committed() < case.log.bounds().next);
+    std::fs::remove_file(&ballast).expect("removed");
+    case.settle();
+    assert_eq!(case.detail(), "");
 }
 
 #[test]
