@@ -2,7 +2,7 @@
 
 use crate::compile::RuleSet;
 use crate::correlation::Correlation;
-use crate::correlation::set::ByTenant;
+use crate::correlation::targets::ByTenant;
 use crate::explain::{Explanation, Numbers};
 
 /// A correlation as it runs.

@@ -104,6 +104,14 @@ fn a_rule_lives_from_its_making_to_its_removal() {
     let reply = client.send("DELETE", &path(&id(1)), &[], b"");
     assert_eq!((reply.status, reply.body.len()), (StatusCode::NO_CONTENT, 0));
     assert_eq!(code(&client.get(&path(&id(1)))), (404, "not_found".to_owned()));
+    // Each change is told of with who made it.
+    let audit =
+        format!("SELECT action FROM changes WHERE kind = 'rule' AND actor = 'local' AND target_id LIKE '%{}%'", id(1));
+    client.wait_for(&format!("SELECT count(*) FROM ({audit})"), 3);
+    let mut actions: Vec<String> =
+        client.sql(&audit).iter().map(|row| row["action"].as_str().expect("a text").to_owned()).collect();
+    actions.sort_unstable();
+    assert_eq!(actions, ["create", "delete", "update"]);
     made(&mut client, &rule(&id(2), "other"));
     seen(&mut client, "fourth", "worse");
     seen(&mut client, "fifth", "other");

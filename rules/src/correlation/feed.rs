@@ -11,7 +11,8 @@ use crate::correlation::group::{Completing, Fed, Terms};
 use crate::correlation::keep::Found;
 use crate::correlation::read::{Batch, measured};
 use crate::correlation::run::{Correlations, Row};
-use crate::correlation::set::{Correlation, CorrelationSet, Views};
+use crate::correlation::set::{Correlation, CorrelationSet};
+use crate::correlation::targets::Views;
 
 /// An event on its way into a correlation.
 #[derive(Debug)]

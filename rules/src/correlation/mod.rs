@@ -56,6 +56,7 @@ mod run;
 mod saved;
 pub(crate) mod set;
 mod sorted;
+pub(crate) mod targets;
 mod window;
 
 pub(crate) use alert::Told;

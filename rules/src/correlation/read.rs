@@ -9,7 +9,8 @@ use crate::correlation::alert::push_value;
 use crate::correlation::amount::Amount;
 use crate::correlation::entry::Value;
 use crate::correlation::group::Completing;
-use crate::correlation::set::{Correlation, CorrelationSet, Feed, Views};
+use crate::correlation::set::{Correlation, CorrelationSet};
+use crate::correlation::targets::{Feed, Views};
 use crate::group_key;
 use crate::shown::ShownRows;
 

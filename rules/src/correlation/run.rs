@@ -16,14 +16,15 @@ use crate::correlation::feed::{Work, once_each};
 use crate::correlation::group::Completing;
 use crate::correlation::read::{Batch, measured};
 use crate::correlation::saved::Kept;
-use crate::correlation::set::{ByTenant, CorrelationSet, Target};
+use crate::correlation::set::CorrelationSet;
+use crate::correlation::targets::{ByTenant, Target};
 use crate::eval::Parked;
 use crate::metrics;
 use crate::off::Off;
 
 /// Receive time (µs) that lets one window that is over be decided, or one group that is of no use be dropped. Rows let more: see
 /// [`Correlations::allowed`].
-const STEP_US: i64 = 100;
+const STEP_US: i64 = 250;
 /// The most of these at one row, however long nothing came.
 const STEPS_MAX: u64 = 10_000;
 

@@ -356,9 +356,9 @@ impl<'s> Model<'s> {
     pub fn row(&mut self, event: &Event) -> Vec<Told> {
         let mut out = Vec::new();
         let (time, received, org) = (event.time as i64, event.received as i64, event.org.as_str());
-        let step = if self.received == i64::MIN { 0 } else { (received - self.received).clamp(0, 1) };
-        // A second is ten thousand steps, the most there are.
-        (self.allowed, self.fed) = (10_000 * step as u64, 0);
+        let seconds = if self.received == i64::MIN { 0 } else { (received - self.received).clamp(0, 3) };
+        // Of receive time, 250 µs let one step be made; at most 10,000.
+        (self.allowed, self.fed) = ((4_000 * seconds as u64).min(10_000), 0);
         self.received = self.received.max(received);
         let orgs: Vec<String> = self.sources.keys().cloned().collect();
         orgs.iter().for_each(|org| self.pass(org, &mut out));
