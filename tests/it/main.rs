@@ -32,6 +32,9 @@ mod operation;
 mod outages;
 mod query_node;
 mod redis_nodes;
+#[path = "../../sinks/tests/it/redis_world.rs"]
+#[allow(dead_code, reason = "the tests of the sinks use more of it")]
+mod redis_world;
 mod roles;
 mod s3_server;
 mod server;

@@ -11,7 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::faulty_proxy::{Mode, Proxy};
 use crate::ledger::{Ledger, Load, Pace};
-use crate::redis_nodes::Redis;
+use crate::redis_nodes::lasting;
+use crate::redis_world::RedisServer;
 use crate::s3_server::{CREDENTIALS, Ill, S3Server};
 use crate::server::{Caller, PATIENCE, Server, on_demand};
 use crate::timescale::{proxied, query, until};
@@ -56,7 +57,7 @@ impl Outage {
 /// The destinations.
 struct Destinations {
     proxy: Proxy,
-    redis: Redis,
+    redis: RedisServer,
     objects: S3Server,
     /// Processes that were stopped.
     stopped: Vec<Pid>,
@@ -70,7 +71,7 @@ impl Destinations {
             Outage::DatabaseSlow => self.proxy.set(Mode::Slow(100)),
             Outage::DatabaseCutsOff => self.proxy.set(Mode::CutAfter(40_000)),
             Outage::DatabaseStopped => self.stop(postgres_processes()),
-            Outage::RedisStopped => self.stop(vec![pid(self.redis.pid())]),
+            Outage::RedisStopped => self.redis.signal("STOP"),
             Outage::ObjectsAway => self.objects.fall(Ill::Away),
             Outage::ObjectsHang => self.objects.fall(Ill::Hangs),
         }
@@ -86,6 +87,7 @@ impl Destinations {
     fn be_well(&mut self) {
         self.proxy.set(Mode::Pass);
         self.objects.fall(Ill::Well);
+        self.redis.signal("CONT");
         for process in self.stopped.drain(..) {
             // One that ended meanwhile needs nothing.
             let _ = kill_process(process, Signal::CONT);
@@ -191,7 +193,7 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
     let seconds = on_demand("TIDEGATE_OUTAGE_S", 5);
     let (strict, time) = (seconds >= STRICT_S, Duration::from_secs(seconds));
     let ((proxy, url), schema) = (proxied(), format!("outages{}", std::process::id()));
-    let mut around = Destinations { proxy, redis: Redis::start(), objects: S3Server::start(), stopped: Vec::new() };
+    let mut around = Destinations { proxy, redis: lasting(), objects: S3Server::start(), stopped: Vec::new() };
     let mut settings: Vec<(&str, String)> = vec![
         ("STARTER_PACK", "false".into()),
         ("DELIVERY__FLUSH_INTERVAL_MS", "500".into()),
@@ -203,7 +205,7 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
         ("SINKS__TIMESCALE__COMMIT_INTERVAL_MS", "500".into()),
         ("SINKS__TIMESCALE__CONNECT_MS_MAX", "1000".into()),
         ("SINKS__TIMESCALE__STATEMENT_MS_MAX", "2000".into()),
-        ("SINKS__REDIS__URL", format!("redis://127.0.0.1:{}", around.redis.port)),
+        ("SINKS__REDIS__URL", around.redis.url()),
         ("SINKS__REDIS__CONNECT_MS_MAX", "1000".into()),
         ("SINKS__REDIS__REPLY_MS_MAX", "2000".into()),
         ("SINKS__REDIS__STREAMS__ENTRIES_MAX", "100000000".into()),

@@ -1,99 +1,37 @@
 //! Two servers that share one Redis: ids, alerts, streams; Redis killed and started again, a server killed while it delivers.
 
-use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use serde_json::Value;
-use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
+use crate::redis_world::{RedisServer, until};
 use crate::server::{PATIENCE, Server, event, on_demand};
 
 const RULE: &str = "title: Every marked event\nid: 11111111-2222-4333-8444-000000000001\nlogsource: {product: custom}\n\
                     tidegate: {suppress: 0}\ndetection: {sel: {action: marked}, condition: sel}\nlevel: high\n";
-const PROGRAM: &str = "/usr/bin/redis-server";
 const STREAM: &str = "tidegate:stream:default:security_events";
 
 /// A Redis that keeps what it has through SIGKILL.
-pub struct Redis {
-    child: Option<Child>,
-    dir: TempDir,
-    /// Where it listens, on loopback.
-    pub port: u16,
+pub fn lasting() -> RedisServer {
+    RedisServer::start(&["--appendonly", "yes"])
 }
 
-impl Redis {
-    /// An empty one.
-    pub fn start() -> Self {
-        assert!(Path::new(PROGRAM).exists(), "{PROGRAM} is installed: `cargo xtask test` does it");
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let port = free.local_addr().expect("an address").port();
-        drop(free);
-        let mut redis = Self { child: None, dir: tempfile::tempdir().expect("a folder"), port };
-        redis.run();
-        redis
-    }
-
-    fn run(&mut self) {
-        let mut command = Command::new(PROGRAM);
-        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]);
-        command.arg("--dir").arg(self.dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(command.spawn().expect("it starts"));
-        until("Redis answers", || self.cli(&["PING"]).contains("PONG"));
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().expect("it is ours");
-            child.wait().expect("it ends");
-        }
-    }
-
-    /// The process.
-    pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("it runs").id()
-    }
-
-    /// What the stock client prints.
-    pub fn cli(&self, words: &[&str]) -> String {
-        let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(words).output();
-        String::from_utf8_lossy(&output.expect("redis-cli").stdout).into_owned()
-    }
-
-    /// The ids of the events in the stream, in order.
-    fn ids(&self) -> Vec<String> {
-        let printed = self.cli(&["XRANGE", STREAM, "-", "+"]);
-        let lines: Vec<&str> = printed.lines().collect();
-        lines.windows(2).filter(|pair| pair[0] == "id").map(|pair| pair[1].to_owned()).collect()
-    }
-
-    fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("SINKS__REDIS__URL", format!("redis://127.0.0.1:{}", self.port)),
-            ("SINKS__REDIS__SHARED_IDS__ENABLED", "true".into()),
-            ("SINKS__REDIS__SHARED_IDS__WAIT_MS_MAX", "500".into()),
-            ("SINKS__REDIS__FAN_OUT__ENABLED", "true".into()),
-            ("DELIVERY__RETRY_MS_MAX", "500".into()),
-        ]
-    }
+/// The ids of the events in the stream, in order.
+fn ids(redis: &RedisServer) -> Vec<String> {
+    redis.entries(STREAM).into_iter().map(|(id, _)| id).collect()
 }
 
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !so() {
-        assert!(started.elapsed() < PATIENCE, "{what}: not in time");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+fn settings(redis: &RedisServer) -> Vec<(&'static str, String)> {
+    vec![
+        ("SINKS__REDIS__URL", redis.url()),
+        ("SINKS__REDIS__SHARED_IDS__ENABLED", "true".into()),
+        ("SINKS__REDIS__SHARED_IDS__WAIT_MS_MAX", "500".into()),
+        ("SINKS__REDIS__FAN_OUT__ENABLED", "true".into()),
+        ("DELIVERY__RETRY_MS_MAX", "500".into()),
+    ]
 }
 
 /// Follows the feed of a server from the start: the ids of the events that `wanted` alerts name, in order, each with its node.
@@ -140,10 +78,10 @@ fn must_be_whole(seen: &[(String, String)], sent: &[(&str, usize)]) {
 
 #[test]
 fn two_servers_share_ids_alerts_and_streams_and_outlive_a_killed_redis() {
-    let mut redis = Redis::start();
+    let mut redis = lasting();
     let rules = tempfile::tempdir().expect("a folder");
     std::fs::write(rules.path().join("marked.yml"), RULE).expect("a rule");
-    let mut settings = redis.settings();
+    let mut settings = settings(&redis);
     settings.push(("RULES", rules.path().to_str().expect("a path").to_owned()));
     let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let (a, b) = (Server::start(&settings), Server::start(&settings));
@@ -159,7 +97,7 @@ fn two_servers_share_ids_alerts_and_streams_and_outlive_a_killed_redis() {
         let nodes: std::collections::HashSet<&String> = seen.iter().map(|(node, _)| node).collect();
         assert_eq!(nodes.len(), 2);
     }
-    until("all in the stream", || redis.ids().len() == 40);
+    until("all in the stream", || ids(&redis).len() == 40);
 
     redis.kill();
     let started = Instant::now();
@@ -176,18 +114,18 @@ fn two_servers_share_ids_alerts_and_streams_and_outlive_a_killed_redis() {
         must_be_whole(&follow(server, 80), &[("a", 40), ("b", 40)]);
     }
     until("well again", || details(&a) == "{}" && details(&b) == "{}");
-    until("all in the stream", || redis.ids().len() >= 80);
-    let mut ids = redis.ids();
-    ids.sort_unstable();
-    ids.dedup();
-    assert_eq!((ids.len(), redis.ids().len()), (80, 80), "each once");
+    until("all in the stream", || ids(&redis).len() >= 80);
+    let mut found = ids(&redis);
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!((found.len(), ids(&redis).len()), (80, 80), "each once");
     assert_eq!(counts(&b.client().bulk(path, &marked("a", 20, 40)).json()), (0, 20), "also what was stored meanwhile");
 }
 
 #[test]
 fn a_server_killed_while_it_delivers_doubles_and_loses_nothing_in_redis() {
-    let redis = Redis::start();
-    let settings = redis.settings();
+    let redis = lasting();
+    let settings = settings(&redis);
     let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let mut server = Server::start(&settings);
     let mut sent = 0;
@@ -202,10 +140,10 @@ fn a_server_killed_while_it_delivers_doubles_and_loses_nothing_in_redis() {
         server.kill();
         server.run(&settings);
     }
-    until("all in the stream", || redis.ids().len() >= sent);
+    until("all in the stream", || ids(&redis).len() >= sent);
     std::thread::sleep(Duration::from_millis(300));
-    let ids = redis.ids();
+    let found = ids(&redis);
     let expected: Vec<String> = (0..sent).map(|at| format!("k-{at}")).collect();
-    assert_eq!(ids.len(), sent, "each once");
-    assert!(ids == expected, "in the order of the log");
+    assert_eq!(found.len(), sent, "each once");
+    assert!(found == expected, "in the order of the log");
 }
