@@ -49,11 +49,16 @@ impl World {
         std::fs::write(rules.path().join("alone.yml"), ALONE).expect("a rule");
         std::fs::write(rules.path().join("counted.yml"), COUNTED).expect("a rule");
         let schema = format!("{name}{}", std::process::id());
+        let replicas = on_demand("TIDEGATE_FLUVIO_REPLICAS", 1);
+        // A follower of a new topic comes some seconds later.
+        let (acknowledged_by, reply_ms_max) = if replicas > 1 { ("replicas", "10000") } else { ("leader", "2000") };
         let settings = vec![
+            ("FLUVIO__REPLICAS", replicas.to_string()),
+            ("FLUVIO__ACKNOWLEDGED_BY", acknowledged_by.to_owned()),
             ("FLUVIO__ADDRESS", address.to_owned()),
             ("FLUVIO__PREFIX", schema.clone()),
             ("FLUVIO__PARTITIONS", PARTITIONS.to_owned()),
-            ("FLUVIO__REPLY_MS_MAX", "2000".to_owned()),
+            ("FLUVIO__REPLY_MS_MAX", reply_ms_max.to_owned()),
             ("SINKS__TIMESCALE__URL", url()),
             ("SINKS__TIMESCALE__SCHEMA", schema.clone()),
             ("SINKS__TIMESCALE__AGGREGATES", "false".to_owned()),
