@@ -72,6 +72,7 @@ fn batch(
         ("outcome_text", text(&|_| "failure".into())),
         ("user", text(&|number| format!("user-{:07}", user(number)))),
         ("value", text(&|number| format!("value-{}", value(number)))),
+        ("number", text(&|number| value(number).to_string())),
     ]);
     LogBatch { offset: first, dataset: Dataset::SecurityEvents, rows: rows.expect("columns") }
 }
@@ -200,6 +201,37 @@ fn groups() {
     stream.no_pause();
 }
 
+/// Forms of groups, and how many events each has that must fit.
+const FORMS: [(&str, u64); 5] = [
+    ("type: event_count, rules: [failed], group-by: [user], timespan: 1h, condition: {gte: 9}", 4),
+    ("type: event_count, rules: [failed], group-by: [user], timespan: 1h, condition: {lt: 2}", 2),
+    ("type: value_count, rules: [failed], group-by: [user], timespan: 1h, condition: {field: value, gte: 9}", 2),
+    ("type: value_sum, rules: [failed], group-by: [user], timespan: 1h, condition: {field: number, gte: 9}", 2),
+    ("type: temporal, rules: [failed], group-by: [user], timespan: 1h", 2),
+];
+/// The argument before the number of a form, in a process that has nothing else in memory.
+const FORM: &str = "--form";
+
+/// What the groups of one form take: they stay, and the memory of the process says so too.
+fn form(number: usize) {
+    let (section, rounds) = *FORMS.get(number).expect("a form by its number");
+    let mut stream = Stream::new(section, RulesConfig::default());
+    let groups = stream.groups;
+    println!("{section}:");
+    stream.run(&format!("{rounds} events of each group"), rounds * groups, &|number| number % groups);
+    let ((known, _), grown) = (stream.operator.correlation_groups(), resident().saturating_sub(stream.before));
+    assert_eq!(known as u64, groups, "none had to go");
+    assert!(grown <= 512 << 20, "{grown} bytes resident");
+}
+
+fn forms() {
+    let own = std::env::current_exe().expect("a program");
+    for number in 0..FORMS.len() {
+        let status = std::process::Command::new(&own).args([FORM, &number.to_string()]).status();
+        assert!(status.is_ok_and(|status| status.success()), "form {number}");
+    }
+}
+
 fn windows() {
     let section = "type: event_count, rules: [failed], group-by: [user], timespan: 1m, condition: {lt: 5}";
     // Windows that end at once, not those that give way: 1.2 times as many are open, and as many groups are remembered.
@@ -216,9 +248,14 @@ fn windows() {
 }
 
 fn main() {
+    let mut arguments = std::env::args().skip_while(|argument| argument != FORM).skip(1);
+    if let Some(number) = arguments.next() {
+        return form(number.parse().expect("a number"));
+    }
     let mut criterion = Criterion::default().with_measurement(CpuTime).configure_from_args();
     stages(&mut criterion);
     criterion.final_summary();
+    forms();
     groups();
     windows();
 }

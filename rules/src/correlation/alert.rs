@@ -6,8 +6,9 @@ use rsigma_parser::CorrelationType;
 use serde_json::{Map, Value, json};
 use tidegate_events::{Alert, alert_id};
 
+use crate::correlation::completing::Completing;
 use crate::correlation::entry::Entry;
-use crate::correlation::group::{Completing, Fire, Group};
+use crate::correlation::group::{Fire, Group};
 use crate::correlation::set::Correlation;
 use crate::datetime::write_time;
 use crate::group_key;
@@ -125,11 +126,11 @@ impl<'a> Told<'a> {
         let Self { org_id, correlation, key, fire, window, completing, .. } = *self;
         let group_key = self.group_key();
         let (first_time, last_time) = self.times();
-        let text = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
+        let [actor, asset, resource] = completing.about().map(|text| text.map(str::to_owned));
         Alert {
             alert_id: alert_id(org_id, &correlation.head.id, &group_key, &fire.at.to_string()),
             org_id: org_id.to_owned(),
-            source: completing.source.to_string(),
+            source: completing.source().to_owned(),
             rule_id: correlation.head.id.clone(),
             title: correlation.head.title.clone(),
             level: correlation.head.level,
@@ -138,9 +139,9 @@ impl<'a> Told<'a> {
             last_time,
             event_ids: self.event_ids(event_ids_max),
             event_count: window.len() as i64,
-            actor: text(&completing.actor),
-            asset: text(&completing.asset),
-            resource: text(&completing.resource),
+            actor,
+            asset,
+            resource,
             message: message(correlation, fire, &group_key),
             matched: matched(correlation, key, fire, window),
             group_key,

@@ -165,8 +165,8 @@ impl Bucket {
     /// Counts the bytes of a group anew; what they were, and what they are.
     pub fn recount(&mut self, slot: u32, definition: &Definition) -> (usize, usize) {
         let Some(group) = self.get_mut(slot) else { return (0, 0) };
-        let after = group.bytes(definition);
-        let before = std::mem::replace(&mut group.counted, after);
+        let before = group.recount(definition);
+        let after = group.counted();
         self.bytes = (self.bytes + after).saturating_sub(before);
         (before, after)
     }
@@ -188,7 +188,7 @@ impl Bucket {
             entry.remove();
         }
         self.len -= 1;
-        self.bytes = self.bytes.saturating_sub(group.counted);
+        self.bytes = self.bytes.saturating_sub(group.counted());
         self.free.push(slot);
         if self.len == 0 {
             // Nothing of a great number of groups stays behind.

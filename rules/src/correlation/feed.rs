@@ -6,8 +6,9 @@ use rsigma_parser::CorrelationType;
 
 use crate::correlation::alert::{Told, values};
 use crate::correlation::clock::Timer;
+use crate::correlation::completing::Completing;
 use crate::correlation::entry::{Entry, EventId, Value};
-use crate::correlation::group::{Completing, Fed, Terms};
+use crate::correlation::group::{Fed, Terms};
 use crate::correlation::keep::Found;
 use crate::correlation::read::{Batch, measured};
 use crate::correlation::run::{Correlations, Row};
@@ -133,7 +134,7 @@ impl Correlations {
         bucket.touch(slot);
         let group = bucket.get_mut(slot)?;
         let known = std::mem::replace(&mut group.sources, sources);
-        let (was, windows) = (group.wait(&terms, correlation.eager), group.windows.len());
+        let (was, windows) = (group.wait(&terms, correlation.eager), group.windows().len());
         let completing = || work.origin.map_or_else(|| work.completing.clone(), |(row, _)| batch.completing(row));
         let id = work.id.clone();
         let entry = Entry { time: work.time, id: work.id, value: work.value, slot: work.slot };
@@ -154,7 +155,7 @@ impl Correlations {
         let wait = group.wait(&terms, correlation.eager);
         let later = wait.at > group.armed && wait.is_last;
         let arm = known != sources || wait.is_last != was.is_last || (wait.at != group.armed && !later);
-        self.allowed += (group.windows.len() - windows) as u64 + u64::from(self.fed > 0);
+        self.allowed += (group.windows().len() - windows) as u64 + u64::from(self.fed > 0);
         self.fed += 1;
         let number = group.number;
         if arm {

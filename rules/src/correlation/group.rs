@@ -1,12 +1,12 @@
 //! The events of one group of one correlation, and when they fire.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use rsigma_parser::CorrelationType;
 use rustc_hash::FxHashSet;
 
 use crate::correlation::amount::Amount;
+use crate::correlation::completing::Completing;
 use crate::correlation::definition::Definition;
 use crate::correlation::entry::Entry;
 use crate::correlation::index::Index;
@@ -30,24 +30,45 @@ const SEEK_EACH: usize = 32;
 /// What the events of a large group take in the set that tells which of them are there.
 const REPEATS_BYTES: usize = 16;
 
-/// Who and what an alert is about, taken from the event that completes a window.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Completing {
-    pub source: Box<str>,
-    pub actor: Option<Box<str>>,
-    pub asset: Option<Box<str>>,
-    pub resource: Option<Box<str>>,
-}
-
 /// A window that waits for its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OpenWindow {
     pub start: i64,
     /// Its latest event: the time and what an alert takes from it.
-    pub last: (i64, Arc<Completing>),
+    pub last: (i64, Completing),
 }
 
-/// A group.
+/// What a group has only in a correlation that decides windows when they are over.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    /// Windows that wait for their end, by start.
+    pub windows: VecDeque<OpenWindow>,
+    /// The end of the last window that was decided; `i64::MIN` before the first.
+    pub decided: i64,
+    /// What the windows take on the heap.
+    pub bytes: usize,
+}
+
+impl Default for Closing {
+    fn default() -> Self {
+        Self { windows: VecDeque::new(), decided: i64::MIN, bytes: 0 }
+    }
+}
+
+/// What few groups have: those that fired, or that have very many events.
+#[derive(Debug, Default)]
+pub(crate) struct Rare {
+    /// When it fired, ascending.
+    pub fires: Vec<i64>,
+    /// What finds windows where many would have to be judged.
+    index: Option<Box<Index>>,
+    /// What tells quickly that an event is new among very many of its time.
+    repeats: Option<Box<Repeats>>,
+    /// How many events come in before it is tried again to make room by leaving out repetitions.
+    pub crowded: u32,
+}
+
+/// A group. There may be a million of them: what most have no use for is apart.
 #[derive(Debug)]
 pub(crate) struct Group {
     /// The values of the group fields, each with its length before it.
@@ -60,24 +81,14 @@ pub(crate) struct Group {
     line: Line,
     /// What is in the window that was looked at last; none where the number of events is all that matters.
     gauge: Option<Box<Gauge>>,
-    /// What finds windows where many would have to be judged.
-    index: Option<Box<Index>>,
-    /// What tells quickly that an event is new among very many of its time.
-    repeats: Option<Box<Repeats>>,
-    /// Events since the gauge was moved far.
-    since_seek: u32,
-    /// How many events come in before it is tried again to make room by leaving out repetitions.
-    pub crowded: u32,
-    /// Windows that wait for their end, by start.
-    pub windows: VecDeque<OpenWindow>,
-    /// The end of the last window that was decided when it was over.
-    pub decided: Option<i64>,
-    /// When it fired, ascending.
-    pub fires: Vec<i64>,
+    closing: Option<Box<Closing>>,
+    rare: Option<Box<Rare>>,
     /// For when its timer is set.
     pub armed: i64,
     /// The bytes that it was last counted with.
-    pub counted: usize,
+    counted: u32,
+    /// Events since the gauge was moved far.
+    since_seek: u32,
     /// Neighbours in the order of use.
     pub before: u32,
     pub after: u32,
@@ -161,15 +172,11 @@ impl Group {
             sources,
             line: Line::new(entries),
             gauge: None,
-            index: None,
-            repeats: None,
-            since_seek: u32::MAX,
-            crowded: 0,
-            windows: VecDeque::new(),
-            decided: None,
-            fires: Vec::new(),
+            closing: None,
+            rare: None,
             armed: i64::MAX,
             counted: 0,
+            since_seek: u32::MAX,
             before: u32::MAX,
             after: u32::MAX,
         }
@@ -179,7 +186,54 @@ impl Group {
     pub fn begin(&mut self, definition: &Definition) {
         let counts_only = definition.kind == CorrelationType::EventCount;
         self.gauge = (!counts_only).then(|| Box::new(Gauge::new(definition)));
-        self.index = None;
+        if let Some(rare) = &mut self.rare {
+            rare.index = None;
+        }
+    }
+
+    /// Windows that wait for their end, by start.
+    pub fn windows(&self) -> impl ExactSizeIterator<Item = &OpenWindow> {
+        const NONE: &VecDeque<OpenWindow> = &VecDeque::new();
+        self.closing.as_ref().map_or(NONE, |closing| &closing.windows).iter()
+    }
+
+    /// The end of the last window that was decided when it was over.
+    pub fn decided(&self) -> Option<i64> {
+        self.closing.as_ref().map(|closing| closing.decided).filter(|end| *end > i64::MIN)
+    }
+
+    pub(super) fn closing(&mut self) -> &mut Closing {
+        self.closing.get_or_insert_default()
+    }
+
+    /// When it fired, ascending.
+    pub fn fires(&self) -> &[i64] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.fires)
+    }
+
+    /// How many events come in before it is tried again to make room by leaving out repetitions.
+    pub fn crowded(&self) -> u32 {
+        self.rare.as_ref().map_or(0, |rare| rare.crowded)
+    }
+
+    pub(super) fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// The bytes that it was last counted with.
+    pub fn counted(&self) -> usize {
+        self.counted as usize
+    }
+
+    /// Counts it anew; what it was counted with before.
+    pub fn recount(&mut self, definition: &Definition) -> usize {
+        let counted = u32::try_from(self.bytes(definition)).unwrap_or(u32::MAX);
+        std::mem::replace(&mut self.counted, counted) as usize
+    }
+
+    /// It is counted nowhere.
+    pub fn uncount(&mut self) {
+        self.counted = 0;
     }
 
     /// Drops everything, as if it had just begun.
@@ -191,10 +245,10 @@ impl Group {
 
     /// What it waits for.
     pub fn wait(&self, terms: &Terms<'_>, eager: bool) -> Wait {
-        let (moment, is_last) = match self.windows.front() {
+        let (moment, is_last) = match self.windows().next() {
             _ if eager => (self.entries().last().map(|entry| entry.time), true),
             Some(window) => (Some(window.start), false),
-            None => (self.decided, true),
+            None => (self.decided(), true),
         };
         Wait { at: moment.map_or(i64::MIN, |moment| moment.saturating_add(terms.span())), is_last }
     }
@@ -213,21 +267,24 @@ impl Group {
         } else {
             0
         };
-        let windows = self.windows.len() * (size_of::<OpenWindow>() + size_of::<Completing>() + 64);
+        let windows = self.closing.as_ref().map_or(0, |closing| closing.bytes + size_of::<Closing>() + 8);
+        let fires = self.fires().len();
+        let rare = if fires + indexed > 0 { size_of::<Rare>() + 16 } else { 0 };
         GROUP_BYTES
             + self.key.len().next_multiple_of(16)
-            + entries.len().next_power_of_two() * size_of::<Entry>()
+            + Line::room(entries.len()) * size_of::<Entry>()
             + ids
             + gauge
             + indexed
             + windows
-            + self.fires.len() * 8
+            + rare
+            + fires * 8
     }
 
     /// Forgets events that cannot be in a window any more now that event time has come to `mark`.
     pub(super) fn prune(&mut self, mark: i64, terms: &Terms<'_>, eager: bool) {
         let gone = mark.saturating_sub(terms.span());
-        let keep_from = match (eager, self.windows.front()) {
+        let keep_from = match (eager, self.windows().next()) {
             (true, _) => gone,
             // Every event is in an open window, or was.
             (false, Some(first)) => first.start.saturating_sub(1),
@@ -246,10 +303,12 @@ impl Group {
         if let Some(gauge) = &mut self.gauge {
             gauge.cut(entries, count);
         }
-        if entries.len() - count.min(entries.len()) < NEAR_MAX / 2 {
-            (self.index, self.repeats) = (None, None);
+        if let Some(rare) = &mut self.rare
+            && entries.len() - count.min(entries.len()) < NEAR_MAX / 2
+        {
+            (rare.index, rare.repeats) = (None, None);
         }
-        if let Some(index) = &mut self.index {
+        if let Some(index) = self.rare.as_mut().and_then(|rare| rare.index.as_mut()) {
             for (at, entry) in entries.iter().enumerate().take(count) {
                 index.cut(entry, entries.get(at + 1).map(|next| next.time));
             }
@@ -259,14 +318,14 @@ impl Group {
 
     /// Takes an event up, unless it is there already or has no room. Says whether it did.
     pub(super) fn insert(&mut self, entry: Entry, terms: &Terms<'_>, fed: &mut Fed) -> bool {
-        let Self { line, repeats, .. } = self;
+        let Self { line, rare, .. } = self;
         let known = line.as_slice();
         let at = known.partition_point(|known| known.time <= entry.time);
         let first = known.partition_point(|known| known.time < entry.time);
         let same_time = known.get(first..at).unwrap_or_default();
         let oldest = known.first().map_or(i64::MAX, |first| first.time);
-        let may_repeat =
-            same_time.len() <= NEAR_MAX || repeats.get_or_insert_default().may_have(&entry, same_time, oldest);
+        let may_repeat = same_time.len() <= NEAR_MAX
+            || rare.get_or_insert_default().repeats.get_or_insert_default().may_have(&entry, same_time, oldest);
         fed.looked_at += if may_repeat { same_time.len() as u64 } else { 1 };
         if may_repeat && same_time.iter().any(|known| known.repeats(&entry)) {
             return false;
@@ -283,11 +342,9 @@ impl Group {
         if let Some(gauge) = &mut self.gauge {
             gauge.inserted(at, &entry);
         }
-        if let Some(index) = &mut self.index {
-            index.insert(&entry);
-        }
-        if let Some(repeats) = &mut self.repeats {
-            repeats.add(&entry);
+        if let Some(rare) = &mut self.rare {
+            rare.index.iter_mut().for_each(|index| index.insert(&entry));
+            rare.repeats.iter_mut().for_each(|repeats| repeats.add(&entry));
         }
         self.line.insert(at, entry);
         true
@@ -300,8 +357,8 @@ impl Group {
         if !by_value && terms.definition.kind != CorrelationType::Temporal {
             return false;
         }
-        if self.crowded > 0 {
-            self.crowded -= 1;
+        if self.crowded() > 0 {
+            self.rare().crowded -= 1;
             return false;
         }
         fed.looked_at += self.entries().len() as u64;
@@ -310,7 +367,7 @@ impl Group {
         let distinct = self.entries().iter().filter(|entry| is_latest(entry)).count();
         if distinct > terms.events_max / 4 * 3 {
             // Not worth it for a while.
-            self.crowded = (terms.events_max / 8) as u32;
+            self.rare().crowded = (terms.events_max / 8) as u32;
             return false;
         }
         seen.clear();
@@ -318,7 +375,7 @@ impl Group {
         if let Some(gauge) = &mut self.gauge {
             **gauge = Gauge::new(terms.definition);
         }
-        self.index = None;
+        self.rare().index = None;
         true
     }
 
@@ -389,9 +446,9 @@ impl Group {
     /// Finds the first window that holds in the index.
     fn look_up(&mut self, about: &Entry, reach: (i64, i64), terms: &Terms<'_>, fed: &mut Fed) {
         let stretches = self.loud(reach, terms.span());
-        let Self { line, index, .. } = self;
+        let Self { line, rare, .. } = self;
         let make = || Box::new(Index::new(terms.definition, terms.needed, line.as_slice()));
-        let index = index.get_or_insert_with(make);
+        let index = rare.get_or_insert_default().index.get_or_insert_with(make);
         let found = index.first(about, line.as_slice(), &stretches, terms.definition);
         fed.looked_at += index.take_looked_at();
         fed.unjudged += found.unjudged;
@@ -404,7 +461,7 @@ impl Group {
     /// The parts of a stretch in which the group is not quiet, ascending.
     fn loud(&self, (mut from, to): (i64, i64), span: i64) -> Vec<(i64, i64)> {
         let mut loud = Vec::new();
-        for fire in &self.fires {
+        for fire in self.fires() {
             let quiet = (fire.saturating_sub(span).saturating_add(1), fire.saturating_add(span));
             if quiet.1 <= from {
                 continue;
@@ -421,19 +478,20 @@ impl Group {
     }
 
     pub(super) fn is_quiet(&self, at: i64, span: i64) -> bool {
-        self.fires.iter().any(|fire| at.abs_diff(*fire) < span.unsigned_abs())
+        self.fires().iter().any(|fire| at.abs_diff(*fire) < span.unsigned_abs())
     }
 
     pub(super) fn fired(&mut self, at: i64) {
-        let place = self.fires.partition_point(|known| *known <= at);
-        if self.fires.len() >= FIRES_MAX {
-            self.fires.remove(0);
-            self.fires.insert(place.saturating_sub(1), at);
+        let fires = &mut self.rare().fires;
+        let place = fires.partition_point(|known| *known <= at);
+        if fires.len() >= FIRES_MAX {
+            fires.remove(0);
+            fires.insert(place.saturating_sub(1), at);
         } else {
-            if self.fires.is_empty() {
-                self.fires.reserve_exact(1);
+            if fires.is_empty() {
+                fires.reserve_exact(1);
             }
-            self.fires.insert(place, at);
+            fires.insert(place, at);
         }
     }
 

@@ -81,12 +81,17 @@ impl Correlations {
         if group.map_or(passed, |group| group.is_late(work.time, passed, terms)) {
             return None;
         }
+        let evicted = self.counts.evicted;
         let (bucket, slot) = match found {
             Some(found) => found,
             None => self.begin(work, tenant, terms)?,
         };
         if over {
             self.begin_anew(bucket, slot, terms);
+        }
+        if (over || found.is_none()) && self.counts.evicted == evicted {
+            // A window's group takes two more steps to go, any other one: every second time there is one to catch up with.
+            self.allowed += if correlation.eager { self.next_number % 2 } else { 1 };
         }
         Some(Found { bucket, slot, sources, mark })
     }
@@ -96,7 +101,6 @@ impl Correlations {
         let Some(group) = bucket.get_mut(slot) else { return };
         group.reset(self.next_number, terms.definition);
         self.next_number += 1;
-        self.allowed += 1;
         let (before, after) = bucket.recount(slot, terms.definition);
         self.bytes = (self.bytes + after).saturating_sub(before);
     }
@@ -112,7 +116,6 @@ impl Correlations {
         }
         let group = Group::new(work.key.as_slice().into(), self.next_number, terms.definition);
         self.next_number += 1;
-        self.allowed += 1;
         Some((bucket_id, self.put(bucket_id, group, terms)?))
     }
 
@@ -134,7 +137,7 @@ impl Correlations {
             if !correlation.eager || group.armed == i64::MAX {
                 group.armed = wait.at;
             }
-            group.counted = 0;
+            group.uncount();
             let (at, own, sources) = (group.armed, group.number, group.sources);
             let Some(slot) = self.put(bucket_id, group, &terms) else { continue };
             self.schedule(tenant, sources, wait.is_last, Timer { at, number: own, bucket: bucket_id, slot });
@@ -145,7 +148,7 @@ impl Correlations {
     pub(super) fn remove(&mut self, bucket_id: u32, slot: u32) {
         let Some(bucket) = self.buckets.get_mut(bucket_id as usize) else { return };
         if let Some(group) = bucket.remove(slot) {
-            self.bytes = self.bytes.saturating_sub(group.counted);
+            self.bytes = self.bytes.saturating_sub(group.counted());
             self.live -= 1;
         }
     }

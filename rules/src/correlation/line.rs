@@ -5,6 +5,8 @@ use crate::correlation::entry::{Entry, EventId, Value};
 
 /// With fewer events there is no room in front.
 const ROOM_MIN: usize = 64;
+/// Up to so many events there is no room to spare: most groups never have more.
+const FEW: usize = 4;
 
 /// Events by time.
 #[derive(Debug, Default)]
@@ -21,6 +23,11 @@ impl Line {
 
     pub fn as_slice(&self) -> &[Entry] {
         self.all.get(self.start as usize..).unwrap_or_default()
+    }
+
+    /// For how many events there is room where there are so many, at most, while they only come in at the end.
+    pub fn room(len: usize) -> usize {
+        if len <= FEW { len } else { len.next_power_of_two() }
     }
 
     pub fn len(&self) -> usize {
@@ -46,9 +53,8 @@ impl Line {
             self.start -= 1;
             return;
         }
-        if self.all.len() == self.all.capacity() && self.all.len() < 4 {
-            // The least that works: most groups never have more.
-            self.all.reserve_exact(self.all.len().max(1));
+        if self.all.len() == self.all.capacity() && self.all.len() < FEW {
+            self.all.reserve_exact(1);
         }
         self.all.insert(start + at.min(len), entry);
     }

@@ -36,6 +36,7 @@ mod amount;
 mod bucket;
 mod clock;
 mod closing;
+mod completing;
 mod condition;
 mod costs;
 pub(crate) mod definition;

@@ -87,7 +87,7 @@ impl Correlations {
         let org_id = &*self.clock.tenants.get(tenant as usize)?.org_id;
         let fire = fire.filter(|_| !self.off.is_off(org_id, &correlation.head.id));
         let firing = fire.map(|fire| {
-            let completing = &*window.last.1;
+            let completing = &window.last.1;
             let told = Told::of((correlation, number, org_id), group, (&fire, completing));
             out.tell(set, &self.off, told);
             let id = group.window(&fire).last().map_or_else(|| EventId::new(""), |entry| entry.id.clone());

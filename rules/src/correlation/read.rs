@@ -7,8 +7,8 @@ use tidegate_events::Dataset;
 
 use crate::correlation::alert::push_value;
 use crate::correlation::amount::Amount;
+use crate::correlation::completing::Completing;
 use crate::correlation::entry::Value;
-use crate::correlation::group::Completing;
 use crate::correlation::set::{Correlation, CorrelationSet};
 use crate::correlation::targets::{Feed, Views};
 use crate::group_key;
@@ -57,13 +57,8 @@ impl<'a> Batch<'a> {
     }
 
     pub fn completing(&self, row: usize) -> Completing {
-        let some = |column| Some(Self::text(column, row)).filter(|text| !text.is_empty()).map(Box::from);
-        Completing {
-            source: Self::text(self.source, row).into(),
-            actor: some(self.actor),
-            asset: some(self.asset),
-            resource: some(self.resource),
-        }
+        let some = |column| Some(Self::text(column, row)).filter(|text| !text.is_empty());
+        Completing::new(Self::text(self.source, row), [self.actor, self.asset, self.resource].map(some))
     }
 
     /// Calls `visit` with the first value of a field; says whether there is one.

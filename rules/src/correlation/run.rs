@@ -10,10 +10,10 @@ use crate::config::RulesConfig;
 use crate::correlation::alert::Told;
 use crate::correlation::bucket::Bucket;
 use crate::correlation::clock::{Clock, Stand};
+use crate::correlation::completing::Completing;
 use crate::correlation::costs::{Costs, Stopped};
 use crate::correlation::entry::EventId;
 use crate::correlation::feed::{Work, once_each};
-use crate::correlation::group::Completing;
 use crate::correlation::read::{Batch, measured};
 use crate::correlation::saved::Kept;
 use crate::correlation::set::CorrelationSet;
@@ -82,7 +82,7 @@ pub(crate) struct Correlations {
     looked_at: u64,
     pub(super) next_number: u64,
     /// How many steps of passing time may still be made at this row: a window decided, a group dropped or waited for anew. A row
-    /// lets one be made, and one for each group and window that it begins and for each further event that it is, so that there
+    /// lets one be made, and more for the groups and windows that it begins and for each further event that it is, so that there
     /// are never more and more of them; and there are those that go by receive time. What is left is not for later rows.
     pub(super) allowed: u64,
     /// How many events of this row were put into groups.

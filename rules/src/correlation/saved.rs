@@ -23,8 +23,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::config::RulesConfig;
 use crate::correlation::bucket::Bucket;
 use crate::correlation::clock::{SOURCES_MAX, Source};
+use crate::correlation::completing::Completing;
 use crate::correlation::entry::{Entry, EventId, Value};
-use crate::correlation::group::{Completing, Group, OpenWindow};
+use crate::correlation::group::{Group, OpenWindow};
 use crate::correlation::run::Correlations;
 use crate::correlation::set::Correlation;
 use crate::head::Head;
@@ -184,9 +185,9 @@ fn put_group(out: &mut Vec<u8>, group: &Group) {
     put_text(out, &group.key);
     put(out, group.number);
     out.extend_from_slice(&group.sources.to_le_bytes());
-    put(out, u64::from(group.crowded));
+    put(out, u64::from(group.crowded()));
     out.extend_from_slice(&group.armed.to_le_bytes());
-    out.extend_from_slice(&group.decided.unwrap_or(i64::MIN).to_le_bytes());
+    out.extend_from_slice(&group.decided().unwrap_or(i64::MIN).to_le_bytes());
     put(out, group.entries().len() as u64);
     let mut before = 0;
     for entry in group.entries() {
@@ -213,16 +214,16 @@ fn put_group(out: &mut Vec<u8>, group: &Group) {
         out.push(flag);
         halves.iter().for_each(|half| out.extend_from_slice(&half.to_le_bytes()));
     }
-    put(out, group.windows.len() as u64);
-    for window in &group.windows {
+    put(out, group.windows().len() as u64);
+    for window in group.windows() {
         let (last, about) = &window.last;
         out.extend_from_slice(&window.start.to_le_bytes());
         out.extend_from_slice(&last.to_le_bytes());
-        put_text(out, about.source.as_bytes());
-        [&about.actor, &about.asset, &about.resource].into_iter().for_each(|text| put_some(out, text.as_deref()));
+        put_text(out, about.source().as_bytes());
+        about.about().into_iter().for_each(|text| put_some(out, text));
     }
-    put(out, group.fires.len() as u64);
-    group.fires.iter().for_each(|fire| out.extend_from_slice(&fire.to_le_bytes()));
+    put(out, group.fires().len() as u64);
+    group.fires().iter().for_each(|fire| out.extend_from_slice(&fire.to_le_bytes()));
 }
 
 /// What is left to read.
@@ -306,23 +307,24 @@ impl<'a> Input<'a> {
             entries.push(entry);
         }
         let mut group = Group::from_parts(key, number, sources, entries);
-        group.crowded = crowded;
+        if crowded > 0 {
+            group.rare().crowded = crowded;
+        }
         group.armed = armed;
-        group.decided = (decided > i64::MIN).then_some(decided);
+        if decided > i64::MIN {
+            group.closing().decided = decided;
+        }
         for _ in 0..self.count(20)? {
             let (start, last) = (self.time()?, self.time()?);
-            let about = Completing {
-                source: self.text()?.into(),
-                actor: self.some()?.map(Box::from),
-                asset: self.some()?.map(Box::from),
-                resource: self.some()?.map(Box::from),
-            };
-            group.windows.push_back(OpenWindow { start, last: (last, Arc::new(about)) });
+            let about = Completing::new(self.text()?, [self.some()?, self.some()?, self.some()?]);
+            let at = group.windows().len();
+            group.closing().open(at, OpenWindow { start, last: (last, about) });
         }
         for _ in 0..self.count(8)? {
-            group.fires.push(self.time()?);
+            let fire = self.time()?;
+            group.rare().fires.push(fire);
         }
-        if !group.windows.iter().is_sorted_by_key(|window| window.start) || !group.fires.is_sorted() {
+        if !group.windows().is_sorted_by_key(|window| window.start) || !group.fires().is_sorted() {
             return Err("its windows are not in order".into());
         }
         Ok(group)

@@ -14,11 +14,11 @@ use crate::correlation::entry::Entry;
 use crate::correlation::line;
 use crate::correlation::sorted::Sorted;
 
-/// What is in a window: the entries from `from` up to `to`.
+/// What is in a window: the entries from `from` up to `to`, of at most 2²⁰.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Gauge {
-    pub from: usize,
-    pub to: usize,
+    from: u32,
+    to: u32,
     content: Content,
 }
 
@@ -32,9 +32,25 @@ enum Content {
     /// How many entries there are of each rule.
     Rules(Vec<u32>),
     /// The sum in units, and how many of the amounts are floats.
-    Sum { units: i128, floats: u32, unit: Unit },
+    Sum { units: Units, floats: u32, unit: Unit },
     /// All amounts in order.
     Sorted(Sorted),
+}
+
+/// A sum in two halves, so that a gauge stays small.
+#[derive(Debug, Clone, Copy, Default)]
+struct Units([u64; 2]);
+
+impl Units {
+    fn get(self) -> i128 {
+        let [low, high] = self.0;
+        ((u128::from(high) << 64) | u128::from(low)) as i128
+    }
+
+    fn add(&mut self, units: i128) {
+        let sum = self.get() + units;
+        self.0 = [sum as u64, (sum >> 64) as u64];
+    }
 }
 
 impl Gauge {
@@ -50,19 +66,27 @@ impl Gauge {
                     Condition::Bounds(bounds) => bounds.unit(),
                     Condition::Expression(_) => Unit::of(std::iter::empty()),
                 };
-                Content::Sum { units: 0, floats: 0, unit }
+                Content::Sum { units: Units::default(), floats: 0, unit }
             }
             CorrelationType::ValuePercentile | CorrelationType::ValueMedian => Content::Sorted(Sorted::default()),
         };
         Self { from: 0, to: 0, content }
     }
 
+    fn from(&self) -> usize {
+        self.from as usize
+    }
+
+    fn to(&self) -> usize {
+        self.to as usize
+    }
+
     /// Takes up an entry that was put into the list at `at`, which is no longer as it was.
     pub fn inserted(&mut self, at: usize, entry: &Entry) {
-        if at < self.from {
+        if at < self.from() {
             self.from += 1;
             self.to += 1;
-        } else if at < self.to {
+        } else if at < self.to() {
             self.add(entry);
             self.to += 1;
         }
@@ -70,57 +94,58 @@ impl Gauge {
 
     /// The first `count` entries are about to be taken off the list.
     pub fn cut(&mut self, entries: &[Entry], count: usize) {
-        if self.from < count {
-            let to = self.to.max(count);
+        if self.from() < count {
+            let to = self.to().max(count);
             self.seek(entries, count, to);
         }
-        self.from -= count;
-        self.to -= count;
+        self.from -= count as u32;
+        self.to -= count as u32;
     }
 
     /// Over how many entries it moves to get to a window.
     pub fn distance(&self, from: usize, to: usize) -> usize {
-        if from >= self.to || to <= self.from {
-            return self.to - self.from + to.saturating_sub(from);
+        if from >= self.to() || to <= self.from() {
+            return self.to() - self.from() + to.saturating_sub(from);
         }
-        self.from.abs_diff(from) + self.to.abs_diff(to)
+        self.from().abs_diff(from) + self.to().abs_diff(to)
     }
 
     /// How many entries of a window are not in this one, at most.
     pub fn outside(&self, from: usize, to: usize) -> usize {
-        self.from.saturating_sub(from) + to.saturating_sub(self.to)
+        self.from().saturating_sub(from) + to.saturating_sub(self.to())
     }
 
     /// Moves to the window from `from` up to `to`; over how many entries.
     pub fn seek(&mut self, entries: &[Entry], from: usize, to: usize) -> u64 {
-        let mut moved = 0;
-        if from >= self.to || to <= self.from {
-            for at in self.from..self.to {
+        let (mut own_from, mut own_to, mut moved) = (self.from(), self.to(), 0);
+        if from >= own_to || to <= own_from {
+            for at in own_from..own_to {
                 entries.get(at).into_iter().for_each(|entry| self.remove(entry));
                 moved += 1;
             }
-            (self.from, self.to) = (from, from);
+            (own_from, own_to) = (from, from);
         }
-        while self.to < to {
-            entries.get(self.to).into_iter().for_each(|entry| self.add(entry));
-            self.to += 1;
+        while own_to < to {
+            entries.get(own_to).into_iter().for_each(|entry| self.add(entry));
+            own_to += 1;
             moved += 1;
         }
-        while self.from > from {
-            self.from -= 1;
-            entries.get(self.from).into_iter().for_each(|entry| self.add(entry));
+        while own_from > from {
+            own_from -= 1;
+            entries.get(own_from).into_iter().for_each(|entry| self.add(entry));
             moved += 1;
         }
-        while self.to > to {
-            self.to -= 1;
-            entries.get(self.to).into_iter().for_each(|entry| self.remove(entry));
+        while own_to > to {
+            own_to -= 1;
+            entries.get(own_to).into_iter().for_each(|entry| self.remove(entry));
             moved += 1;
         }
-        while self.from < from {
-            entries.get(self.from).into_iter().for_each(|entry| self.remove(entry));
-            self.from += 1;
+        while own_from < from {
+            entries.get(own_from).into_iter().for_each(|entry| self.remove(entry));
+            own_from += 1;
             moved += 1;
         }
+        (self.from, self.to) = (own_from as u32, own_to as u32);
         moved
     }
 
@@ -131,7 +156,7 @@ impl Gauge {
             Content::Rules(counts) => counts.get_mut(usize::from(entry.slot)).into_iter().for_each(|count| *count += 1),
             Content::Sum { units, floats, unit } => {
                 let amount = entry.value.to_amount();
-                *units += unit.count(amount);
+                units.add(unit.count(amount));
                 *floats += u32::from(matches!(amount, Amount::Float(_)));
             }
             Content::Sorted(amounts) => amounts.insert(entry.value.to_amount()),
@@ -153,7 +178,7 @@ impl Gauge {
             Content::Rules(counts) => counts.get_mut(usize::from(entry.slot)).into_iter().for_each(|count| *count -= 1),
             Content::Sum { units, floats, unit } => {
                 let amount = entry.value.to_amount();
-                *units -= unit.count(amount);
+                units.add(-unit.count(amount));
                 *floats -= u32::from(matches!(amount, Amount::Float(_)));
             }
             Content::Sorted(amounts) => amounts.remove(entry.value.to_amount()),
@@ -182,10 +207,11 @@ impl Gauge {
             Content::Sum { units, floats, unit } => {
                 let Condition::Bounds(bounds) = &definition.condition else { return None };
                 let of = if definition.kind == CorrelationType::ValueAvg { count } else { 1 };
-                let holds = bounds.hold_sum(*unit, *units, of);
+                let units = units.get();
+                let holds = bounds.hold_sum(*unit, units, of);
                 // Only what fires is told, and then a group is quiet for a span.
                 let known = !holds || (*floats == 0 && unit.is_least());
-                let sum = if known { Amount::Exact(*units) } else { line::sum(window) };
+                let sum = if known { Amount::Exact(units) } else { line::sum(window) };
                 return Some((sum.divided(of), holds));
             }
             Content::Sorted(amounts) => percentile(amounts, definition.percentile)?,
@@ -278,6 +304,22 @@ fn each_time(window: &[Entry], mut visit: impl FnMut(&[usize]) -> bool) {
         slots.dedup();
         if visit(&slots) {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gauge_is_small_and_a_sum_keeps_its_sign() {
+        assert!(size_of::<Gauge>() <= 48, "{}", size_of::<Gauge>());
+        let mut units = Units::default();
+        for step in [5, -7, i128::from(u64::MAX) * 9, -i128::from(u64::MAX) * 20, 3] {
+            let before = units.get();
+            units.add(step);
+            assert_eq!(units.get(), before + step);
         }
     }
 }
