@@ -2,14 +2,17 @@
 //! made up for. Needs the servers of `cargo xtask test`.
 //!
 //! `TIDEGATE_OUTAGE_S=60 cargo xtask test -- outages --nocapture` makes the outages longer, stops the processes of PostgreSQL itself too,
-//! holds everything to its bounds, and prints the figures. Nothing else should run then.
+//! holds everything to its bounds, and prints the figures. Nothing else should run then. With `TIDEGATE_TEST_FLUVIO` and
+//! `TIDEGATE_TEST_FLUVIO_SPU` a Fluvio cluster is one of the destinations. `TIDEGATE_OUTAGE_OF=Fluvio` makes only those of that name.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use tidegate_events::Dataset;
 
 use crate::faulty_proxy::{Mode, Proxy};
+use crate::fluvio_world::{Cluster, disturb};
 use crate::ledger::{Ledger, Load, Pace};
 use crate::redis_nodes::lasting;
 use crate::redis_world::RedisServer;
@@ -17,7 +20,10 @@ use crate::s3_server::{CREDENTIALS, Ill, S3Server};
 use crate::server::{Caller, PATIENCE, Server, on_demand};
 use crate::timescale::{proxied, query, until};
 
-const SINKS: [&str; 3] = ["timescale:ingest", "redis:ingest", "parquet:ingest"];
+const TIMESCALE: &str = "timescale:ingest";
+const REDIS: &str = "redis:ingest";
+const OBJECTS: &str = "parquet:ingest";
+const FLUVIO: &str = "fluvio:ingest";
 /// From here on everything is held to its bounds: shorter runs are made beside other tests.
 const STRICT_S: u64 = 30;
 /// Events that are sent in a second: far from what the server can do.
@@ -38,6 +44,8 @@ enum Outage {
     RedisStopped,
     ObjectsAway,
     ObjectsHang,
+    FluvioStopped,
+    FluvioKilled,
 }
 
 impl Outage {
@@ -47,9 +55,10 @@ impl Outage {
             | Self::DatabaseHangs
             | Self::DatabaseSlow
             | Self::DatabaseCutsOff
-            | Self::DatabaseStopped => SINKS[0],
-            Self::RedisStopped => SINKS[1],
-            Self::ObjectsAway | Self::ObjectsHang => SINKS[2],
+            | Self::DatabaseStopped => TIMESCALE,
+            Self::RedisStopped => REDIS,
+            Self::ObjectsAway | Self::ObjectsHang => OBJECTS,
+            Self::FluvioStopped | Self::FluvioKilled => FLUVIO,
         }
     }
 }
@@ -59,8 +68,11 @@ struct Destinations {
     proxy: Proxy,
     redis: RedisServer,
     objects: S3Server,
+    fluvio: Option<Cluster>,
     /// Processes that were stopped.
     stopped: Vec<Pid>,
+    /// What makes Fluvio well again.
+    repair: Option<&'static str>,
 }
 
 impl Destinations {
@@ -74,7 +86,18 @@ impl Destinations {
             Outage::RedisStopped => self.redis.signal("STOP"),
             Outage::ObjectsAway => self.objects.fall(Ill::Away),
             Outage::ObjectsHang => self.objects.fall(Ill::Hangs),
+            Outage::FluvioStopped => self.disturb("stop", "cont"),
+            Outage::FluvioKilled => self.disturb("kill", "start"),
         }
+    }
+
+    fn disturb(&mut self, harm: &str, repair: &'static str) {
+        disturb(harm);
+        self.repair = Some(repair);
+    }
+
+    fn sinks(&self) -> Vec<&'static str> {
+        [TIMESCALE, REDIS, OBJECTS].into_iter().chain(self.fluvio.as_ref().map(|_| FLUVIO)).collect()
     }
 
     fn stop(&mut self, processes: Vec<Pid>) {
@@ -88,6 +111,7 @@ impl Destinations {
         self.proxy.set(Mode::Pass);
         self.objects.fall(Ill::Well);
         self.redis.signal("CONT");
+        self.repair.take().into_iter().for_each(disturb);
         for process in self.stopped.drain(..) {
             // One that ended meanwhile needs nothing.
             let _ = kill_process(process, Signal::CONT);
@@ -162,10 +186,10 @@ impl<'a> Run<'a> {
 }
 
 /// The largest lag, in time, of the destinations that are not ill.
-fn others_behind(server: &Server, ill: &str, time: Duration, per_s: f64) -> Duration {
+fn others_behind(server: &Server, sinks: &[&str], ill: &str, time: Duration, per_s: f64) -> Duration {
     let (mut client, started, mut most) = (server.client(), Instant::now(), 0.0f64);
     while started.elapsed() < time {
-        for sink in SINKS.iter().filter(|sink| **sink != ill) {
+        for sink in sinks.iter().filter(|sink| **sink != ill) {
             most = most.max(lag(&mut client, sink));
         }
         std::thread::sleep(Duration::from_millis(200));
@@ -188,12 +212,21 @@ fn made_up(server: &Server, sink: &str, per_s: f64) -> (Duration, f64) {
     }
 }
 
+/// The part of a name that outages must have.
+#[expect(clippy::disallowed_methods, reason = "a choice among tests, not configuration of the program")]
+fn wanted() -> String {
+    std::env::var("TIDEGATE_OUTAGE_OF").unwrap_or_default()
+}
+
 #[test]
 fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
     let seconds = on_demand("TIDEGATE_OUTAGE_S", 5);
     let (strict, time) = (seconds >= STRICT_S, Duration::from_secs(seconds));
     let ((proxy, url), schema) = (proxied(), format!("outages{}", std::process::id()));
-    let mut around = Destinations { proxy, redis: lasting(), objects: S3Server::start(), stopped: Vec::new() };
+    let fluvio = Cluster::alone("Fluvio among the destinations that are away for a while");
+    let (redis, objects) = (lasting(), S3Server::start());
+    let mut around = Destinations { proxy, redis, objects, fluvio, stopped: Vec::new(), repair: None };
+    let sinks = around.sinks();
     let mut settings: Vec<(&str, String)> = vec![
         ("STARTER_PACK", "false".into()),
         ("DELIVERY__FLUSH_INTERVAL_MS", "500".into()),
@@ -211,12 +244,19 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
         ("SINKS__REDIS__STREAMS__ENTRIES_MAX", "100000000".into()),
     ];
     settings.extend(around.objects.settings());
+    if let Some(cluster) = &around.fluvio {
+        let config = cluster.config();
+        settings.push(("SINKS__FLUVIO__ADDRESS", config.address));
+        settings.push(("SINKS__FLUVIO__PREFIX", config.prefix));
+        settings.push(("SINKS__FLUVIO__CONNECT_MS_MAX", "1000".into()));
+        settings.push(("SINKS__FLUVIO__REPLY_MS_MAX", "2000".into()));
+    }
     let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let mut server = Server::start_in(&CREDENTIALS, &settings);
     let mut ledger = Ledger::default();
     let usual = Run::start(&server, "well");
     // With the same looks at the metrics as later: they cost something too.
-    let behind = others_behind(&server, "", time, RATE);
+    let behind = others_behind(&server, &sinks, "", time, RATE);
     let usual = usual.end(&mut ledger);
     println!("all well for {seconds} s: {usual:.0?}, at most {behind:.1?} behind");
 
@@ -228,11 +268,14 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
         Outage::ObjectsAway,
     ];
     let long = [Outage::DatabaseRefuses, Outage::DatabaseStopped, Outage::ObjectsHang];
-    for outage in short.iter().chain(long.iter().filter(|_| strict)) {
+    let fluvio = [Outage::FluvioStopped, Outage::FluvioKilled];
+    let fluvio = fluvio.iter().filter(|_| sinks.contains(&FLUVIO));
+    let all = short.iter().chain(long.iter().filter(|_| strict)).chain(fluvio);
+    for outage in all.filter(|outage| format!("{outage:?}").contains(&wanted())) {
         let sink = outage.sink();
         around.fall(*outage);
         let run = Run::start(&server, &format!("{outage:?}"));
-        let others = others_behind(&server, sink, time, usual.per_s);
+        let others = others_behind(&server, &sinks, sink, time, usual.per_s);
         let during = run.end(&mut ledger);
         let mut client = server.client();
         let told = || String::from_utf8_lossy(&server.client().get("/readyz").body).into_owned();
@@ -247,7 +290,7 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
         around.be_well();
         let (took, per_s) = made_up(&server, sink, usual.per_s);
         assert_ne!(gauge(&mut client, "circuit_open", sink), Some(1.0), "{outage:?}: the circuit is closed");
-        let after = others_behind(&server, "", Duration::from_secs(2), usual.per_s);
+        let after = others_behind(&server, &sinks, "", Duration::from_secs(2), usual.per_s);
         let caught = run.end(&mut ledger);
         println!(
             "{outage:?} for {seconds} s: {during:.0?}, others at most {others:.1?} behind; made up for in {took:.1?} at \
@@ -276,7 +319,7 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
 fn everywhere(server: &Server, around: &Destinations, ledger: &Ledger, schema: &str) {
     let mut client = server.client();
     let sent = ledger.acknowledged.len();
-    for sink in SINKS {
+    for sink in around.sinks() {
         until(&format!("{sink} has everything"), || lag(&mut client, sink) == 0.0);
     }
     ledger.agree(&mut client);
@@ -286,4 +329,10 @@ fn everywhere(server: &Server, around: &Destinations, ledger: &Ledger, schema: &
     let entries = around.redis.cli(&["XLEN", "tidegate:stream:default:security_events"]);
     assert_eq!(entries.trim(), sent.to_string(), "in Redis");
     println!("{sent} events, each once in the database, in Redis and in the object store");
+    if let Some(cluster) = &around.fluvio {
+        let records = cluster.consume(Dataset::SecurityEvents, Some(32 << 20));
+        let distinct: BTreeSet<String> = records.iter().map(|record| record.id.clone()).collect();
+        assert_eq!(distinct, ledger.acknowledged, "in Fluvio");
+        println!("and each in Fluvio, {} of them again", records.len() - sent);
+    }
 }

@@ -447,3 +447,55 @@ fn a_write_that_is_given_up_leaves_nothing_doubled() {
     assert_eq!(server.ids("tidegate"), ["a", "b"]);
     assert_eq!(streams.committed(), 2);
 }
+
+/// Rows a second into Redis Streams, beside XADD of the same entries by the stock client in pipelines as long as a call of the sink.
+/// On demand: `TIDEGATE_REDIS_SPEED=1 cargo xtask with-servers cargo test --release --workspace --test it -- redis_speed --nocapture`
+#[test]
+fn redis_speed() {
+    use crate::timescale_speed::{BATCH_ROWS, BATCHES, rows};
+    if std::env::var_os("TIDEGATE_REDIS_SPEED").is_none() {
+        return;
+    }
+    let batches: Vec<_> = (0..BATCHES).map(rows).collect();
+    let all = (BATCHES * BATCH_ROWS) as f64;
+    let (server, runtime) = (RedisServer::start(&[]), runtime());
+    for round in 0..3 {
+        server.ask(&["FLUSHALL"]);
+        let config = RedisConfig { streams: StreamsConfig::default(), ..server.config() };
+        let mut sink = sink(&config, AnyLog::new(), &SimFs::new());
+        let started = Instant::now();
+        for batch in &batches {
+            let next_offset = batch.next_offset();
+            let write = sink.write(Delivery { batches: vec![batch.clone()], next_offset });
+            runtime.block_on(write).expect("taken");
+        }
+        runtime.block_on(sink.flush()).expect("committed");
+        let ours = all / started.elapsed().as_secs_f64();
+        let raw = all / raw(&server, &config).as_secs_f64();
+        println!("round {round}: sink {ours:.0} rows/s, raw XADD {raw:.0} rows/s: {:.1} %", 100.0 * ours / raw);
+    }
+}
+
+/// Reads what the sink wrote, and how long it takes to write it again into other streams with the same bounds.
+fn raw(server: &RedisServer, config: &RedisConfig) -> Duration {
+    let mut client = server.connection();
+    let names: Vec<String> = client.keys(format!("{}:stream:*", config.prefix)).expect("keys").into_iter().collect();
+    let mut entries = Vec::new();
+    for name in &names {
+        let stream = client.xrange_all(name).expect("entries");
+        entries.extend(stream.ids.into_iter().map(|entry| (format!("raw:{name}"), entry.map)));
+    }
+    let started = Instant::now();
+    for call in entries.chunks(config.streams.batch_entries_max) {
+        let mut requests = redis::pipe();
+        for (name, fields) in call {
+            let add = requests.cmd("XADD").arg(name).arg("MAXLEN").arg("~").arg(config.streams.entries_max).arg("*");
+            for (field, value) in fields {
+                let Value::BulkString(value) = value else { panic!("{field}: {value:?}") };
+                add.arg(field).arg(value);
+            }
+        }
+        requests.query::<Vec<Value>>(&mut client).expect("added");
+    }
+    started.elapsed()
+}
