@@ -3,6 +3,7 @@
 //! One text for one group: a value that could be taken for more than itself is quoted as a JSON string, and a value that is
 //! too long is cut and ends with a hash of the whole. So equal texts are equal groups, whatever an event says.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use xxhash_rust::xxh3::xxh3_128;
@@ -37,6 +38,16 @@ fn push_value(key: &mut String, value: &str) {
     }
 }
 
+/// A text of at most so many bytes: for the end of a longer one its hash stands.
+pub(crate) fn bounded(text: &str, bytes_max: usize) -> Cow<'_, str> {
+    const HASH_BYTES: usize = "…".len() + 32;
+    if text.len() <= bytes_max {
+        return text.into();
+    }
+    let kept = text.get(..text.floor_char_boundary(bytes_max.saturating_sub(HASH_BYTES))).unwrap_or_default();
+    format!("{kept}…{:032x}", hash(text)).into()
+}
+
 /// The key of a group: its text, hashed.
 pub(crate) fn hash(key: &str) -> u128 {
     xxh3_128(key.as_bytes())
@@ -45,6 +56,14 @@ pub(crate) fn hash(key: &str) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_texts_stay_apart() {
+        let long = |end: &str| format!("{}{end}", "é".repeat(500));
+        let (one, other) = (bounded(&long("a"), 240).into_owned(), bounded(&long("b"), 240).into_owned());
+        assert!(one != other && one.len() <= 240 && one.starts_with('é'), "{one}");
+        assert_eq!(bounded("short", 240), "short");
+    }
 
     fn key(pairs: &[(&str, &str)]) -> String {
         let mut key = String::new();

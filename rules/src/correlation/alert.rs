@@ -11,22 +11,14 @@ use crate::correlation::entry::Entry;
 use crate::correlation::group::{Fire, Group};
 use crate::correlation::set::Correlation;
 use crate::datetime::write_time;
-use crate::group_key;
+use crate::group_key::{self, bounded};
 
 /// The most bytes of one value of a group.
 const VALUE_BYTES_MAX: usize = 240;
 
 /// Appends a value to the key of a group.
 pub(crate) fn push_value(key: &mut Vec<u8>, value: &str) {
-    let mut cut = String::new();
-    let value = if value.len() <= VALUE_BYTES_MAX {
-        value
-    } else {
-        let kept = value.get(..value.floor_char_boundary(VALUE_BYTES_MAX - 40)).unwrap_or_default();
-        cut.push_str(kept);
-        cut.push_str(&format!("…{:032x}", group_key::hash(value)));
-        &cut
-    };
+    let value = bounded(value, VALUE_BYTES_MAX);
     key.push(value.len() as u8);
     key.extend_from_slice(value.as_bytes());
 }

@@ -4,6 +4,8 @@ use crate::correlation::completing::Completing;
 use crate::correlation::entry::Entry;
 use crate::correlation::group::{Closing, Fed, Fire, Group, OpenWindow, Terms};
 
+/// Room for so many windows stays when they are over.
+const WINDOWS_FEW: usize = 2;
 /// The most windows of a group that may be open over one moment.
 const OVERLAPS_MAX: usize = 32;
 
@@ -41,7 +43,7 @@ impl Group {
     /// Takes an event up, in the windows that are open for it, or in one that it opens.
     pub fn feed_closing(&mut self, entry: Entry, completing: Completing, terms: &Terms<'_>) -> Fed {
         let mut fed = Fed { looked_at: 1, ..Fed::default() };
-        let (time, span) = (entry.time, terms.span());
+        let (time, span, completing) = (entry.time, terms.span(), completing.bounded());
         if !self.insert(entry, terms, &mut fed) {
             return fed;
         }
@@ -82,6 +84,9 @@ impl Group {
         let closing = self.closing();
         let window = closing.windows.pop_front()?;
         closing.bytes -= window.bytes();
+        if closing.windows.capacity() > WINDOWS_FEW && closing.windows.len() * 4 <= closing.windows.capacity() {
+            closing.windows.shrink_to(closing.windows.len());
+        }
         let end = window.start.saturating_add(terms.span());
         closing.decided = closing.decided.max(end);
         let from = self.entries().partition_point(|entry| entry.time < window.start);

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-/// The most bytes that are kept of each text: what a window remembers until its end is bounded.
-const TEXT_BYTES_MAX: usize = 1_024;
+/// The most bytes that a window that waits keeps of each text: what it remembers until its end is bounded.
+const WAITING_BYTES_MAX: usize = 1_024;
+/// The most bytes of each text that there is a length for.
+const TEXT_BYTES_MAX: usize = NONE as usize - 1;
 /// The length of a text that is not there.
 const NONE: u16 = u16::MAX;
 const TEXTS: usize = 4;
@@ -17,16 +19,31 @@ pub(crate) struct Completing {
 }
 
 impl Completing {
-    /// Of the texts of an event. Of longer ones it keeps the first 1,024 bytes.
+    /// Of the texts of an event.
     pub fn new(source: &str, [actor, asset, resource]: [Option<&str>; 3]) -> Self {
-        let cut = |text: &'_ str| text.floor_char_boundary(TEXT_BYTES_MAX.min(text.len()));
-        let texts = [Some(source), actor, asset, resource];
-        let kept =
-            || texts.into_iter().map(|text| text.map(|text| text.as_bytes().get(..cut(text)).unwrap_or_default()));
+        Self::of([Some(source), actor, asset, resource], TEXT_BYTES_MAX)
+    }
+
+    /// What a window that waits keeps: of each text the first 1,024 bytes.
+    pub fn bounded(self) -> Self {
+        if self.packed.len() <= WAITING_BYTES_MAX {
+            return self;
+        }
+        let [actor, asset, resource] = self.about();
+        Self::of([Some(self.source()), actor, asset, resource], WAITING_BYTES_MAX)
+    }
+
+    fn of(texts: [Option<&str>; TEXTS], bytes_max: usize) -> Self {
+        let kept = texts.map(|text| {
+            text.map(|text| {
+                text.as_bytes().get(..text.floor_char_boundary(bytes_max.min(text.len()))).unwrap_or_default()
+            })
+        });
+        let all = || kept.iter().copied();
         let length = |text: Option<&[u8]>| text.map_or(NONE, |text| text.len() as u16).to_le_bytes();
-        let mut packed = Vec::with_capacity(TEXTS * 2 + kept().flatten().map(<[u8]>::len).sum::<usize>());
-        kept().for_each(|text| packed.extend_from_slice(&length(text)));
-        kept().flatten().for_each(|text| packed.extend_from_slice(text));
+        let mut packed = Vec::with_capacity(TEXTS * 2 + all().flatten().map(<[u8]>::len).sum::<usize>());
+        all().for_each(|text| packed.extend_from_slice(&length(text)));
+        all().flatten().for_each(|text| packed.extend_from_slice(text));
         Self { packed: packed.into() }
     }
 
@@ -59,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_come_back_and_long_ones_are_cut_between_characters() {
+    fn texts_come_back_and_a_window_that_waits_keeps_the_begin_of_long_ones() {
         for about in [
             [None, None, None],
             [Some("alice"), None, Some("")],
@@ -72,8 +89,12 @@ mod tests {
         assert_eq!((Completing::default().source(), Completing::default().about()), ("", [None; 3]));
         let long = format!("a{}", "é".repeat(9_000));
         let own = Completing::new(&long, [Some(&long), None, Some("r")]);
+        assert_eq!((own.source(), own.about()), (&*long, [Some(&*long), None, Some("r")]));
+        let own = own.bounded();
         assert_eq!(own.source(), format!("a{}", "é".repeat(511)));
         assert_eq!(own.about(), [Some(own.source()), None, Some("r")]);
-        assert!(own.bytes() <= 2 * TEXT_BYTES_MAX + 32);
+        assert!(own.bytes() <= 2 * WAITING_BYTES_MAX + 32);
+        let longer = "x".repeat(99_999);
+        assert_eq!(Completing::new("", [Some(&longer), None, None]).about(), [Some(&longer[..65_534]), None, None]);
     }
 }

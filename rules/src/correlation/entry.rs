@@ -1,6 +1,10 @@
 //! One event as a group remembers it.
 
 use crate::correlation::amount::Amount;
+use crate::group_key::bounded;
+
+/// The most bytes of an id that is no UUID: of a longer one, the hash stands for the end.
+const TEXT_BYTES_MAX: usize = 240;
 
 /// The id of an event: 16 bytes when it is a UUID in lower case, else its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +15,7 @@ pub(crate) enum EventId {
 
 impl EventId {
     pub fn new(text: &str) -> Self {
-        uuid(text.as_bytes()).map_or_else(|| Self::Text(text.into()), Self::Uuid)
+        uuid(text.as_bytes()).map_or_else(|| Self::Text(bounded(text, TEXT_BYTES_MAX).as_ref().into()), Self::Uuid)
     }
 
     pub fn text(&self) -> String {

@@ -256,11 +256,6 @@ impl Group {
     /// About how many bytes it takes, whatever way it came to be.
     pub fn bytes(&self, definition: &Definition) -> usize {
         let entries = self.entries();
-        let ids = match entries.first() {
-            // Ids of a group are of one kind.
-            Some(first) => first.id.bytes() * entries.len(),
-            None => 0,
-        };
         let gauge = self.gauge.as_ref().map_or(0, |gauge| gauge.bytes(entries.len()) + size_of::<Gauge>() + 16);
         let indexed = if entries.len() > NEAR_MAX {
             Index::bytes(definition.kind, entries.len()) + entries.len() * REPEATS_BYTES
@@ -273,7 +268,7 @@ impl Group {
         GROUP_BYTES
             + self.key.len().next_multiple_of(16)
             + Line::room(entries.len()) * size_of::<Entry>()
-            + ids
+            + self.line.id_bytes()
             + gauge
             + indexed
             + windows

@@ -90,8 +90,8 @@ impl Correlations {
             self.begin_anew(bucket, slot, terms);
         }
         if (over || found.is_none()) && self.counts.evicted == evicted {
-            // A window's group takes two more steps to go, any other one: every second time there is one to catch up with.
-            self.allowed += if correlation.eager { self.next_number % 2 } else { 1 };
+            // One that gave way for it took its step.
+            self.allowed += 1;
         }
         Some(Found { bucket, slot, sources, mark })
     }

@@ -14,11 +14,14 @@ pub(crate) struct Line {
     /// What comes before `start` is room.
     all: Vec<Entry>,
     start: u32,
+    /// What the ids of its events take on the heap.
+    id_bytes: u32,
 }
 
 impl Line {
     pub fn new(entries: Vec<Entry>) -> Self {
-        Self { all: entries, start: 0 }
+        let id_bytes = id_bytes(&entries);
+        Self { all: entries, start: 0, id_bytes }
     }
 
     pub fn as_slice(&self) -> &[Entry] {
@@ -30,6 +33,11 @@ impl Line {
         if len <= FEW { len } else { len.next_power_of_two() }
     }
 
+    /// What the ids of its events take on the heap.
+    pub fn id_bytes(&self) -> usize {
+        self.id_bytes as usize
+    }
+
     pub fn len(&self) -> usize {
         self.all.len() - self.start as usize
     }
@@ -37,6 +45,7 @@ impl Line {
     /// Puts an event in at a place: those before it or those after it move on by one, whichever are fewer.
     pub fn insert(&mut self, at: usize, entry: Entry) {
         let len = self.len();
+        self.id_bytes += entry.id.bytes() as u32;
         let in_front = at < len / 2 && len >= ROOM_MIN;
         if in_front && self.start == 0 {
             let none = Entry { time: i64::MIN, id: EventId::Uuid([0; 16]), value: Value::None, slot: 0 };
@@ -61,12 +70,14 @@ impl Line {
 
     /// Takes the first `count` events off.
     pub fn cut(&mut self, count: usize) {
-        self.start += count.min(self.len()) as u32;
+        let count = count.min(self.len());
+        self.id_bytes -= id_bytes(self.as_slice().get(..count).unwrap_or_default());
+        self.start += count as u32;
         if self.start as usize * 2 >= self.all.len() {
             self.all.drain(..self.start as usize);
             self.start = 0;
-            if self.all.capacity() > 16 && self.all.len() * 4 < self.all.capacity() {
-                self.all.shrink_to(self.all.len() * 2);
+            if self.all.capacity() > FEW && self.all.len() * 4 <= self.all.capacity() {
+                self.all.shrink_to(Self::room(self.all.len()));
             }
         }
     }
@@ -77,7 +88,13 @@ impl Line {
         self.start = 0;
         let mut kept: Vec<bool> = self.all.iter().rev().map(&mut keep).collect();
         self.all.retain(|_| kept.pop().unwrap_or(true));
+        self.id_bytes = id_bytes(&self.all);
     }
+}
+
+/// What the ids of some events take on the heap: at most 2²⁰ events, and 256 bytes each.
+fn id_bytes(entries: &[Entry]) -> u32 {
+    entries.iter().map(|entry| entry.id.bytes() as u32).sum()
 }
 
 /// The sum of the amounts of some events, as people are told it: exact, unless one is a float.
@@ -107,7 +124,8 @@ mod tests {
                 1 => (random >> 33) as usize % (model.len() + 1),
                 _ => model.len(),
             };
-            line.insert(at, Entry { time: number, id: EventId::Uuid([0; 16]), value: Value::None, slot: 0 });
+            let id = EventId::new(&"x".repeat(number as usize % 300));
+            line.insert(at, Entry { time: number, id, value: Value::None, slot: 0 });
             model.insert(at, number);
             if number % 7 == 6 {
                 let count = (random >> 40) as usize % 9;
@@ -119,6 +137,12 @@ mod tests {
                 model.retain(|number| number % 2 == 0);
             }
             assert!(line.as_slice().iter().map(|entry| entry.time).eq(model.iter().copied()), "{number}");
+            assert_eq!(line.id_bytes(), id_bytes(line.as_slice()) as usize);
         }
+        // What became small gives its room back.
+        line.cut(model.len() - 3);
+        assert!(line.len() == 3 && line.all.capacity() <= Line::room(3), "{}", line.all.capacity());
+        line.cut(3);
+        assert_eq!((line.all.capacity(), line.id_bytes()), (0, 0));
     }
 }
