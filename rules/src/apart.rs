@@ -16,7 +16,7 @@ use tidegate_events::{Dataset, REST_COLUMN};
 use tidegate_pipeline::LogBatch;
 
 use crate::compile::RuleSet;
-use crate::compile::interner::View;
+use crate::compile::interner::{View, is_name_of};
 use crate::config::RulesConfig;
 use crate::eval::{Counts, Evaluator, Parked, is_searched};
 
@@ -261,7 +261,7 @@ fn bytes_read(rules: &RuleSet, rows: &RecordBatch) -> Vec<usize> {
     let is_read = |name: &str| {
         rules.views.iter().any(|view| match view {
             View::Keywords { .. } => is_searched(name),
-            View::Field(names) => names.iter().any(|own| own == name || *own == name.replace(' ', "")),
+            View::Field(names) => names.iter().any(|own| is_name_of(own, name)),
         })
     };
     let mut bytes = vec![0; rows.num_rows()];

@@ -100,7 +100,7 @@ impl Default for RulesConfig {
             correlation_bytes_max: 512 << 20,
             alert_event_ids_max: 100,
             alert_value_bytes_max: 1024,
-            rule_event_ns_max: 300,
+            rule_event_ns_max: 150,
             correlation_event_ns_max: 5_000,
             placeholders: BTreeMap::new(),
         }

@@ -219,6 +219,9 @@ impl<'a> Events<'a> {
     fn fields<'r>(&mut self, row: usize, fields: &[&'r (String, ViewId)], bytes_max: usize) -> Shown<'r> {
         let mut shown = Vec::new();
         for (name, view) in fields.iter().take(FIELDS_MAX) {
+            if shown.iter().any(|(known, _)| known == name) {
+                continue;
+            }
             let values = self.shown.values(*view, row, bytes_max);
             if !values.is_empty() {
                 shown.push((name.as_str(), values));

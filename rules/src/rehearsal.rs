@@ -10,7 +10,7 @@ use tidegate_pipeline::{Emitter, LogBatch, Operator};
 use tracing::subscriber::{NoSubscriber, with_default};
 
 use crate::compile::RuleSet;
-use crate::compile::interner::View;
+use crate::compile::interner::{View, WITHIN, is_name_of};
 use crate::config::RulesConfig;
 use crate::error::RulesError;
 use crate::eval::Parked;
@@ -147,6 +147,8 @@ fn quietly<T>(work: impl FnOnce() -> T) -> T {
 #[derive(Debug, Clone, Default)]
 pub struct ColumnsRead {
     names: Arc<HashSet<String>>,
+    /// Those of them that stand for objects.
+    objects: Arc<Vec<String>>,
     /// Keywords are searched in every column.
     all: bool,
 }
@@ -161,14 +163,16 @@ impl ColumnsRead {
                 View::Keywords { .. } => all = true,
             }
         }
-        Self { names: Arc::new(names), all }
+        let objects = names.iter().filter(|name| name.ends_with(WITHIN)).cloned().collect();
+        Self { names: Arc::new(names), objects: Arc::new(objects), all }
     }
 
     /// Whether a column is read.
     pub fn has(&self, column: &str) -> bool {
         // Names of fields may have spaces that rules leave out ("Threat Name").
         let squeezed = || column.contains(' ') && self.names.contains(&column.replace(' ', ""));
-        self.all || RAISED_FROM.contains(&column) || self.names.contains(column) || squeezed()
+        let within = || self.objects.iter().any(|name| is_name_of(name, column));
+        self.all || RAISED_FROM.contains(&column) || self.names.contains(column) || squeezed() || within()
     }
 }
 

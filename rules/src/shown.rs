@@ -6,7 +6,7 @@ use arrow::array::{Array, AsArray, RecordBatch, StringArray};
 use rustc_hash::FxHashMap;
 use tidegate_events::REST_COLUMN;
 
-use crate::compile::interner::View;
+use crate::compile::interner::{View, WITHIN, is_name_of};
 use crate::compile::program::ViewId;
 use crate::eval::{Column, is_searched};
 use crate::fold::fold_char;
@@ -39,7 +39,16 @@ impl<'a> ShownRows<'a> {
         let Some(View::Field(names)) = self.views.get(view as usize) else { return };
         let by_name = self.by_name.get_or_init(|| by_name(self.rows));
         let columns = self.columns.entry(view).or_insert_with(|| {
-            (0..).zip(names).filter_map(|(rank, name)| Some((rank, *by_name.get(name.as_str())?))).collect()
+            let mut columns: Vec<(usize, Column<'a>)> = Vec::new();
+            for (rank, name) in names.iter().enumerate() {
+                columns.extend(by_name.get(name.as_str()).map(|column| (rank, *column)));
+                if name.ends_with(WITHIN) {
+                    let within = self.rows.schema_ref().fields().iter().zip(self.rows.columns());
+                    let within = within.filter(|(field, _)| is_name_of(name, field.name()));
+                    columns.extend(within.filter_map(|(_, array)| Some((rank, Column::new(array)?))));
+                }
+            }
+            columns
         });
         let rest = self.rest.filter(|rest| rest.is_valid(row)).map(|rest| rest.value(row));
         let mut rest = rest.map(|text| rest_values(text, names));
@@ -119,6 +128,11 @@ fn rest_values(text: &str, names: &[String]) -> (usize, Vec<String>) {
 fn collect(value: &serde_json::Value, path: &mut String, names: &[String], best: &mut (usize, Vec<String>)) {
     match value {
         serde_json::Value::Null => {}
+        // It has no field in it, and is there all the same.
+        serde_json::Value::Array(items) if items.is_empty() => collected(&format!("{path}{WITHIN}"), "", names, best),
+        serde_json::Value::Object(members) if members.is_empty() => {
+            collected(&format!("{path}{WITHIN}"), "", names, best);
+        }
         serde_json::Value::Array(items) => items.iter().for_each(|item| collect(item, path, names, best)),
         serde_json::Value::Object(members) => {
             for (name, member) in members {
@@ -131,15 +145,19 @@ fn collect(value: &serde_json::Value, path: &mut String, names: &[String], best:
                 path.truncate(length);
             }
         }
-        scalar => {
-            let same = |name: &String| name == path || (path.contains(' ') && *name == path.replace(' ', ""));
-            let Some(rank) = names.iter().position(same).filter(|rank| *rank <= best.0) else { return };
-            if rank < best.0 {
-                *best = (rank, Vec::new());
-            }
-            best.1.push(scalar.as_str().map_or_else(|| scalar.to_string(), str::to_owned));
-        }
+        serde_json::Value::String(text) => collected(path, text, names, best),
+        scalar => collected(path, &scalar.to_string(), names, best),
     }
+}
+
+fn collected(path: &str, text: &str, names: &[String], best: &mut (usize, Vec<String>)) {
+    let Some(rank) = names.iter().position(|name| is_name_of(name, path)).filter(|rank| *rank <= best.0) else {
+        return;
+    };
+    if rank < best.0 {
+        *best = (rank, Vec::new());
+    }
+    best.1.push(text.to_owned());
 }
 
 pub(crate) fn shortened(value: &str, bytes_max: usize) -> String {

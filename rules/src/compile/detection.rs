@@ -11,7 +11,7 @@ use crate::compile::glob::{Element, Glob};
 use crate::compile::interner::Interner;
 use crate::compile::matcher::Matcher;
 use crate::compile::modifiers::{Test, apply};
-use crate::compile::program::Node;
+use crate::compile::program::{Node, ViewId};
 use crate::config::RulesConfig;
 use crate::logsource::Resolved;
 use crate::problem::Fault;
@@ -23,8 +23,9 @@ pub(crate) struct DetectionCompiler<'a> {
     /// The log source's number, which owns its keyword view.
     log_source: usize,
     config: &'a RulesConfig,
-    /// The fields that the rule names, in the order they are met, for the alert.
-    pub fields: Vec<String>,
+    /// The fields that the rule names, in the order they are met, for the alert: what is asked of their values, and whether they
+    /// are there.
+    pub fields: Vec<(String, ViewId)>,
     /// Predicates so far.
     predicates: usize,
 }
@@ -137,8 +138,20 @@ impl<'a> DetectionCompiler<'a> {
         self.combine(&tests.values, tests.all, tests.negated, &mut |this, test| match test {
             Test::Value(matcher) => this.predicate(view, matcher.clone()),
             Test::Present => Ok(Node::Present(view)),
-            Test::Absent | Test::Field { .. } => Err(Fault::new("this modifier needs a field")),
+            Test::There | Test::Absent | Test::Field { .. } => Err(Fault::new("this modifier needs a field")),
         })
+    }
+
+    fn object_view(&mut self, field: &str) -> ViewId {
+        let view = self.interner.object_view(self.resolved.columns(field));
+        self.note(field, view);
+        view
+    }
+
+    fn note(&mut self, field: &str, view: ViewId) {
+        if !self.fields.iter().any(|(_, known)| *known == view) {
+            self.fields.push((field.to_owned(), view));
+        }
     }
 
     fn item(&mut self, item: &DetectionItem) -> Result<Node, Fault> {
@@ -146,15 +159,14 @@ impl<'a> DetectionCompiler<'a> {
             return self.keywords(&item.field.modifiers, &item.values);
         };
         let field = rsigma_parser::fieldpath::unescape_brackets(field).into_owned();
-        if !self.fields.contains(&field) {
-            self.fields.push(field.clone());
-        }
         let view = self.interner.field_view(self.resolved.columns(&field));
+        self.note(&field, view);
         let compiled = apply(&item.field.modifiers, &item.values, false, self.config).and_then(|tests| {
             self.combine(&tests.values, tests.all, tests.negated, &mut |this, test| match test {
                 Test::Value(matcher) => this.predicate(view, matcher.clone()),
                 Test::Present => Ok(Node::Present(view)),
-                Test::Absent => Ok(Node::Present(view).negate()),
+                Test::There => Ok(Node::Present(this.object_view(&field))),
+                Test::Absent => Ok(Node::Present(this.object_view(&field)).negate()),
                 Test::Field { other, place, cased } => {
                     let right = this.interner.field_view(this.resolved.columns(other));
                     Ok(Node::Fields { left: view, right, place: *place, cased: *cased })

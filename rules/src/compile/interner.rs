@@ -13,10 +13,21 @@ use crate::problem::Fault;
 /// The values that a predicate looks at.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum View {
-    /// The first of these columns that has a value in the row.
+    /// The first of these columns that has a value in the row. A name that ends with [`WITHIN`] is that of all columns in it.
     Field(Vec<String>),
     /// Every column, for the keywords of the rules of one log source.
     Keywords { log_source: usize },
+}
+
+/// Ends a name that stands for an object: for all columns whose names go on after its dot.
+pub(crate) const WITHIN: &str = ".*";
+
+/// Whether a name in a view is that of a column. Names of fields may have spaces that rules leave out ("Threat Name").
+pub(crate) fn is_name_of(name: &str, column: &str) -> bool {
+    let within = |object: &str| column.strip_prefix(object).is_some_and(|rest| rest.starts_with('.'));
+    name == column
+        || (column.contains(' ') && *name == column.replace(' ', ""))
+        || name.strip_suffix(WITHIN).is_some_and(within)
 }
 
 /// One predicate.
@@ -54,6 +65,13 @@ impl Interner {
     }
 
     pub fn field_view(&mut self, columns: Vec<String>) -> ViewId {
+        self.view(View::Field(columns))
+    }
+
+    /// A field that may be an object, to ask whether it is there.
+    pub fn object_view(&mut self, mut columns: Vec<String>) -> ViewId {
+        let within: Vec<String> = columns.iter().map(|name| format!("{name}{WITHIN}")).collect();
+        columns.extend(within);
         self.view(View::Field(columns))
     }
 

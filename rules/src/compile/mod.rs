@@ -269,7 +269,6 @@ impl<'a> Compiler<'a> {
             let view = interner.field_view(resolved.columns(&field));
             (field, view)
         };
-        let fields: Vec<_> = fields.into_iter().map(&mut with_view).collect();
         let shown: Vec<_> = rule.fields.iter().take(32).cloned().map(&mut with_view).collect();
         let group_by = wanted.group_by.map(|fields| fields.into_iter().map(&mut with_view).collect());
         self.ids.insert((file.org_id.clone(), id.clone()), file.name.clone());

@@ -19,9 +19,11 @@ const LONG_FROM: f64 = 9_223_372_036_854_775_808.0;
 pub(crate) enum Test {
     /// The field has a value that matches.
     Value(Matcher),
-    /// The field has a value.
+    /// The field has a value that is no object.
     Present,
-    /// The field has no value.
+    /// The field has a value, or is an object.
+    There,
+    /// It has not, and is none.
     Absent,
     /// A value of the field relates so to a value of another field of the same event.
     Field { other: String, place: Place, cased: bool },
@@ -376,12 +378,12 @@ fn windash(value: Value, encoded: bool, out: &mut Vec<Value>) -> Result<(), Faul
 
 fn exists(value: &Value) -> Result<Test, Fault> {
     let text = match value {
-        Value::Bool(true) => return Ok(Test::Present),
+        Value::Bool(true) => return Ok(Test::There),
         Value::Bool(false) => return Ok(Test::Absent),
         other => plain_text(other.clone(), "exists").unwrap_or_default().to_ascii_lowercase(),
     };
     match text.as_str() {
-        "true" | "yes" => Ok(Test::Present),
+        "true" | "yes" => Ok(Test::There),
         "false" | "no" => Ok(Test::Absent),
         _ => Err(Fault::new("exists needs true or false").near("|exists")),
     }

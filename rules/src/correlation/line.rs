@@ -76,7 +76,7 @@ impl Line {
         if self.start as usize * 2 >= self.all.len() {
             self.all.drain(..self.start as usize);
             self.start = 0;
-            if self.all.capacity() > FEW && self.all.len() * 4 <= self.all.capacity() {
+            if self.all.is_empty() || (self.all.capacity() > FEW && self.all.len() * 4 <= self.all.capacity()) {
                 self.all.shrink_to(Self::room(self.all.len()));
             }
         }

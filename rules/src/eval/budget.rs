@@ -16,8 +16,12 @@ const SAMPLES_MIN: u32 = 16;
 const NS_ENOUGH: u64 = 250_000_000;
 /// Samples without which they do not.
 const SAMPLES_ENOUGH: u32 = 4;
-/// A rule may take one part in so many of the time that goes by: a stream that is idle has time for a slow rule.
+/// A rule may take one part in so many of the time that goes by, in all and of late: a stream that is idle has time for a slow
+/// rule.
 const PARTS: u32 = 10;
+/// What is of late: the time after which it counts half, and the least of it that says something.
+const LATE: Duration = Duration::from_secs(1);
+const LATE_MIN: Duration = Duration::from_millis(500);
 /// All that is of one tenant together may take one part in so many, however little each takes.
 const TENANT_PARTS: u32 = 3;
 /// How often it is looked what all that is of a tenant takes.
@@ -63,6 +67,8 @@ pub(crate) struct Budget {
     /// Events since then, as far as they count.
     rows: u64,
     since: Instant,
+    /// Since when what was spent is of late.
+    late_since: Instant,
     spent: Vec<Spent>,
     parked: Vec<bool>,
     /// Units that cost more than [`NS_MIN`] since they were last looked at.
@@ -87,6 +93,8 @@ pub(crate) struct Terms {
 #[derive(Debug, Clone, Copy, Default)]
 struct Spent {
     ns: u64,
+    /// Of late.
+    late_ns: u64,
     samples: u32,
     /// What they stand for.
     events: u64,
@@ -109,6 +117,7 @@ impl Budget {
             terms,
             rows: 0,
             since: now,
+            late_since: now,
             spent,
             parked,
             suspects: Vec::new(),
@@ -138,7 +147,8 @@ impl Budget {
     pub fn sampled_beside(&mut self, unit: usize, ns: u64, weight: u64) {
         if let Some(spent) = self.spent.get_mut(unit) {
             let counted = ns.min(SAMPLE_NS_MAX.max(spent.longest_ns.saturating_mul(2)));
-            spent.ns = spent.ns.saturating_add(counted.saturating_mul(weight));
+            let counted = counted.saturating_mul(weight);
+            (spent.ns, spent.late_ns) = (spent.ns.saturating_add(counted), spent.late_ns.saturating_add(counted));
             spent.longest_ns = ns.max(spent.longest_ns - spent.longest_ns / FORGOTTEN_PART);
             spent.samples = spent.samples.saturating_add(1);
             if spent.ns > NS_MIN && spent.samples >= SAMPLES_ENOUGH && self.suspects.last() != Some(&unit) {
@@ -204,15 +214,23 @@ impl Budget {
         let Some(spent) = self.spent.get(unit) else { return false };
         let many = spent.samples >= SAMPLES_MIN && rows >= ROWS_MIN && !self.terms.own_events;
         let said_enough = many || spent.ns >= NS_ENOUGH;
+        let least = Duration::from_nanos(NS_MIN);
+        // What was cheap for seconds and turns dear is not excused by them.
+        let late_share = self.late_since.elapsed().max(LATE_MIN) / PARTS;
         said_enough
             && self.average(unit, rows) > self.terms.event_ns_max
-            && Duration::from_nanos(spent.ns) > share.max(Duration::from_nanos(NS_MIN))
+            && (Duration::from_nanos(spent.ns) > share.max(least)
+                || Duration::from_nanos(spent.late_ns) > late_share.max(least))
     }
 
     /// Ends a batch. The units that are parked now, in order.
     pub fn end_batch(&mut self, rows: u64) -> Vec<usize> {
         self.rows += rows;
         let parked = self.judge(0);
+        while self.late_since.elapsed() > LATE {
+            self.late_since += self.late_since.elapsed() / 2;
+            self.spent.iter_mut().for_each(|spent| spent.late_ns /= 2);
+        }
         while self.rows > ROWS_MAX || self.since.elapsed() > TIME_MAX {
             self.rows /= 2;
             self.since += self.since.elapsed() / 2;
@@ -363,6 +381,29 @@ mod tests {
         before.since = long_ago();
         before.end_batch(1);
         assert!(before.spent().0.sum::<u64>() < 40 * 22_000_000 / 4);
+    }
+
+    #[test]
+    fn what_turns_dear_after_seconds_that_were_cheap_is_parked_for_what_it_takes_of_late() {
+        let ago = |ms| Instant::now().checked_sub(Duration::from_millis(ms)).expect("a clock that runs");
+        // A fifth of the last 900 ms, after 3 s of nothing.
+        let spend = |late_ms: u64, ms: u64| {
+            let mut own = budget(1);
+            own.since = ago(3_900);
+            own.late_since = ago(late_ms);
+            (0..ms).for_each(|_| own.sampled(0, 1_000_000 / SAMPLE, SAMPLE));
+            own.end_batch(100_000)
+        };
+        assert_eq!(spend(900, 180), [0], "a fifth of it");
+        assert_eq!(spend(900, 80), [0usize; 0], "less than a tenth");
+        assert_eq!(spend(100, 49), [0usize; 0], "half a second is the least that is looked at");
+        // What was of late is not for ever.
+        let mut own = budget(1);
+        own.late_since = ago(4_000);
+        (0..300).for_each(|_| own.sampled(0, 500_000 / SAMPLE, SAMPLE));
+        own.suspects.clear();
+        own.end_batch(1_000_000);
+        assert!(own.late_since.elapsed() <= LATE && own.spent[0].late_ns == 18_750_000, "{:?}", own.spent[0]);
     }
 
     #[test]

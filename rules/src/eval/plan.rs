@@ -7,7 +7,7 @@ use hashbrown::{HashMap, HashSet};
 use rustc_hash::FxHashMap;
 use tidegate_events::REST_COLUMN;
 
-use crate::compile::interner::View;
+use crate::compile::interner::{View, WITHIN};
 use crate::compile::program::ViewId;
 use crate::eval::column::Column;
 use crate::eval::memo::{KeyHash, Keys};
@@ -34,6 +34,8 @@ pub(crate) type ClassId = u32;
 #[derive(Debug, Default)]
 pub(crate) struct ColumnIndex {
     by_name: FxHashMap<String, (ClassId, Vec<(ViewId, usize)>)>,
+    /// Whether one of the names is that of an object.
+    has_objects: bool,
     pub keys: Keys,
     /// By log source.
     keywords: FxHashMap<usize, (ClassId, ViewId)>,
@@ -84,6 +86,7 @@ impl ColumnIndex {
                 }
                 View::Field(names) => {
                     for (rank, name) in names.iter().enumerate() {
+                        index.has_objects |= name.ends_with(WITHIN);
                         let next = classes.len() as ClassId;
                         let (class, own) = index.by_name.entry(name.clone()).or_insert_with(|| (next, Vec::new()));
                         own.push((view, rank));
@@ -98,12 +101,14 @@ impl ColumnIndex {
         (index, classes)
     }
 
-    /// The classes of a column and the views that it is in. Names of fields may have spaces that rules leave out ("Threat
-    /// Name").
+    /// The classes of a column and the views that it is in: by its name, and by those of the objects that it is in. Names of
+    /// fields may have spaces that rules leave out ("Threat Name").
     fn entries(&self, name: &str) -> impl Iterator<Item = &(ClassId, Vec<(ViewId, usize)>)> {
         let direct = self.by_name.get(name);
         let squeezed = name.contains(' ').then(|| self.by_name.get(&name.replace(' ', ""))).flatten();
-        direct.into_iter().chain(squeezed)
+        let dots = name.match_indices('.').take_while(|_| self.has_objects);
+        let objects = dots.filter_map(|(at, _)| self.by_name.get(&format!("{}{WITHIN}", name.get(..at)?)));
+        direct.into_iter().chain(squeezed).chain(objects)
     }
 
     /// The classes of the columns that both name: own, other.
@@ -248,6 +253,13 @@ impl RestFields {
     fn add(&mut self, row: u32, path: &mut String, value: &serde_json::Value, index: &ColumnIndex) -> bool {
         match value {
             serde_json::Value::Null => false,
+            // It has no field in it, and is there all the same.
+            serde_json::Value::Array(items) if items.is_empty() => {
+                self.add_text(row, &format!("{path}{WITHIN}"), "", index)
+            }
+            serde_json::Value::Object(members) if members.is_empty() => {
+                self.add_text(row, &format!("{path}{WITHIN}"), "", index)
+            }
             serde_json::Value::Array(items) => {
                 items.iter().fold(false, |any, item| self.add(row, path, item, index) | any)
             }
@@ -264,20 +276,22 @@ impl RestFields {
                 }
                 any
             }
-            scalar => {
-                if index.entries(path).next().is_none() {
-                    return false;
-                }
-                let text = scalar.as_str().map_or_else(|| scalar.to_string(), str::to_owned);
-                let next = self.fields.len();
-                let at = *self.by_name.entry(path.clone()).or_insert(next);
-                match self.fields.get_mut(at) {
-                    Some((_, values)) => values.push((row, text)),
-                    None => self.fields.push((path.clone(), vec![(row, text)])),
-                }
-                true
-            }
+            serde_json::Value::String(text) => self.add_text(row, path, text, index),
+            scalar => self.add_text(row, path, &scalar.to_string(), index),
         }
+    }
+
+    fn add_text(&mut self, row: u32, path: &str, text: &str, index: &ColumnIndex) -> bool {
+        if index.entries(path).next().is_none() {
+            return false;
+        }
+        let next = self.fields.len();
+        let at = *self.by_name.entry(path.to_owned()).or_insert(next);
+        match self.fields.get_mut(at) {
+            Some((_, values)) => values.push((row, text.to_owned())),
+            None => self.fields.push((path.to_owned(), vec![(row, text.to_owned())])),
+        }
+        true
     }
 }
 

@@ -11,7 +11,7 @@ use super::trial::Trial;
 use super::watch::Watch;
 use super::{Column, Evaluator, is_searched};
 use crate::compile::RuleSet;
-use crate::compile::interner::View;
+use crate::compile::interner::{View, is_name_of};
 use crate::compile::matcher::Matcher;
 use crate::compile::program::PredicateId;
 use crate::explain::test;
@@ -128,7 +128,7 @@ fn distinct(set: &Arc<RuleSet>, batches: &[LogBatch]) -> Vec<Vec<String>> {
         let columns: Vec<(&str, Column<'_>)> = named_columns(batch);
         for ((met, view), _) in met.iter_mut().zip(&set.views).zip(&seen).filter(|(_, seen)| **seen) {
             let own = columns.iter().filter(|(name, _)| match view {
-                View::Field(names) => names.iter().any(|own| own == name),
+                View::Field(names) => names.iter().any(|own| is_name_of(own, name)),
                 View::Keywords { .. } => is_searched(name),
             });
             for (_, column) in own {

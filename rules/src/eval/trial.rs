@@ -13,7 +13,7 @@ use super::decider::{Decider, Scratch};
 use super::plan::ColumnIndex;
 use super::watch::Watch;
 use crate::compile::RuleSet;
-use crate::compile::interner::View;
+use crate::compile::interner::{View, is_name_of};
 use crate::compile::matcher::Place;
 use crate::compile::program::{Leaf, Node, PredicateId, ViewId};
 use crate::explain::Numbers;
@@ -348,10 +348,17 @@ impl ColumnNames {
         let schema = batch.rows.schema_ref();
         let names = set.views.iter().map(|view| match view {
             View::Field(columns) => {
-                let there = |name: &&String| {
-                    schema.fields().iter().any(|field| field.name() == *name || field.name().replace(' ', "") == **name)
+                let of = |name: &String| {
+                    let own: Vec<String> = schema
+                        .fields()
+                        .iter()
+                        .map(|field| field.name())
+                        .filter(|own| is_name_of(name, own))
+                        .cloned()
+                        .collect();
+                    own
                 };
-                columns.iter().filter(there).cloned().collect()
+                columns.iter().flat_map(of).collect()
             }
             View::Keywords { .. } => Vec::new(),
         });

@@ -23,7 +23,7 @@ const ITEMS: &str = "
     modifiers/fieldref modifiers/fieldref-neq modifiers/fieldref-placed modifiers/expand
     modifiers/minute modifiers/hour modifiers/day modifiers/week modifiers/month modifiers/year modifiers/time-compared
     chains/encode-then-contain chains/order
-    values/number values/number-exact values/bool values/empty values/null values/list values/event-lists
+    values/number values/number-exact values/object values/bool values/empty values/null values/list values/event-lists
     values/fields-dotted values/fields-with-spaces values/fields-mind-case values/fields-with-brackets values/array-selector
     structure/map structure/list-of-maps structure/keywords structure/keywords-numbers structure/keywords-all
     structure/keywords-modified structure/keywords-placed structure/keywords-and-maps

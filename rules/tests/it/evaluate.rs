@@ -287,6 +287,10 @@ fn fields_past_the_field_bound_are_found_in_the_rest_column() {
     assert_eq!(matches("s:\n  deep.list: x\n  other.name: Y\ncondition: s", &events), [0]);
     assert_eq!(matches("s:\n  deep.list|exists: false\ncondition: s", &events), [1, 2]);
     assert_eq!(matches("k:\n  - '\"y\"'\ncondition: k", &events), [0]);
+    assert_eq!(matches("s:\n  deep|exists: true\ncondition: s", &events), [0]);
+    let events = [json!({"_rest": "{\"o\": {}, \"l\": []}"}), json!({"_rest": "{\"o\": null}"}), json!({"l": 1})];
+    assert_eq!(matches("s:\n  o|exists: true\ncondition: s", &events), [0]);
+    assert_eq!(matches("s:\n  l: null\ncondition: s", &events), [1]);
 }
 
 #[test]

@@ -106,7 +106,16 @@ pub fn flat(event: &Value) -> Map<String, Value> {
         Cell::Many(values) if values.iter().all(Option::is_none) => None,
         Cell::Many(values) => Some(Value::Array(values.into_iter().flatten().collect())),
     };
-    cells.into_iter().filter_map(|(name, cell)| Some((name, value(cell)?))).collect()
+    let mut flat: Map<String, Value> =
+        cells.into_iter().filter_map(|(name, cell)| Some((name, value(cell)?))).collect();
+    // The objects under their names, for who asks whether they are there.
+    let names: Vec<String> = flat.keys().cloned().collect();
+    for name in &names {
+        for (at, _) in name.match_indices('.') {
+            flat.entry(&name[..at]).or_insert_with(|| serde_json::json!({"object": true}));
+        }
+    }
+    flat
 }
 
 impl Source {
@@ -121,7 +130,7 @@ impl Source {
             }
         }
         for (name, others) in &self.names {
-            if !named.contains_key(name)
+            if named.get(name).is_none_or(Value::is_object)
                 && let Some(value) = others.iter().find_map(|other| named.get(other)).cloned()
             {
                 named.insert(name.clone(), value);
