@@ -3,11 +3,9 @@
 use arrow::array::types::TimestampMicrosecondType;
 use arrow::array::{Array, AsArray, RecordBatch, StringArray};
 use arrow::error::ArrowError;
-use arrow::json::WriterBuilder;
-use arrow::json::writer::LineDelimited;
 use chrono::{DateTime, SecondsFormat};
 use tidegate_events::Dataset;
-use tidegate_pipeline::delivery::in_offset_time;
+use tidegate_pipeline::delivery::json_rows;
 use tidegate_pipeline::{LogBatch, Offset};
 
 use crate::error::SinksError;
@@ -90,21 +88,6 @@ pub(crate) fn entries(batch: &LogBatch, from: Offset, event_bytes_max: usize) ->
 /// Alerts look as they do in the feed and over HTTP.
 fn alerts(rows: &RecordBatch) -> Vec<Vec<u8>> {
     (0..rows.num_rows()).map(|row| render_alert(rows, row).into_bytes()).collect()
-}
-
-/// Each row as a JSON object, without what is null.
-fn json_rows(rows: &RecordBatch) -> Result<Vec<Vec<u8>>, ArrowError> {
-    let builder = WriterBuilder::new().with_timestamp_tz_format("%Y-%m-%dT%H:%M:%S%.6fZ".to_owned());
-    let mut writer = builder.build::<_, LineDelimited>(Vec::with_capacity(rows.num_rows() * 256));
-    writer.write(&in_offset_time(rows)?)?;
-    writer.finish()?;
-    let text = writer.into_inner();
-    // Line breaks in texts are escaped.
-    let lines: Vec<_> = text.split(|byte| *byte == b'\n').take(rows.num_rows()).map(<[u8]>::to_vec).collect();
-    if lines.len() == rows.num_rows() {
-        return Ok(lines);
-    }
-    Err(ArrowError::JsonError(format!("{} JSON texts for {} rows", lines.len(), rows.num_rows())))
 }
 
 #[cfg(test)]

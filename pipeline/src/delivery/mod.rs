@@ -26,7 +26,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
 pub use dead_letter::{DeadLetter, LetterText, dead_letter_batch};
-pub use letters::in_offset_time;
+pub use letters::json_rows;
 
 use crate::error::PipelineError;
 use crate::health::Stage;

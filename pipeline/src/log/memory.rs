@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use arrow::array::BooleanArray;
-use arrow::compute::filter_record_batch;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use super::dedup::{GroupKeys, Window};
 use super::segment::memory_bytes;
 use super::shared::Tail;
-use super::{Append, AppendReply, AppendResult, Appended, LogBatch, LogBounds, Offset, StreamLog, check_batch};
+use super::{
+    Append, AppendReply, AppendResult, Appended, EventBatch, LogBatch, LogBounds, Offset, StreamLog, check_batch,
+};
 use crate::error::{AppendError, PipelineError};
 
 /// A log that holds its batches in memory and answers at once, with the same offsets and de-duplication as
@@ -50,18 +50,14 @@ impl MemoryLog {
         let mut next = state.next;
         for (nth, batch) in append.batches.into_iter().enumerate() {
             let duplicates = keys.duplicates(&batch.keys, &state.window);
-            let mut keep = vec![true; batch.rows.num_rows()];
-            for row in &duplicates {
-                keep[*row] = false;
-            }
-            let rows = filter_record_batch(&batch.rows, &BooleanArray::from(keep))
-                .map_err(|error| AppendError::Failed(error.to_string()))?;
-            appended.duplicates.extend(duplicates.into_iter().map(|row| (nth, row)));
+            appended.duplicates.extend(duplicates.iter().map(|row| (nth, *row)));
+            let kept = batch.without(duplicates).map_err(|error| AppendError::Failed(error.to_string()))?;
+            let EventBatch { dataset, rows, .. } = kept;
             let offset = next;
             next += rows.num_rows() as u64;
             appended.offsets.push(offset..next);
             if offset < next {
-                stored.push(LogBatch { offset, dataset: batch.dataset, rows });
+                stored.push(LogBatch { offset, dataset, rows });
             }
         }
         keys.commit(&mut state.window);

@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use arrow::error::ArrowError;
 use tidegate_events::Dataset;
 use tokio::sync::{oneshot, watch};
 
@@ -76,6 +78,24 @@ pub struct EventBatch {
     /// One de-duplication key a row ([`tidegate_events::dedup_key`]), or 0 for a row whose id was made here and needs no
     /// look-up. Empty when no row needs one.
     pub keys: Vec<u128>,
+}
+
+impl EventBatch {
+    /// The same without the rows at these places, and without their keys.
+    ///
+    /// # Errors
+    /// Arrow's, which no well-made batch gets.
+    pub fn without(self, places: impl IntoIterator<Item = usize>) -> Result<Self, ArrowError> {
+        let mut keep = vec![true; self.rows.num_rows()];
+        for place in places {
+            if let Some(keep) = keep.get_mut(place) {
+                *keep = false;
+            }
+        }
+        let keys = self.keys.iter().zip(&keep).filter(|(_, keep)| **keep).map(|(key, _)| *key).collect();
+        let rows = filter_record_batch(&self.rows, &BooleanArray::from(keep))?;
+        Ok(Self { dataset: self.dataset, rows, keys })
+    }
 }
 
 /// One atomic request to append: all of its batches get consecutive offsets and are acknowledged together.

@@ -7,8 +7,6 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
-use arrow::array::BooleanArray;
-use arrow::compute::filter_record_batch;
 use metrics::{counter, gauge, histogram};
 use rustc_hash::FxBuildHasher;
 use tokio::sync::oneshot;
@@ -21,7 +19,7 @@ use super::recover::{is_full, random_salt};
 use super::segment::Segment;
 use super::shared::Shared;
 use super::summary::{Index, Summary};
-use super::{Ack, Appended, EventBatch, LogBatch, Offset};
+use super::{Ack, Appended, LogBatch, Offset};
 use crate::clock::now_us;
 use crate::error::AppendError;
 use crate::fields::{FieldCatalog, Seen};
@@ -160,22 +158,14 @@ impl Writer {
             group.duplicates += duplicates.len();
             appended.duplicates.extend(duplicates.iter().map(|row| (nth, *row)));
             if rows > 0 {
-                let ready = if duplicates.is_empty() { ready } else { self.without(ready, &duplicates)? };
+                let ready = match duplicates.is_empty() {
+                    true => ready,
+                    false => self.shared.prepare(ready.into_events().without(duplicates)?)?,
+                };
                 group.batches.push((base, ready));
             }
         }
         Ok(appended)
-    }
-
-    fn without(&self, ready: Ready, rows: &[usize]) -> Result<Ready, arrow::error::ArrowError> {
-        let EventBatch { dataset, rows: batch, keys } = ready.into_events();
-        let mut keep = vec![true; batch.num_rows()];
-        for row in rows {
-            keep[*row] = false;
-        }
-        let kept_keys = keys.iter().zip(&keep).filter(|(_, keep)| **keep).map(|(key, _)| *key).collect();
-        let kept = filter_record_batch(&batch, &BooleanArray::from(keep))?;
-        self.shared.prepare(EventBatch { dataset, rows: kept, keys: kept_keys })
     }
 
     fn write(&mut self, group: &Group) -> io::Result<Frames> {

@@ -202,7 +202,7 @@ async fn refused_rows_become_dead_letters_and_their_neighbours_go_on() {
         "time=7000000 received_time=8000000 ",
         " org_id=acme source=test dataset=security_events stage=delivery:scripted code=refused_by_sink reason=refused ",
         r#""event_id":"d""#,
-        r#""time":"1970-01-01T00:00:07Z""#,
+        r#""time":"1970-01-01T00:00:07.000000Z""#,
         " payload_encoding=utf8",
     ] {
         assert!(letter.contains(part), "{part} in {letter}");

@@ -8,8 +8,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::BooleanArray;
-use arrow::compute::filter_record_batch;
 use arrow::error::ArrowError;
 use metrics::{counter, histogram};
 use tidegate_pipeline::clock::now_us;
@@ -106,19 +104,10 @@ fn duplicates(batches: &[EventBatch], keys: &mut GroupKeys, window: &Window) -> 
 }
 
 /// The records of an append without these rows.
-fn without(
-    shared: &Shared,
-    mut batches: Vec<EventBatch>,
-    duplicates: &[(usize, usize)],
-) -> Result<Vec<Frame>, ArrowError> {
-    for (nth, batch) in batches.iter_mut().enumerate() {
-        let mut keep = vec![true; batch.rows.num_rows()];
-        for (_, row) in duplicates.iter().filter(|(of, _)| *of == nth) {
-            keep[*row] = false;
-        }
-        batch.keys = batch.keys.iter().zip(&keep).filter(|(_, keep)| **keep).map(|(key, _)| *key).collect();
-        batch.rows = filter_record_batch(&batch.rows, &BooleanArray::from(keep))?;
-    }
+fn without(shared: &Shared, batches: Vec<EventBatch>, duplicates: &[(usize, usize)]) -> Result<Vec<Frame>, ArrowError> {
+    let of = |nth: usize| duplicates.iter().filter(move |(of, _)| *of == nth).map(|(_, row)| *row);
+    let batches = batches.into_iter().enumerate().map(|(nth, batch)| batch.without(of(nth)));
+    let batches = batches.collect::<Result<Vec<EventBatch>, ArrowError>>()?;
     encode(&shared.place.carrier, &batches, shared.config.record_bytes_max, now_us())
 }
 

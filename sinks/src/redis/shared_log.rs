@@ -3,12 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::BooleanArray;
-use arrow::compute::filter_record_batch;
 use metrics::{counter, histogram};
 use tidegate_pipeline::log::AppendResult;
 use tidegate_pipeline::{
-    Ack, Append, AppendError, AppendReply, Appended, EventBatch, LogBatch, LogBounds, Offset, PipelineError, StreamLog,
+    Ack, Append, AppendError, AppendReply, Appended, LogBatch, LogBounds, Offset, PipelineError, StreamLog,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
@@ -141,17 +139,15 @@ fn without(append: Append, of_others: &[bool]) -> Result<(Append, Vec<Place>), A
     let mut removed = Vec::new();
     let mut batches = Vec::with_capacity(append.batches.len());
     for (nth, batch) in append.batches.into_iter().enumerate() {
-        let stored = |key: &u128| *key != 0 && of_others.next().is_some_and(|stored| *stored);
-        let gone: Vec<bool> = batch.keys.iter().map(stored).collect();
-        if !gone.contains(&true) {
+        let mut stored = |key: &u128| *key != 0 && of_others.next().is_some_and(|stored| *stored);
+        let gone: Vec<usize> =
+            batch.keys.iter().enumerate().filter(|(_, key)| stored(key)).map(|(row, _)| row).collect();
+        if gone.is_empty() {
             batches.push(batch);
             continue;
         }
-        removed.extend(gone.iter().enumerate().filter(|(_, gone)| **gone).map(|(row, _)| (nth, row)));
-        let keep = BooleanArray::from_iter(gone.iter().map(|gone| Some(!gone)));
-        let rows = filter_record_batch(&batch.rows, &keep).map_err(|error| AppendError::Failed(error.to_string()))?;
-        let keys = batch.keys.iter().zip(&gone).filter(|(_, gone)| !**gone).map(|(key, _)| *key).collect();
-        batches.push(EventBatch { dataset: batch.dataset, rows, keys });
+        removed.extend(gone.iter().map(|row| (nth, *row)));
+        batches.push(batch.without(gone).map_err(|error| AppendError::Failed(error.to_string()))?);
     }
     counter!(names::REDIS_IDS_DUPLICATES).increment(removed.len() as u64);
     Ok((Append { batches, ack: append.ack }, removed))

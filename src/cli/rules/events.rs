@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
-use arrow::array::{AsArray, BooleanArray, RecordBatch};
-use arrow::compute::filter_record_batch;
+use arrow::array::{AsArray, RecordBatch};
 use tidegate_events::Dataset;
 use tidegate_ingest::decode::{Body, BodyFormat, Decoder};
 use tidegate_ingest::mapping::Mappings;
@@ -212,14 +211,15 @@ impl Reader {
     /// Keeps the rows that the log would keep.
     fn batch(&mut self, batch: EventBatch, mut events: Vec<usize>) -> anyhow::Result<()> {
         let fresh: Vec<bool> = batch.keys.iter().map(|key| *key == 0 || self.keys.insert(*key)).collect();
-        let mut rows = received_in_time(&batch.rows)?;
+        let mut batch = batch;
         if fresh.contains(&false) {
             let repeated = events.iter().zip(&fresh).filter(|(_, fresh)| !**fresh).map(|(event, _)| *event);
             self.events.duplicates.extend(repeated);
-            rows = filter_record_batch(&rows, &BooleanArray::from(fresh.clone()))?;
+            batch = batch.without((0..fresh.len()).filter(|row| fresh.get(*row) == Some(&false)))?;
             let mut fresh = fresh.into_iter();
             events.retain(|_| fresh.next().unwrap_or(true));
         }
+        let rows = received_in_time(&batch.rows)?;
         if let Some(ids) = rows.column_by_name(Dataset::EVENT_ID).and_then(|ids| ids.as_string_opt::<i32>()) {
             let ids = ids.iter().zip(&events).filter_map(|(id, event)| Some((id?.to_owned(), *event)));
             self.events.of_id.extend(ids);
