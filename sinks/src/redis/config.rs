@@ -114,7 +114,8 @@ pub struct SharedIdsConfig {
     /// Failures in a row after which Redis is left alone until it answers a ping.
     #[schemars(range(min = 1, max = 1_000))]
     pub open_after_failures: u32,
-    /// Ids stored while Redis was away that are made known to the other nodes once it is back. 16 bytes each.
+    /// Ids stored while Redis was away, or too slow to say that it knows them, that are made known to the other nodes as soon as
+    /// it answers. 16 bytes each.
     pub missed_ids_max: usize,
 }
 

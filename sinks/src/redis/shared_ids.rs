@@ -69,8 +69,9 @@ pub(super) struct SharedIds {
     stage: Arc<Stage>,
     connection: RwLock<Option<MultiplexedConnection>>,
     failures: AtomicU32,
-    lost: Notify,
-    /// Ids stored while Redis was away.
+    /// The connection was given up, or there is something to tell.
+    woken: Notify,
+    /// Stored ids of which Redis has not said that it knows them.
     missed: Mutex<VecDeque<u128>>,
     pub(super) groups: Arc<Semaphore>,
 }
@@ -95,7 +96,7 @@ impl SharedIds {
             stage,
             connection: RwLock::default(),
             failures: AtomicU32::new(0),
-            lost: Notify::new(),
+            woken: Notify::new(),
             missed: Mutex::default(),
             groups,
         })
@@ -106,12 +107,25 @@ impl SharedIds {
         self.connection.read().is_some()
     }
 
-    /// Connects, and connects again whenever the connection was given up. Never ends.
+    /// Connects, and connects again whenever the connection was given up; tells what was missed meanwhile. Never ends.
     pub(super) async fn keep_connected(self: Arc<Self>) {
         let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1, 7);
+        let mut slow = Backoff::new(RECONNECT.0, RECONNECT.1, 11);
         loop {
-            if self.is_up() {
-                self.lost.notified().await;
+            let up = self.connection.read().clone();
+            if let Some(mut connection) = up {
+                let wait = self.server.reply_max;
+                connection.set_response_timeout(wait);
+                match self.tell_missed(&mut connection).await {
+                    Ok(()) => {
+                        slow.succeeded();
+                        self.woken.notified().await;
+                    }
+                    Err(error) => {
+                        self.failed(&error, wait);
+                        tokio::time::sleep(slow.failed()).await;
+                    }
+                }
                 continue;
             }
             gauge!(names::REDIS_IDS_AWAY).set(1.0);
@@ -142,18 +156,32 @@ impl SharedIds {
         let told = |error: RedisError| self.server.told(&error, wait);
         // A server that answers may still refuse to be written to. No event has the id 0.
         self.settle_on(&mut connection, &[0], true).await.map_err(told)?;
-        loop {
-            let missed: Vec<u128> = self.missed.lock().iter().take(8 * IDS_MAX).copied().collect();
-            if missed.is_empty() {
-                break;
-            }
-            self.settle_on(&mut connection, &missed, true).await.map_err(told)?;
-            self.missed.lock().drain(..missed.len());
-        }
+        self.tell_missed(&mut connection).await.map_err(told)?;
         self.failures.store(0, Ordering::Relaxed);
         connection.set_response_timeout(Duration::from_millis(self.config.wait_ms_max));
         *self.connection.write() = Some(connection);
         Ok(())
+    }
+
+    /// Tells the other nodes what is stored here and they have not heard of yet. What is not told stays.
+    async fn tell_missed(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+        loop {
+            let told: Vec<u128> = {
+                let mut missed = self.missed.lock();
+                let count = missed.len().min(8 * IDS_MAX);
+                missed.drain(..count).collect()
+            };
+            if told.is_empty() {
+                return Ok(());
+            }
+            if let Err(error) = self.settle_on(connection, &told, true).await {
+                let mut missed = self.missed.lock();
+                let room = self.config.missed_ids_max.saturating_sub(missed.len());
+                // Those that came meanwhile are newer.
+                told.into_iter().rev().take(room).for_each(|id| missed.push_front(id));
+                return Err(error);
+            }
+        }
     }
 
     fn degraded(&self, reason: &str) {
@@ -168,7 +196,7 @@ impl SharedIds {
             let reason = self.server.told(error, waited);
             tracing::warn!(reason, "event ids are not shared: each node knows its own only");
             self.degraded(&reason);
-            self.lost.notify_one();
+            self.woken.notify_one();
         }
     }
 
@@ -218,8 +246,8 @@ impl SharedIds {
         None
     }
 
-    /// Says what became of ids: stored, or given up. Waits as long as the bound; ids that Redis did not hear of as stored are
-    /// told when it is back.
+    /// Says what became of ids: stored, or given up. Waits as long as the bound; ids that Redis did not confirm as stored are
+    /// told again soon, or when it is back.
     pub(super) async fn settle(&self, ids: &[u128], stored: bool) {
         let connection = self.connection.read().clone();
         if let Some(mut connection) = connection {
@@ -235,12 +263,15 @@ impl SharedIds {
         }
     }
 
-    /// Keeps ids that were stored without Redis, for when it is back; the oldest go when they are too many.
+    /// Keeps ids that were stored and not told, and has them told as soon as may be; the oldest go when they are too many.
     pub(super) fn missed(&self, ids: &[u128]) {
-        let mut missed = self.missed.lock();
-        missed.extend(ids);
-        let over = missed.len().saturating_sub(self.config.missed_ids_max);
-        missed.drain(..over);
+        {
+            let mut missed = self.missed.lock();
+            missed.extend(ids);
+            let over = missed.len().saturating_sub(self.config.missed_ids_max);
+            missed.drain(..over);
+        }
+        self.woken.notify_one();
         counter!(names::REDIS_IDS_MISSED).increment(ids.len() as u64);
     }
 

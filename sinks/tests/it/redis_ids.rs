@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use redis::Value;
 use tidegate_pipeline::log::{AppendResult, MemoryLog};
 use tidegate_pipeline::{
     Ack, Append, AppendError, AppendReply, Health, LogBatch, LogBounds, Offset, PipelineError, StreamLog,
@@ -333,6 +334,26 @@ fn without_redis_events_are_stored_at_once_and_made_known_afterwards() {
         assert_eq!((a.detail(), b.detail()), (String::new(), String::new()), "{name}");
         server.ask(&["FLUSHALL"]);
     }
+}
+
+/// What goes by without Redis while Redis is there, here since too many groups wait for it, is told soon after.
+#[test]
+fn what_was_stored_without_asking_is_told_while_redis_is_there() {
+    let server = RedisServer::start(&[]);
+    let shared_ids = SharedIdsConfig { groups_max: 1, claim_s: 60, ..config(&server.url()).shared_ids };
+    let config = RedisConfig { shared_ids, ..config(&server.url()) };
+    let (a, b) = (Node::start("a", &config), Node::start("b", &config));
+    // Its log says nothing, so that it takes the only place for ever.
+    *a.own.fate.lock() = Fate::DiesBefore;
+    assert!(a.send(&["held"]).is_err());
+    *a.own.fate.lock() = Fate::Stored;
+    let known = |ids: i64| server.ask(&["DBSIZE"]) == Value::Int(ids + 1);
+    until("one is claimed, beside the id by which nodes see whether they may write", || known(1));
+    assert_eq!(a.send(&["x", "y"]), Ok((2, 0)));
+    until("both are told", || known(3));
+    assert!(a.log().is_shared(), "the connection is the same all the time");
+    assert_eq!(b.send(&["x", "y", "z"]), Ok((1, 2)));
+    assert_eq!(server.denied(), "");
 }
 
 #[test]
