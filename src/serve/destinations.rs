@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::store::Store;
-use crate::config::Config;
+use crate::config::{Config, StoreKind};
 
 /// Between two notes of how far a log is in the database.
 const NOTE_PAUSE: Duration = Duration::from_secs(1);
@@ -121,12 +121,14 @@ impl Destinations {
             }
         }
         let notes = std::mem::take(&mut self.notes);
+        let beside = config.store != StoreKind::Timescale;
         if let (Some(timescale), Some(settings)) = (&self.timescale, &config.sinks.timescale) {
             for ((source, log), note) in SOURCES.into_iter().zip(logs).zip(notes) {
                 // While the database cannot be asked, nothing that the log still holds is taken to be there.
                 let from = self.cursor(source).unwrap_or_else(|| log.bounds().first);
                 let sink = Box::new(timescale.sink(source, from));
-                let stage = health.stage(&format!("timescale:{}", source.as_str()));
+                let name = format!("timescale:{}", source.as_str());
+                let stage = if beside { health.stage_aside(&name) } else { health.stage(&name) };
                 let pace = DeliveryConfig { flush_interval_ms: settings.commit_interval_ms, ..config.delivery.clone() };
                 let handle = start(sink, log, pace, stage);
                 tokio::spawn(keep_note(note, handle.committed()));

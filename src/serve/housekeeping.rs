@@ -91,7 +91,7 @@ pub(super) fn start(
         tasks.spawn(retain(store, config.retention.clone(), stopping.clone()));
     }
     if let (Some(timescale), Some(settings)) = (timescale, &config.sinks.timescale) {
-        tasks.spawn(keep_database(timescale, settings.refresh_s, health.stage("timescale:housekeeping")));
+        tasks.spawn(keep_database(timescale, settings.refresh_s, health.stage_aside("timescale:housekeeping")));
     }
     let task = tokio::spawn(async move {
         if let Some(ended) = tasks.join_next().await {

@@ -283,6 +283,9 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
             assert!(lag(&mut client, sink) > usual.per_s, "it is too slow to follow");
         } else {
             until(&format!("{outage:?} is told of"), || told().contains(sink));
+            // But the server goes on; without its store it would not.
+            let ready = client.get("/readyz").status.as_u16();
+            assert!(ready == 200 || sink == OBJECTS, "{outage:?}: {ready} {}", told());
             until(&format!("{outage:?} opens the circuit"), || gauge(&mut client, "circuit_open", sink) == Some(1.0));
         }
         // The load goes on while it catches up.

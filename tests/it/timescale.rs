@@ -197,6 +197,37 @@ fn a_server_whose_database_is_away_takes_events_and_says_what_it_cannot_read() {
 }
 
 #[test]
+fn a_server_is_ready_without_a_database_beside_its_store() {
+    let ((proxy, url), schema) = (proxied(), format!("beside{}", std::process::id()));
+    proxy.set(Mode::Refuse);
+    let start = |store: &str| {
+        let settings = [
+            ("STORE", store),
+            ("STARTER_PACK", "false"),
+            ("SINKS__TIMESCALE__URL", url.as_str()),
+            ("SINKS__TIMESCALE__SCHEMA", schema.as_str()),
+            ("SINKS__TIMESCALE__CONNECT_MS_MAX", "500"),
+            ("SINKS__TIMESCALE__COMMIT_INTERVAL_MS", "20"),
+        ];
+        let server = Server::start(&settings);
+        let sent = server.client().bulk("/v2/events/bulk?source=custom", &[event("one", "x")]).json();
+        assert_eq!(sent["accepted"], 1, "{store}");
+        server
+    };
+    // The first to wait is the last to be called stuck, which is never.
+    let (beside, of_it) = (start("parquet"), start("timescale"));
+    let told = |server: &Server| {
+        let reply = server.client().get("/readyz");
+        (reply.status.as_u16(), reply.json())
+    };
+    until("stuck without its store", || told(&of_it).0 == 503);
+    assert_eq!(told(&of_it).1["stuck"][0], "timescale:ingest");
+    let (status, told) = told(&beside);
+    assert_eq!(status, 200, "{told}");
+    assert!(told["details"]["timescale:ingest"].is_string(), "{told}");
+}
+
+#[test]
 fn a_log_that_lost_its_end_while_the_database_is_away_gives_no_offset_twice() {
     let ((proxy, url), schema) = (proxied(), format!("lost{}", std::process::id()));
     let settings = [
