@@ -23,8 +23,8 @@ pub enum ExtensionUse {
 #[serde(deny_unknown_fields, default)]
 pub struct TimescaleConfig {
     /// `postgres://user@host:5432/database?sslmode=verify-full`. Several hosts (`host1,host2`) are tried in order, and only one
-    /// that takes writes is used. `sslmode` is `disable`, `prefer` (default), `require` or `verify-full`; `sslrootcert` names a
-    /// PEM file of the authorities to trust instead of the system's.
+    /// that takes writes is used. `sslmode` is `disable`, `prefer` (default), `require`, `verify-ca` or `verify-full`; `sslrootcert`
+    /// names a PEM file of the authorities to trust instead of the system's.
     pub url: String,
     /// The password, when it is not in the URL. Better in the environment or in `password_file` than in a file that many read.
     pub password: Option<String>,

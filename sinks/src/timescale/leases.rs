@@ -21,7 +21,7 @@ use tokio_postgres::types::ToSql;
 use super::config::TimescaleConfig;
 use super::connect::{self, step};
 use super::ddl::{qualified, quoted};
-use super::schema::{rows, run};
+use super::schema::{ADVISORY_LOCK, rows, run};
 use super::tails;
 use crate::error::SinksError;
 
@@ -138,7 +138,7 @@ impl Leases {
 
     async fn round_with(&mut self, client: &Object, partitions: u32, rests: bool) -> Result<Round, SinksError> {
         if !self.made {
-            run(client, &self.config, "make the tables of leases", &tables(&self.config.schema, partitions)).await?;
+            make(client, &self.config, partitions).await?;
             self.made = true;
         }
         let (leases, workers) = (self.table("leases"), self.table("workers"));
@@ -349,14 +349,11 @@ fn lease(row: &[String]) -> Option<(u32, u64)> {
     Some((row.first()?.parse().ok()?, row.get(1)?.parse().ok()?))
 }
 
-/// What must be there before a lease is asked for.
-fn tables(schema: &str, partitions: u32) -> Vec<String> {
+/// The tables of workers. The schema is there.
+pub(super) fn tables(schema: &str) -> Vec<String> {
     let (workers, leases, checkpoints) =
         (qualified(schema, "workers"), qualified(schema, "leases"), qualified(schema, "checkpoints"));
     vec![
-        // All workers may start at once.
-        format!("BEGIN; SELECT pg_advisory_xact_lock({})", schema_lock(schema)),
-        format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(schema)),
         format!("CREATE TABLE IF NOT EXISTS {workers} (holder text PRIMARY KEY, until timestamptz NOT NULL)"),
         format!(
             "CREATE TABLE IF NOT EXISTS {leases} (partition int4 PRIMARY KEY, holder text, epoch int8 NOT NULL DEFAULT 0, \
@@ -367,15 +364,31 @@ fn tables(schema: &str, partitions: u32) -> Vec<String> {
              saved timestamptz NOT NULL DEFAULT now(), next_offset int8 NOT NULL)"
         ),
         tails::table(schema),
-        format!(
-            "INSERT INTO {leases} (partition) SELECT generate_series(0, {}) ON CONFLICT DO NOTHING",
-            i64::from(partitions) - 1
-        ),
-        "COMMIT".to_owned(),
     ]
 }
 
-/// What is locked while the tables are made: a number of the schema's own.
-fn schema_lock(schema: &str) -> i64 {
-    xxhash_rust::xxh3::xxh3_64(schema.as_bytes()).cast_signed()
+/// Makes what must be there before a lease is asked for. What is there already takes no right to make it.
+async fn make(client: &Object, config: &TimescaleConfig, partitions: u32) -> Result<(), SinksError> {
+    let doing = "make the tables of leases";
+    let schema = config.schema.as_str();
+    let there = ["workers", "leases", "checkpoints", "tails"]
+        .map(|table| format!("to_regclass('{}') IS NOT NULL", qualified(schema, table)))
+        .join(" AND ");
+    if rows(client, config, doing, &format!("SELECT 1 WHERE {there}")).await?.is_empty() {
+        // All workers may start at once, and servers that migrate.
+        let begin = format!("BEGIN; SELECT pg_advisory_xact_lock({ADVISORY_LOCK})");
+        run(client, config, doing, &[begin]).await?;
+        let schema_there = format!("SELECT 1 WHERE to_regnamespace('{}') IS NOT NULL", quoted(schema));
+        if rows(client, config, doing, &schema_there).await?.is_empty() {
+            run(client, config, doing, &[format!("CREATE SCHEMA {}", quoted(schema))]).await?;
+        }
+        run(client, config, doing, &tables(schema)).await?;
+        run(client, config, doing, &["COMMIT".to_owned()]).await?;
+    }
+    let fill = format!(
+        "INSERT INTO {} (partition) SELECT generate_series(0, {}) ON CONFLICT DO NOTHING",
+        qualified(schema, "leases"),
+        i64::from(partitions) - 1
+    );
+    run(client, config, doing, &[fill]).await
 }

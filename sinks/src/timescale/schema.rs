@@ -10,8 +10,8 @@ use tokio_postgres::SimpleQueryMessage;
 use super::config::{ExtensionUse, TimescaleConfig};
 use super::connect::{self, step};
 use super::ddl::{self, Layout, qualified};
-use super::fields;
 use super::policies::{self, Extension};
+use super::{fields, leases};
 use crate::error::SinksError;
 
 /// What one server (data folder) has in the schema.
@@ -26,7 +26,7 @@ pub(super) struct Found {
 /// The oldest PostgreSQL that this was tried on.
 const SERVER_VERSION_MIN: u32 = 150_000;
 /// What is locked while the schema is changed: any number that no one else uses.
-const ADVISORY_LOCK: i64 = 0x7469_6465_6761_7465;
+pub(super) const ADVISORY_LOCK: i64 = 0x7469_6465_6761_7465;
 /// (version, name) of the migrations, in order.
 const MIGRATIONS: &[(i32, &str)] = &[(1, "tables"), (2, "aggregates"), (3, "fields")];
 
@@ -49,10 +49,23 @@ pub fn script(config: &TimescaleConfig) -> String {
     };
     section("bootstrap", ddl::bootstrap(&config.schema));
     for (version, name) in MIGRATIONS {
-        section(&format!("migration {version}: {name}"), migration(*version, config, layout, extension));
+        let mut statements = migration(*version, config, layout, extension);
+        statements.push(record(config, (*version, name), extension));
+        section(&format!("migration {version}: {name}"), statements);
     }
+    section("of the role worker", leases::tables(&config.schema));
     section("at each start", policies::settings(config, layout, extension));
     script
+}
+
+/// Notes that a migration was made.
+fn record(config: &TimescaleConfig, (version, name): (i32, &str), extension: Option<Extension>) -> String {
+    let with = extension.map_or("NULL", |_| "(SELECT extversion FROM pg_extension WHERE extname = 'timescaledb')");
+    let migrations = qualified(&config.schema, "migrations");
+    format!(
+        "INSERT INTO {migrations} (version, name, server, timescaledb) VALUES \
+         ({version}, '{name}', current_setting('server_version'), {with})"
+    )
 }
 
 fn migration(version: i32, config: &TimescaleConfig, layout: Layout, extension: Option<Extension>) -> Vec<String> {
@@ -147,14 +160,7 @@ async fn migrate(
     for (version, name) in MIGRATIONS.iter().filter(|(version, _)| *version > done) {
         let statements = migration(*version, config, layout, extension);
         run(client, config, &format!("migration {version} ({name})"), &statements).await?;
-        let with = extension.map_or("NULL".to_owned(), |Extension { version: (major, minor, patch), .. }| {
-            format!("'{major}.{minor}.{patch}'")
-        });
-        let record = format!(
-            "INSERT INTO {migrations} (version, name, server, timescaledb) VALUES \
-             ({version}, '{name}', current_setting('server_version'), {with})"
-        );
-        run(client, config, "record the migration", &[record]).await?;
+        run(client, config, "record the migration", &[record(config, (*version, name), extension)]).await?;
         tracing::info!(version, name, schema, ?layout, "the schema of the database was migrated");
     }
     run(client, config, "set the policies", &policies::settings(config, layout, extension)).await?;

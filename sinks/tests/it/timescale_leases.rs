@@ -146,6 +146,41 @@ fn a_worker_that_rests_keeps_what_it_has_and_leaves_the_rest_to_others() {
 }
 
 #[test]
+fn a_user_who_may_make_no_schema_any_more_works_with_the_one_that_is_there() {
+    let schema = Schema::new();
+    let role = format!("{}_owner", schema.config.schema);
+    let join = if schema.config.url.contains('?') { '&' } else { '?' };
+    let url = format!("{}{join}options=-c%20role%3D{role}", schema.config.url);
+    let config = TimescaleConfig { url, ..schema.config.clone() };
+    let may = |statement: &str| {
+        let statement = format!("EXECUTE format('{statement}', current_database(), '{role}')");
+        schema.query(&format!("DO $$ BEGIN {statement}; END $$; SELECT 1"));
+    };
+    let works = |holder: &str, partitions: u32| {
+        schema.block_on(async {
+            let mut leases = leases(&config, holder);
+            let held = leases.round(partitions, false).await.expect("a round").held;
+            assert_eq!(held.len(), partitions as usize, "{holder}");
+            let store = TimescaleStore::open_leased(config.clone(), ORIGIN, held[0]).expect("a store");
+            assert_eq!(store.cursor(LogSource::Ingest).await.expect("a cursor"), 0, "{holder}");
+            for lease in held {
+                leases.release(lease).await.expect("released");
+            }
+            leases.leave().await.expect("left");
+        });
+    };
+    schema.query(&format!("CREATE ROLE {role}; SELECT 1"));
+    may("GRANT CREATE ON DATABASE %I TO %I");
+    works("first", 2);
+    let owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass('leases')";
+    assert_eq!(schema.one(owner), role);
+    may("REVOKE CREATE ON DATABASE %I FROM %I");
+    works("second", 3);
+    schema
+        .query(&format!("DROP SCHEMA \"{}\" CASCADE; DROP OWNED BY {role}; DROP ROLE {role}; SELECT 1", config.schema));
+}
+
+#[test]
 fn a_round_that_is_given_up_holds_up_none_after_it() {
     let schema = Schema::new();
     let (proxy, config) = proxied(&schema.config);
