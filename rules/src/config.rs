@@ -39,7 +39,9 @@ pub struct RulesConfig {
     pub suppress_groups_max: usize,
     /// The most memory in bytes of all groups whose matches are counted; beyond it the oldest are raised early.
     pub suppress_bytes_max: usize,
-    /// How late an event may come, in event time, and still be counted in its window.
+    /// How far event time of a source stays behind the largest time that it sent: so late an event may come and be counted in every
+    /// window it belongs to. A later one is counted in a correlation until event time has passed it by the timespan, or the window
+    /// that it belongs to was decided.
     pub lateness_ms_max: u64,
     /// How far an event's time may be ahead of its receive time and still say how far event time has come.
     pub ahead_ms_max: u64,

@@ -33,6 +33,11 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "counter",
         "Windows of correlations that were not judged because too many overlap, or because a percentile would have taken too long",
     ),
+    (
+        CORRELATION_BOUNDED,
+        "counter",
+        "Events that met a bound of correlations which is no setting, by `bound`: of `tenants` past 100000, which are not counted; of `sources` past 64 of a tenant, which are taken for one; in groups whose `sets` of sources were past 64 of a tenant, which wait for all of its sources",
+    ),
     (CORRELATION_STEPS, "counter", "Events and steps of indexes that were looked at to judge windows of correlations"),
     (
         CORRELATION_UNSAVED,
@@ -102,6 +107,8 @@ pub const CORRELATION_DROPPED: &str = "tidegate_rules_correlation_dropped_events
 pub const CORRELATION_EVICTED: &str = "tidegate_rules_correlation_evicted_groups_total";
 /// Windows that were not judged.
 pub const CORRELATION_UNJUDGED: &str = "tidegate_rules_correlation_unjudged_windows_total";
+/// Events that met a bound which is no setting, by `bound`.
+pub const CORRELATION_BOUNDED: &str = "tidegate_rules_correlation_bounded_events_total";
 /// What was looked at to judge windows.
 pub const CORRELATION_STEPS: &str = "tidegate_rules_correlation_steps_total";
 /// Groups that a checkpoint did not keep.

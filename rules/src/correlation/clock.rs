@@ -87,10 +87,13 @@ impl Timers {
     }
 }
 
-/// What waits for the same sources.
+/// What waits for the same sources. There is one for each set of sources that groups wait for, and for no other: what there is
+/// must follow from the groups, which are all that is saved.
 #[derive(Debug)]
 pub(crate) struct Queue {
     pub sources: u64,
+    /// How many groups wait for them.
+    groups: usize,
     /// Windows that are decided when they are over.
     pub closing: Timers,
     /// Groups that are of no use after that.
@@ -119,6 +122,17 @@ pub(crate) struct Stand {
     pub time: i64,
 }
 
+/// Events that met a bound, since it was last asked.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Met {
+    /// They are of a tenant that is one too many.
+    pub tenants: u64,
+    /// They are of a source that is one too many.
+    pub sources: u64,
+    /// With them a group would wait for a set of sources that is one too many.
+    pub sets: u64,
+}
+
 /// Event time of all tenants.
 #[derive(Debug)]
 pub(crate) struct Clock {
@@ -131,6 +145,7 @@ pub(crate) struct Clock {
     wakes: BinaryHeap<Reverse<(i64, u32)>>,
     /// The tenant and source of the last row.
     last: (u32, usize),
+    pub met: Met,
 }
 
 impl Clock {
@@ -143,6 +158,7 @@ impl Clock {
             by_name: FxHashMap::default(),
             wakes: BinaryHeap::new(),
             last: (u32::MAX, 0),
+            met: Met::default(),
         }
     }
 
@@ -170,7 +186,10 @@ impl Clock {
         {
             return Some(self.last);
         }
-        let tenant = self.tenant(org_id)?;
+        let Some(tenant) = self.tenant(org_id) else {
+            self.met.tenants += 1;
+            return None;
+        };
         let sources = &mut self.tenants.get_mut(tenant as usize)?.sources;
         let at = match sources.iter().position(|known| *known.name == *source) {
             Some(at) => at,
@@ -178,7 +197,10 @@ impl Clock {
                 sources.push(Source { name: source.into(), latest: i64::MIN, received: i64::MIN });
                 sources.len() - 1
             }
-            None => SOURCES_MAX - 1,
+            None => {
+                self.met.sources += 1;
+                SOURCES_MAX - 1
+            }
         };
         self.last = (tenant, at);
         Some(self.last)
@@ -260,30 +282,50 @@ impl Clock {
         if any_heard { slowest } else { furthest }
     }
 
-    /// The queue of a tenant for a set of sources.
-    pub fn queue(&mut self, tenant: u32, sources: u64) -> Option<&mut Queue> {
-        let queues = &mut self.tenants.get_mut(tenant as usize)?.queues;
-        let at = match queues.iter().position(|queue| queue.sources == sources) {
-            Some(at) => at,
-            None => {
-                queues.push(Queue { sources, closing: Timers::default(), expiring: Timers::default() });
-                queues.len() - 1
+    /// A group waits for other sources than it did: for none before it began, and after it is gone. A queue that nothing waits in
+    /// any more goes, with timers that are left of groups that are gone.
+    pub fn moved(&mut self, tenant: u32, from: u64, to: u64) {
+        let Some(own) = self.tenants.get_mut(tenant as usize).filter(|_| from != to) else { return };
+        let queues = &mut own.queues;
+        let place = |queues: &[Queue], sources: u64| queues.iter().position(|queue| queue.sources == sources);
+        if let Some(at) = place(queues, from)
+            && let Some(queue) = queues.get_mut(at)
+        {
+            queue.groups -= 1;
+            if queue.groups == 0 {
+                queues.swap_remove(at);
             }
-        };
-        queues.get_mut(at)
+        }
+        match place(queues, to).and_then(|at| queues.get_mut(at)) {
+            _ if to == 0 => {}
+            Some(queue) => queue.groups += 1,
+            None => {
+                let (closing, expiring) = (Timers::default(), Timers::default());
+                queues.push(Queue { sources: to, groups: 1, closing, expiring });
+            }
+        }
     }
 
-    /// The windows of a queue that there is.
-    pub fn closing(&mut self, tenant: u32, sources: u64) -> Option<&mut Timers> {
+    /// The queue of a tenant for a set of sources that a group waits for.
+    pub fn queue(&mut self, tenant: u32, sources: u64) -> Option<&mut Queue> {
         let queues = &mut self.tenants.get_mut(tenant as usize)?.queues;
-        queues.iter_mut().find(|queue| queue.sources == sources).map(|queue| &mut queue.closing)
+        queues.iter_mut().find(|queue| queue.sources == sources)
+    }
+
+    /// The windows that wait for these sources.
+    pub fn closing(&mut self, tenant: u32, sources: u64) -> Option<&mut Timers> {
+        self.queue(tenant, sources).map(|queue| &mut queue.closing)
     }
 
     /// The set of sources to wait for: all of them when there are too many different sets.
-    pub fn bounded(&self, tenant: u32, sources: u64) -> u64 {
+    pub fn bounded(&mut self, tenant: u32, sources: u64) -> u64 {
         let Some(tenant) = self.tenants.get(tenant as usize) else { return sources };
         let known = tenant.queues.iter().any(|queue| queue.sources == sources);
-        if known || tenant.queues.len() < QUEUES_MAX { sources } else { u64::MAX }
+        if known || tenant.queues.len() < QUEUES_MAX {
+            return sources;
+        }
+        self.met.sets += 1;
+        u64::MAX
     }
 
     /// Makes sure that the tenant is looked at when silence alone lets something of it pass.
@@ -348,13 +390,33 @@ impl Clock {
         }
         self.wakes.clear();
     }
+}
 
-    /// Drops queues in which nothing waits, so that their number stays that of the sets in use.
-    pub fn tidy(&mut self, tenant: u32) {
-        if let Some(own) = self.tenants.get_mut(tenant as usize)
-            && own.queues.len() >= QUEUES_MAX / 2
-        {
-            own.queues.retain(|queue| queue.closing.len() + queue.expiring.len() > 0);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_beyond_a_bound_is_counted_and_sets_that_no_group_waits_for_are_none() {
+        let mut clock = Clock::new(0, 0);
+        for number in 0..SOURCES_MAX + 3 {
+            let place = clock.place("0", &format!("source {number}"));
+            assert_eq!(place, Some((0, number.min(SOURCES_MAX - 1))));
         }
+        for set in 1..QUEUES_MAX as u64 + 1 {
+            assert_eq!(clock.bounded(0, set), set);
+            clock.moved(0, 0, set);
+            clock.moved(0, 0, set);
+        }
+        assert_eq!((clock.bounded(0, 7), clock.bounded(0, 100)), (7, u64::MAX));
+        clock.moved(0, 7, 8);
+        assert_eq!(clock.bounded(0, 100), u64::MAX, "one group still waits for these");
+        clock.moved(0, 7, 0);
+        assert_eq!(clock.bounded(0, 100), 100);
+        for number in 1..TENANTS_MAX {
+            clock.tenant(&number.to_string());
+        }
+        assert_eq!((clock.place("7", "s"), clock.place("one more", "s")), (Some((7, 0)), None));
+        assert_eq!(clock.met, Met { tenants: 1, sources: 3, sets: 2 });
     }
 }

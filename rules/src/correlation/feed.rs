@@ -134,6 +134,7 @@ impl Correlations {
         bucket.touch(slot);
         let group = bucket.get_mut(slot)?;
         let known = std::mem::replace(&mut group.sources, sources);
+        self.clock.moved(tenant, known, sources);
         let (was, windows) = (group.wait(&terms, correlation.eager), group.windows().len());
         let completing = || work.origin.map_or_else(|| work.completing.clone(), |(row, _)| batch.completing(row));
         let id = work.id.clone();

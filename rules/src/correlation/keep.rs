@@ -98,7 +98,9 @@ impl Correlations {
 
     fn begin_anew(&mut self, bucket_id: u32, slot: u32, terms: &Terms<'_>) {
         let Some(bucket) = self.buckets.get_mut(bucket_id as usize) else { return };
+        let tenant = bucket.tenant;
         let Some(group) = bucket.get_mut(slot) else { return };
+        self.clock.moved(tenant, group.sources, 0);
         group.reset(self.next_number, terms.definition);
         self.next_number += 1;
         let (before, after) = bucket.recount(slot, terms.definition);
@@ -140,6 +142,7 @@ impl Correlations {
             group.uncount();
             let (at, own, sources) = (group.armed, group.number, group.sources);
             let Some(slot) = self.put(bucket_id, group, &terms) else { continue };
+            self.clock.moved(tenant, 0, sources);
             self.schedule(tenant, sources, wait.is_last, Timer { at, number: own, bucket: bucket_id, slot });
         }
         self.release(bucket_id);
@@ -148,6 +151,7 @@ impl Correlations {
     pub(super) fn remove(&mut self, bucket_id: u32, slot: u32) {
         let Some(bucket) = self.buckets.get_mut(bucket_id as usize) else { return };
         if let Some(group) = bucket.remove(slot) {
+            self.clock.moved(bucket.tenant, group.sources, 0);
             self.bytes = self.bytes.saturating_sub(group.counted());
             self.live -= 1;
         }

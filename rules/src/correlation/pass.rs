@@ -113,14 +113,13 @@ impl Correlations {
                 let timer = queue.expiring.peek()?;
                 (timer.at <= self.clock.mark(tenant, queue.sources)).then_some((timer, queue.sources))
             };
-            let Some((timer, sources)) = own.queues.iter().filter_map(over).min() else { break };
+            let Some((timer, sources)) = own.queues.iter().filter_map(over).min() else { return };
             if let Some(queue) = self.clock.queue(tenant, sources) {
                 queue.expiring.pop();
             }
             // What is left of groups that are gone is no step: it is not there any more after a restart.
             self.allowed -= u64::from(self.outlived(set, tenant, sources, timer));
         }
-        self.clock.tidy(tenant);
     }
 
     /// Drops the group of a timer, or waits on when there were events since. Says whether there was something to do.

@@ -9,7 +9,7 @@ use crate::compile::RuleSet;
 use crate::config::RulesConfig;
 use crate::correlation::alert::Told;
 use crate::correlation::bucket::Bucket;
-use crate::correlation::clock::{Clock, Stand};
+use crate::correlation::clock::{Clock, Met, Stand};
 use crate::correlation::completing::Completing;
 use crate::correlation::costs::{Costs, Stopped};
 use crate::correlation::entry::EventId;
@@ -215,6 +215,7 @@ impl Correlations {
             if stopped.iter().any(|(own, of)| *own == correlation && of.is_none_or(|of| of == tenant)) {
                 self.bytes = self.bytes.saturating_sub(bucket.bytes);
                 self.live -= bucket.len();
+                bucket.iter().for_each(|group| self.clock.moved(tenant, group.sources, 0));
                 *bucket = Bucket::new(correlation, tenant);
                 self.release(at);
             }
@@ -274,6 +275,10 @@ impl Correlations {
         ::metrics::counter!(metrics::CORRELATION_FIRED).increment(counts.fired);
         ::metrics::counter!(metrics::CORRELATION_UNJUDGED).increment(counts.unjudged);
         ::metrics::counter!(metrics::CORRELATION_STEPS).increment(counts.looked_at);
+        let Met { tenants, sources, sets } = std::mem::take(&mut self.clock.met);
+        for (bound, met) in [("tenants", tenants), ("sources", sources), ("sets", sets)] {
+            ::metrics::counter!(metrics::CORRELATION_BOUNDED, "bound" => bound).increment(met);
+        }
         self.looked_at += counts.looked_at;
         ::metrics::gauge!(metrics::CORRELATION_GROUPS).set(self.groups() as f64);
         ::metrics::gauge!(metrics::CORRELATION_BYTES).set(self.bytes as f64);

@@ -8,11 +8,12 @@ use tidegate_pipeline::{LogBatch, Operator};
 use tidegate_rules::{RulesConfig, SigmaOperator};
 
 use crate::correlation::{base, correlation};
+use crate::counted::Counted;
 use crate::stream::{Event, at, batch, operator, process};
 use crate::suppression::changes;
 
 /// Each kind, as it is judged with the event and when its window is over.
-const SECTIONS: [&str; 24] = [
+const SECTIONS: [&str; 26] = [
     "type: event_count, rules: [a], group-by: [u], timespan: 8s, condition: {gte: 3}",
     "type: event_count, rules: [a, b], timespan: 8s, condition: {lt: 3}",
     "type: event_count, rules: [a, b], group-by: [u], timespan: 8s, condition: {gt: 1, lte: 3}",
@@ -37,6 +38,9 @@ const SECTIONS: [&str; 24] = [
     "type: temporal_ordered, rules: [c0, b], group-by: [u], timespan: 20s, generate: true",
     "type: event_count, rules: [c2, c17], group-by: [u], timespan: 40s, condition: {gte: 2}",
     "type: temporal, group-by: [u], timespan: 20s, condition: a and not c21",
+    // So long that what is left of groups that are gone stays.
+    "type: value_count, rules: [a, b, c], group-by: [w], timespan: 10m, condition: {field: u, gte: 2}",
+    "type: event_count, rules: [a], group-by: [u, v], timespan: 10m, condition: {gte: 2}",
 ];
 
 /// Detections that alert by themselves: suppressed for the time of the configuration, for their own, and not at all.
@@ -51,7 +55,7 @@ fn config() -> RulesConfig {
         suppress_s: 7,
         alerts_per_second_max: 2,
         // So that groups and events are forgotten too.
-        correlation_groups_max: 3,
+        correlation_groups_max: 6,
         correlation_group_events_max: 30,
         suppress_groups_max: 3,
         // Nothing is parked, however slow the machine is.
@@ -61,9 +65,22 @@ fn config() -> RulesConfig {
     }
 }
 
+/// More of them, whose groups wait for ever other sets of sources.
+fn long() -> impl Iterator<Item = String> {
+    let fields = ["u", "w", "u, v"].into_iter();
+    let rules = ["a", "b", "c", "a, b", "a, c", "b, c"];
+    let section = |field, rules| {
+        format!("type: event_count, rules: [{rules}], group-by: [{field}], timespan: 10m, condition: {{gte: 2}}")
+    };
+    fields.flat_map(move |field| rules.map(move |rules| section(field, rules)))
+}
+
 fn rules() -> String {
-    let one = |(number, section): (usize, &&str)| correlation(section).replace("id: c\n", &format!("id: c{number}\n"));
-    base(&["a", "b", "c"]) + SUPPRESSED + &SECTIONS.iter().enumerate().map(one).collect::<String>()
+    let sections = SECTIONS.iter().map(|section| (*section).to_owned()).chain(long());
+    let one =
+        |(number, section): (usize, String)| correlation(&section).replace("id: c\n", &format!("id: c{number}\n"));
+    let all = base(&["a", "b", "c"]) + SUPPRESSED + &sections.enumerate().map(one).collect::<String>();
+    all.replace("product: test", "product: linux")
 }
 
 /// Numbers that look random.
@@ -76,8 +93,13 @@ impl Random {
     }
 }
 
-/// A stream of two tenants and two sources, with lateness, repetitions and pauses.
-fn events(random: &mut Random) -> Vec<Event> {
+/// Where events come from: the sources of `product: linux`. Runs have the first two and all of them, in turn: of these there are more
+/// sets that groups wait for than are told apart.
+const SOURCES: [&str; 11] =
+    ["linux", "auditd", "syslog", "sysmon_linux", "sshd", "sudo", "cron", "auth", "vsftpd", "clamav", "guacamole"];
+
+/// A stream of two tenants and so many sources, with lateness, repetitions and pauses.
+fn events(random: &mut Random, (sources, mut of_sources): (&[&'static str], Random)) -> Vec<Event> {
     let (mut now, mut events) = (1_000.0, Vec::<Event>::new());
     for number in 0..90 {
         now += random.below(3) as f64 + if random.below(15) == 0 { 20.0 + random.below(30) as f64 } else { 0.0 };
@@ -96,11 +118,12 @@ fn events(random: &mut Random) -> Vec<Event> {
         let ahead = if random.below(20) == 0 { 9.0 } else { 0.0 };
         events.push(Event {
             org: pick(random, &["acme", "acme", "acme", "zeta"]).into(),
+            source: pick(&mut of_sources, sources).into(),
             received: now,
             ..at(&format!("e{number}"), now - late + ahead, &[("k", kind), ("u", user), ("w", other), ("v", value)])
         });
     }
-    let end = now + 300.0;
+    let end = now + 1_000.0;
     events
         .extend(["acme", "zeta"].map(|org| Event { org: org.into(), ..at(&format!("end {org}"), end, &[("k", "x")]) }));
     events
@@ -112,7 +135,7 @@ fn said(number: usize) -> Option<LogBatch> {
         "silence_until_us": 1_060_000_000});
     let whole = serde_json::json!({"rule_id": "s1", "group_key": "", "verdict": "false_positive", "silence_scope": "rule",
         "silence_until_us": 9_000_000_000_i64});
-    let other = "title: Other\nid: other\nlogsource: {product: test}\ndetection: {s: {k: d}, condition: s}\n";
+    let other = "title: Other\nid: other\nlogsource: {product: linux}\ndetection: {s: {k: d}, condition: s}\n";
     let text = serde_json::json!({ "text": other });
     Some(match number {
         5 => changes(&[("acme", "alert_feedback", "1", "create", silence.to_string())]),
@@ -128,7 +151,8 @@ fn said(number: usize) -> Option<LogBatch> {
 /// The batches of a run.
 fn batches(seed: u64) -> Vec<LogBatch> {
     let mut random = Random(seed);
-    let events = events(&mut random);
+    let sources = if seed % 2 == 1 { &SOURCES[..2] } else { &SOURCES[..] };
+    let events = events(&mut random, (sources, Random(!seed)));
     let (mut batches, mut rest) = (Vec::new(), events.as_slice());
     while !rest.is_empty() {
         batches.extend(said(batches.len()));
@@ -156,13 +180,14 @@ fn from_every_checkpoint_of_a_run_the_rest_gives_the_same_alerts() {
         operator.restore(state).expect("a state");
         operator
     };
+    let counted = Counted::default();
     let mut raised: Vec<Alert> = Vec::new();
     for seed in 1..=runs {
         let batches = batches(seed);
         let mut whole = restored(&fresh.save());
         let (mut alerts, mut states) = (Vec::new(), Vec::new());
         for batch in &batches {
-            alerts.push(process(&mut whole, batch));
+            alerts.push(counted.during(|| process(&mut whole, batch)));
             states.push(whole.save());
         }
         for (at, state) in states.iter().enumerate() {
@@ -182,6 +207,8 @@ fn from_every_checkpoint_of_a_run_the_rest_gives_the_same_alerts() {
         }
         raised.extend(alerts.into_iter().flatten());
     }
+    let bounded = counted.of("correlation_bounded_events_total").expect("a metric");
+    assert!(bounded > 0.0, "no set of sources was one too many");
     // Every correlation fired, and windows of suppression were told of.
     for (number, section) in SECTIONS.iter().enumerate() {
         let id = format!("c{number}");

@@ -189,3 +189,36 @@ fn large_groups_give_the_same_alerts_wherever_they_are_saved_and_restored() {
     }
     assert_eq!(run(61, true), whole);
 }
+
+#[test]
+fn what_has_no_groups_any_more_gives_its_place_to_others_and_neither_sees_the_others_groups() {
+    let count = |id: &str, count: u32| {
+        correlation(&format!(
+            "type: event_count, rules: [a], group-by: [u], timespan: {count}0s, condition: {{gte: {count}}}"
+        ))
+        .replace("id: c\n", &format!("id: {id}\n"))
+    };
+    let text = base(&["a"]) + &count("two", 2) + &count("three", 3);
+    let mut operator = operator(RulesConfig::default(), &[("default", &text)]);
+    let of = |org: &str, kind: &str, time: u32| Event {
+        org: org.into(),
+        ..at(&format!("{org}{time}"), time.into(), &[("k", kind), ("u", "kim")])
+    };
+    assert_eq!(alerts(&mut operator, &[of("acme", "a", 1)]), []);
+    assert_eq!(operator.correlation_groups().0, 2);
+    assert_eq!(alerts(&mut operator, &[of("acme", "x", 200)]), []);
+    assert_eq!(operator.correlation_groups(), (0, 0));
+    let again = [("zeta", 201), ("acme", 202), ("zeta", 203), ("acme", 204), ("zeta", 205), ("acme", 206)];
+    let found = alerts(&mut operator, &again.map(|(org, time)| of(org, "a", time)));
+    let found: Vec<String> = found
+        .iter()
+        .map(|alert| format!("{} {}: {}", alert.org_id, alert.rule_id, alert.event_ids.join(" ")))
+        .collect();
+    let wanted = [
+        "zeta two: zeta201 zeta203",
+        "acme two: acme202 acme204",
+        "zeta three: zeta201 zeta203 zeta205",
+        "acme three: acme202 acme204 acme206",
+    ];
+    assert_eq!(found, wanted);
+}

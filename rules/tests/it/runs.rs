@@ -25,7 +25,8 @@ const ITEMS: &str = "
     correlation/aliases correlation/conditions correlation/generate correlation/chains correlation/extended
     correlation/sliding correlation/late correlation/defaults
     timespan/s timespan/m timespan/h timespan/d timespan/w timespan/M timespan/y
-    bounds/groups bounds/events bounds/bytes bounds/unjudged bounds/saved bounds/files bounds/second bounds/suppressed
+    bounds/groups bounds/events bounds/bytes bounds/unjudged bounds/sources bounds/saved bounds/files bounds/second
+    bounds/suppressed
     counted/late counted/ungrouped counted/windows counted/rules counted/filtered
     silences/correlation silences/chain silences/whole
     windows/channels windows/forms windows/categories";
@@ -67,6 +68,7 @@ struct Step {
     received: Option<f64>,
     #[serde(default = "acme")]
     org: String,
+    /// The source; `#` is the number of the repetition.
     #[serde(default = "test")]
     source: String,
     /// The id; `e` and the number of the event if not said.
@@ -179,7 +181,8 @@ impl Run {
             for number in 0..step.times {
                 let time = step.at + f64::from(number) * step.apart;
                 let id = step.id.clone().unwrap_or_else(|| format!("e{count}"));
-                let row = (step.org.clone(), step.source.clone(), with_number(event, number));
+                let source = step.source.replace('#', &number.to_string());
+                let row = (step.org.clone(), source, with_number(event, number));
                 waiting.push(One { id, time, received: step.received.unwrap_or(time), row });
                 count += 1;
             }
