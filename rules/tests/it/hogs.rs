@@ -352,8 +352,8 @@ fn asked_for() -> bool {
 /// What an event costs end to end without rules: 600,000 stored per CPU second (docs/performance.md).
 const STREAM: Duration = Duration::from_nanos(1_650);
 
-/// On demand, in release: after a second of a busy stream, a hog that runs on, or was parked, costs it at most a tenth of what an
-/// event costs end to end without rules.
+/// On demand, in release: after a second of a busy stream, a hog that runs on, or was parked, costs it at most a tenth. The stream is
+/// what an event costs end to end without rules, and the normal rules.
 #[test]
 fn a_hog_costs_the_stream_a_tenth() {
     if !asked_for() {
@@ -377,6 +377,7 @@ fn a_hog_costs_the_stream_a_tenth() {
         (timed.chunks(200).map(part).min().unwrap_or_default(), parked)
     };
     let (alone, _) = cost(None);
+    let stream = STREAM + alone;
     let mut dear = Vec::new();
     for (name, selection, _) in hogs() {
         let (with, parked) = cost(Some(&selection));
@@ -387,9 +388,9 @@ fn a_hog_costs_the_stream_a_tenth() {
             !(parked && idle),
             "{name}: no value is compared with them, and what others search for is not theirs to pay"
         );
-        if more > STREAM / 10 {
+        if more > stream / 10 {
             dear.push(name);
         }
     }
-    assert_eq!(dear, [""; 0], "cost more than a tenth of {STREAM:?}");
+    assert_eq!(dear, [""; 0], "cost more than a tenth of {stream:?}");
 }
