@@ -10,6 +10,7 @@ mod cli_send;
 mod cli_tail;
 mod clock_jumps;
 mod config_layers;
+mod database_phases;
 mod dedup;
 mod demo;
 mod disk_faults;

@@ -63,6 +63,12 @@ fn details(server: &Server) -> String {
     server.client().get("/readyz").json()["details"].to_string()
 }
 
+/// What the metric says that alarms are made of.
+fn away(server: &Server) -> Option<f64> {
+    let metrics = String::from_utf8_lossy(&server.client().get("/metrics").body).into_owned();
+    metrics.lines().find_map(|line| line.strip_prefix("tidegate_sinks_redis_ids_away ")?.parse().ok())
+}
+
 fn counts(reply: &Value) -> (i64, i64) {
     (reply["accepted"].as_i64().unwrap_or(-1), reply["duplicates"].as_i64().unwrap_or(-1))
 }
@@ -109,11 +115,13 @@ fn two_servers_share_ids_alerts_and_streams_and_outlive_a_killed_redis() {
         until(&format!("{stage} says what is wrong"), || details(&a).contains(&format!("\"{stage}\"")));
     }
     assert_eq!(a.client().get("/readyz").status.as_u16(), 200, "what is degraded is not stuck");
+    assert_eq!((away(&a), away(&b)), (Some(1.0), Some(1.0)));
     redis.run();
     for server in [&a, &b] {
         must_be_whole(&follow(server, 80), &[("a", 40), ("b", 40)]);
     }
     until("well again", || details(&a) == "{}" && details(&b) == "{}");
+    assert_eq!((away(&a), away(&b)), (Some(0.0), Some(0.0)));
     until("all in the stream", || ids(&redis).len() >= 80);
     let mut found = ids(&redis);
     found.sort_unstable();

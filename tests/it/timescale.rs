@@ -228,6 +228,31 @@ fn a_server_is_ready_without_a_database_beside_its_store() {
 }
 
 #[test]
+fn the_statements_of_the_schema_are_printed_for_who_runs_them_by_hand() {
+    let schema = format!("by_hand{}", std::process::id());
+    let printed = tidegate(&["timescale", "ddl", "--schema", &schema, "--extension", "off"]).output().expect("it runs");
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+    let printed = String::from_utf8(printed.stdout).expect("text");
+    for part in ["PARTITION BY RANGE", "\"leases\"", "\"alerts_per_hour\""] {
+        assert!(printed.contains(part), "{part} in {printed}");
+    }
+    query(&printed);
+    let url = url();
+    let settings = [
+        ("SINKS__TIMESCALE__URL", url.as_str()),
+        ("SINKS__TIMESCALE__SCHEMA", schema.as_str()),
+        ("SINKS__TIMESCALE__EXTENSION", "off"),
+        ("STORE", "timescale"),
+        ("SINKS__TIMESCALE__COMMIT_INTERVAL_MS", "20"),
+    ];
+    let mut server = Server::start(&settings);
+    assert_eq!(server.client().bulk("/v2/events/bulk", &[event("one", "x")]).json()["accepted"], 1);
+    until("it is stored", || query(&format!("SELECT event_id FROM {schema}.security_events")) == ["one"]);
+    server.kill();
+    query(&format!("DROP SCHEMA {schema} CASCADE"));
+}
+
+#[test]
 fn a_log_that_lost_its_end_while_the_database_is_away_gives_no_offset_twice() {
     let ((proxy, url), schema) = (proxied(), format!("lost{}", std::process::id()));
     let settings = [

@@ -213,14 +213,38 @@ fn aggregates_count_events_alerts_and_costs_by_tag() {
         ("service_name", texts(&[Some("db"), Some("db")])),
         ("tags", texts(&[Some(r#"{"team":"x","env":"p"}"#), Some("not json")])),
     ]);
-    store(&schema, vec![events, batch(Dataset::CostEvents, 2, columns)]);
+    let mut alert = head(&[Some("5")]);
+    alert.extend([
+        ("rule_id", texts(&[Some("r")])),
+        ("title", texts(&[Some("A rule")])),
+        ("level", texts(&[Some("high")])),
+        ("event_count", Arc::new(Int64Array::from(vec![3])) as ArrayRef),
+    ]);
+    let alerts = batch(Dataset::Alerts, 4, alert);
+    store(&schema, vec![events, batch(Dataset::CostEvents, 2, columns), alerts]);
     let database = schema.store();
     schema.block_on(async { database.keep_house().await.expect("kept") });
     assert_eq!(schema.query("SELECT org_id, source, events FROM events_per_minute"), [["acme", "s", "2"]]);
     let tags = schema.query("SELECT key, value, billed_cost FROM cost_per_day_by_tag ORDER BY key");
     assert_eq!(tags, [["env", "p", "1.5"], ["team", "x", "1.5"]]);
     assert_eq!(schema.one("SELECT sum(billed_cost) FROM cost_per_day"), "3.5");
-    assert_eq!(schema.one("SELECT count(*) FROM alerts_per_hour"), "0");
+    let alerts = schema.query("SELECT org_id, rule_id, title, level, alerts, events FROM alerts_per_hour");
+    assert_eq!(alerts, [["acme", "r", "A rule", "high", "1", "3"]]);
+}
+
+#[test]
+fn own_fields_have_an_index_where_that_is_wanted() {
+    let indexes = "SELECT tablename FROM pg_indexes WHERE schemaname = current_schema() AND indexdef LIKE '%gin%jsonb_path_ops%' \
+                   AND tablename IN ('alerts', 'changes', 'cost_events', 'dead_letters', 'security_events') ORDER BY 1";
+    for attributes_index in [false, true] {
+        let mut schema = Schema::new();
+        schema.config.attributes_index = attributes_index;
+        let database = schema.store();
+        schema.block_on(async { database.log_id(LogSource::Ingest).await.expect("ready") });
+        let tables = ["alerts", "changes", "cost_events", "dead_letters", "security_events"];
+        let expected: Vec<[&str; 1]> = tables.into_iter().filter(|_| attributes_index).map(|table| [table]).collect();
+        assert_eq!(schema.query(indexes), expected);
+    }
 }
 
 #[test]
