@@ -54,6 +54,8 @@ struct Figures {
     /// Events that were made for a rule, and those of them that it matches.
     made: usize,
     made_hits: usize,
+    /// The rules that matched some event.
+    hit: BTreeSet<String>,
     allowed: BTreeMap<&'static str, usize>,
     /// Reason and rule of each difference that is explained.
     explained: BTreeSet<(String, String)>,
@@ -155,6 +157,11 @@ impl World {
                     let theirs = peer.matches(&flat);
                     let ours: BTreeSet<&str> = ours.iter().copied().filter(|id| peer.rules.contains(*id)).collect();
                     self.figures.hits += ours.len();
+                    for id in &ours {
+                        if !self.figures.hit.contains(*id) {
+                            self.figures.hit.insert((*id).to_owned());
+                        }
+                    }
                     let theirs: BTreeSet<&str> = theirs.iter().map(String::as_str).collect();
                     let differing = ours.symmetric_difference(&theirs);
                     let told = |id: &&str| ((*id).to_owned(), (*source).to_owned(), row, ours.contains(id));
@@ -233,6 +240,17 @@ impl World {
         assert!(unlisted.is_empty(), "{name}: these differ, and are not in tests/differential.yml: {unlisted:#?}");
         let unneeded: Vec<_> = listed.difference(&figures.explained).collect();
         assert!(unneeded.is_empty(), "{name}: these do not differ, and are in tests/differential.yml: {unneeded:#?}");
+        let unhit: BTreeSet<String> = self.rules.keys().filter(|id| !figures.hit.contains(*id)).cloned().collect();
+        let listed: BTreeSet<String> =
+            allowed::unhit(all).into_iter().filter(|id| self.rules.contains_key(id)).collect();
+        let unlisted: Vec<_> = unhit.difference(&listed).collect();
+        assert!(
+            unlisted.is_empty(),
+            "{name}: no event hits these, and they are not in {}: {unlisted:#?}",
+            allowed::UNHIT
+        );
+        let unneeded: Vec<_> = listed.difference(&unhit).collect();
+        assert!(unneeded.is_empty(), "{name}: events hit these, and they are in {}: {unneeded:#?}", allowed::UNHIT);
         figures
     }
 }

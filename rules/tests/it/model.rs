@@ -1,10 +1,11 @@
 //! Random rules on random events, against a model that decides one event at a time by the definitions of Sigma.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
-use tidegate_rules::{Evaluator, RuleFile, RuleSet, RulesConfig};
+use tidegate_rules::{Evaluator, Rehearsal, RuleFile, RuleSet, RulesConfig, Trial};
 
 use crate::flatten::Events;
 
@@ -43,15 +44,36 @@ impl Tree {
             Self::Or(left, right) => left.holds(selections, event) || right.holds(selections, event),
         }
     }
+
+    /// The fields of tests that are true of an event where truth is asked for, in parts that come out as is `wanted`: an alert shows
+    /// no others.
+    fn showable(&self, selections: &[Vec<Item>], event: &Value, wanted: bool, out: &mut BTreeSet<&'static str>) {
+        if self.holds(selections, event) != wanted {
+            return;
+        }
+        match self {
+            Self::Selection(at) => {
+                let items = &selections[at % selections.len()];
+                let asks = |item: &&Item| item.asks_for_truth() == wanted && item.holds(event) == wanted;
+                out.extend(items.iter().filter(asks).map(|item| item.field));
+            }
+            Self::Not(inner) => inner.showable(selections, event, !wanted, out),
+            Self::And(left, right) | Self::Or(left, right) => {
+                left.showable(selections, event, wanted, out);
+                right.showable(selections, event, wanted, out);
+            }
+        }
+    }
 }
 
 impl Item {
+    /// Whether it is true because of a value, not for want of one.
+    fn asks_for_truth(&self) -> bool {
+        self.modifier != "|neq" && (self.modifier != "|exists" || self.values[0] == "true")
+    }
+
     fn holds(&self, event: &Value) -> bool {
-        let values: Vec<String> = match &event[self.field] {
-            Value::Null => Vec::new(),
-            Value::Array(items) => items.iter().map(text).collect(),
-            one => vec![text(one)],
-        };
+        let values = texts(&event[self.field]);
         let any = |wanted: &String| values.iter().any(|value| self.value_holds(value, wanted));
         match self.modifier {
             "|exists" => (self.values[0] == "true") != values.is_empty(),
@@ -77,6 +99,15 @@ impl Item {
 
 fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// The values of a field.
+fn texts(value: &Value) -> Vec<String> {
+    match value {
+        Value::Null => Vec::new(),
+        Value::Array(items) => items.iter().map(text).collect(),
+        one => vec![text(one)],
+    }
 }
 
 fn item() -> impl Strategy<Value = Item> {
@@ -170,6 +201,29 @@ fn selections() -> impl Strategy<Value = Vec<Vec<Item>>> {
     proptest::collection::vec(one, 3)
 }
 
+fn files(rules: &[(Vec<Vec<Item>>, Tree)]) -> Vec<RuleFile> {
+    let file = |(at, (selections, tree)): (usize, &(Vec<Vec<Item>>, Tree))| {
+        RuleFile::new(format!("{at}"), yaml(at, selections, tree))
+    };
+    rules.iter().enumerate().map(file).collect()
+}
+
+/// What an alert shows: fields that have these values in the event, for which truth is asked for, and without which the event would
+/// not match.
+fn check_shown(matched: &str, event: &Value, (selections, tree): &(Vec<Vec<Item>>, Tree)) {
+    let about = || format!("{matched} of {event}: {} of {selections:?}", tree.text());
+    let shown: Map<String, Value> = serde_json::from_str(matched).expect("JSON");
+    let mut showable = BTreeSet::new();
+    tree.showable(selections, event, true, &mut showable);
+    for (field, values) in &shown {
+        assert_eq!(texts(values), texts(&event[field]), "{}", about());
+        assert!(showable.contains(field.as_str()), "{field} in {}", about());
+    }
+    let kept = event.as_object().expect("an object").iter().filter(|(field, _)| shown.contains_key(*field));
+    let kept = Value::Object(kept.map(|(field, value)| (field.clone(), value.clone())).collect());
+    assert!(tree.holds(selections, &kept), "what is shown does not explain it: {}", about());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
 
@@ -179,11 +233,7 @@ proptest! {
         batches in proptest::collection::vec(proptest::collection::vec(event(), 1..70), 1..4),
     ) {
         let config = RulesConfig { memo_values_max: 20, ..RulesConfig::default() };
-        let files: Vec<RuleFile> = rules
-            .iter()
-            .enumerate()
-            .map(|(at, (selections, tree))| RuleFile::new(format!("{at}"), yaml(at, selections, tree)))
-            .collect();
+        let files = files(&rules);
         let (set, problems) = RuleSet::compile(&files, &config).expect("tables");
         prop_assert_eq!(problems, []);
         let mut evaluator = Evaluator::new(Arc::new(set), &config);
@@ -198,6 +248,48 @@ proptest! {
                 }
             }
             prop_assert_eq!(evaluator.matches(&Events::security("test", events).batch(0)), wanted);
+        }
+    }
+
+    #[test]
+    fn trials_and_what_alerts_show_agree_with_the_evaluator(
+        rules in proptest::collection::vec((selections(), tree()), 1..6),
+        batches in proptest::collection::vec(proptest::collection::vec(event(), 1..40), 1..4),
+    ) {
+        let config = RulesConfig { rule_event_ns_max: u64::MAX, ..RulesConfig::default() };
+        let files = files(&rules);
+        let (set, problems) = RuleSet::compile(&files, &config).expect("tables");
+        prop_assert_eq!(problems, []);
+        let set = Arc::new(set);
+        let total = batches.iter().map(Vec::len).sum();
+        let mut trials: Vec<Trial> =
+            (0..rules.len()).map(|rule| Trial::new(set.clone(), rule, total).expect("a rule")).collect();
+        let mut evaluator = Evaluator::new(set, &config);
+        let mut rehearsal = Rehearsal::new(&files, &config).expect("tables");
+        let mut wanted = vec![Vec::new(); rules.len()];
+        let mut before = 0;
+        for events in &batches {
+            let batch = Events::security("test", events).batch(0);
+            let numbers: Vec<usize> = (before..before + events.len()).collect();
+            trials.iter_mut().for_each(|trial| trial.batch(&batch, &numbers));
+            let found = evaluator.matches(&batch);
+            found.iter().for_each(|(row, rule)| wanted[*rule].push(numbers[*row]));
+            let told = rehearsal.matches(&batch);
+            let told_of: Vec<_> = told.iter().map(|own| (own.row, own.rule_id.clone())).collect();
+            let found: Vec<_> = found.iter().map(|(row, rule)| (*row, format!("r{rule}"))).collect();
+            prop_assert_eq!(told_of, found);
+            for own in &told {
+                let rule: usize = own.rule_id[1..].parse().expect("a number");
+                check_shown(&own.matched, &events[own.row], &rules[rule]);
+            }
+            before += events.len();
+        }
+        for (trial, wanted) in trials.into_iter().zip(wanted) {
+            let findings = trial.finish();
+            prop_assert_eq!((findings.events, findings.covered, findings.filtered), (total as u64, total as u64, 0));
+            prop_assert_eq!(findings.matched, wanted.len() as u64);
+            prop_assert_eq!(findings.nearest.len(), total - wanted.len());
+            prop_assert_eq!(findings.matches, wanted);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Where we differ from RSigma 0.23.0, and why the specification is on our side: rule by rule, in `tests/differential.yml`.
+//! Where we differ from RSigma 0.23.0, and why the specification is on our side (or where it is silent): rule by rule, in
+//! `tests/differential.yml`.
 //!
 //! A difference is explained when every part of the rule that the two decide otherwise on the event, taken by itself, shows one of
 //! these reasons, and the rule is in the list of that reason. A rule in a list that shows no such difference any more fails the test.
@@ -71,8 +72,8 @@ const REASONS: &[Reason] = &[
     },
     Reason {
         key: "fieldref-lists",
-        text: "fieldref over a field with several values: RSigma compares the list; the specification is silent, and everywhere \
-               else a field with several values has each of them",
+        text: "fieldref over a field with several values: RSigma compares the list; the specification is silent, so that this is \
+               our choice: everywhere else a field with several values has each of them",
         ours: true,
         fits: |item, event| {
             let named = item.values.iter().filter_map(|value| match value {
@@ -128,4 +129,26 @@ pub fn listed(all: bool) -> BTreeSet<(String, String)> {
         pairs.extend(rules.into_iter().chain(rare).map(|rule| (key.clone(), rule)));
     }
     pairs
+}
+
+/// The file that lists the rules which no event hits.
+pub const UNHIT: &str = "tests/differential-unhit.yml";
+
+/// Rules that no event hits.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unhit {
+    /// In no run, and why.
+    never: BTreeMap<String, String>,
+    /// Some event of the full run does, and none of the default one.
+    full: BTreeSet<String>,
+}
+
+/// The rules that no event hits, in a run on some events or on all.
+pub fn unhit(all: bool) -> BTreeSet<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(UNHIT);
+    let text = std::fs::read_to_string(path).expect("the list");
+    let Unhit { never, full } = yaml_serde::from_str(&text).expect("lists of rules");
+    assert!(never.values().all(|reason| !reason.is_empty()), "why does nothing hit them");
+    never.into_keys().chain(full.into_iter().filter(|_| !all)).collect()
 }

@@ -229,6 +229,7 @@ impl Maker<'_> {
                 }
                 return;
             }
+            SigmaValue::Integer(number) if has(Modifier::Lt) => return wish.whole = Some(json!(number - 1)),
             SigmaValue::Integer(number) if modifiers.is_empty() => return wish.whole = Some(json!(number)),
             SigmaValue::Bool(truth) => return wish.whole = Some(json!(truth)),
             _ => {}
