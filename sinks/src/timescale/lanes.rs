@@ -46,6 +46,26 @@ pub(super) struct Lane {
     pub(super) unsure: Option<Offset>,
 }
 
+impl Lane {
+    /// Where it stands, when its cursor was found there: where it was left, or where a commit without an answer has put it.
+    ///
+    /// # Errors
+    /// [`SinksError::Database`] for any other place, or none.
+    pub(super) fn stands(&self, found: Option<Offset>) -> Result<Offset, SinksError> {
+        match found {
+            Some(found) if found == self.next || self.unsure == Some(found) => Ok(found),
+            Some(found) => Err(moved(self, found)),
+            None => Err(SinksError::Database {
+                reason: format!(
+                    "the cursor of lane {} is gone from the table cursors: was the schema emptied? Restart tidegate: it goes on \
+                     with what its log still holds",
+                    self.number
+                ),
+            }),
+        }
+    }
+}
+
 /// A batch with the lane of each row, and which rows are of a time without a chunk.
 pub(super) struct Share {
     pub(super) batch: Arc<LogBatch>,
@@ -191,18 +211,7 @@ impl Work {
         let number = |row: &Vec<String>, at: usize| row.get(at).and_then(|text| text.parse::<Offset>().ok());
         let found: BTreeMap<u64, Offset> =
             found.iter().filter_map(|row| Some((number(row, 0)?, number(row, 1)?))).collect();
-        let place = |lane: &Lane| match found.get(&(lane.number as u64)) {
-            Some(found) if *found == lane.next || lane.unsure == Some(*found) => Ok(*found),
-            Some(found) => Err(moved(lane, *found)),
-            None => Err(SinksError::Database {
-                reason: format!(
-                    "the cursor of lane {} of log {} is gone from {}.cursors: was the schema emptied? Restart tidegate: it \
-                     goes on with what its log still holds",
-                    lane.number, self.log_id, config.schema
-                ),
-            }),
-        };
-        self.lanes.iter().map(place).collect()
+        self.lanes.iter().map(|lane| lane.stands(found.get(&(lane.number as u64)).copied())).collect()
     }
 
     async fn copy(

@@ -197,6 +197,11 @@ impl TimescaleSink {
             SinksError::Refused { .. } => self.looked_at().await.err().unwrap_or(error),
             other => other,
         };
+        // Before the rows are forgotten: what is given next may end elsewhere than the commit that is in doubt.
+        let error = match self.made_sure(error.is_of_the_rows()).await {
+            Ok(()) => error,
+            Err(unknown) => unknown,
+        };
         if !error.is_of_the_rows() {
             self.store.doubt().await;
             return SinkError::from(error);
@@ -209,6 +214,20 @@ impl TimescaleSink {
     async fn looked_at(&self) -> Result<(), SinksError> {
         let client = self.store.connection().await?;
         schema::verify(&client, &self.store.config).await
+    }
+
+    /// Asks the database where the lanes stand whose commit was not answered, if that `matters` now.
+    async fn made_sure(&mut self, matters: bool) -> Result<(), SinksError> {
+        if !matters || self.lanes.iter().all(|lane| lane.unsure.is_none()) {
+            return Ok(());
+        }
+        let log_id = self.store.ready().await?.log_id(self.source);
+        let found = self.store.settled_lanes(log_id).await?;
+        for lane in self.lanes.iter_mut() {
+            lane.next = lane.stands(found.iter().find(|found| found.number == lane.number).map(|found| found.next))?;
+            lane.unsure = None;
+        }
+        Ok(())
     }
 
     fn clear(&mut self) {

@@ -162,6 +162,12 @@ impl TimescaleStore {
         Ok(found.iter().filter_map(lane).collect())
     }
 
+    /// The lanes of a log once no transaction moves them any more.
+    pub(super) async fn settled_lanes(&self, log_id: i16) -> Result<Vec<Lane>, SinksError> {
+        let client = self.connection().await?;
+        self.lanes(&client, log_id, "FOR SHARE").await
+    }
+
     /// The lanes of a log, as many as configured when that can be: only lanes that all stand at one offset are made more or
     /// fewer.
     pub(super) async fn arranged_lanes(&self, log_id: i16) -> Result<Vec<Lane>, SinksError> {

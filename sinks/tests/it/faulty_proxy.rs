@@ -1,8 +1,10 @@
 //! A proxy on loopback between a client and a server, which can refuse, hang, be slow, or cut a connection half-way.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tidegate_sinks::timescale::TimescaleConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +26,8 @@ pub enum Mode {
     Slow(usize),
     /// Cuts a connection once so many bytes went to the server.
     CutAfter(usize),
+    /// Cuts a connection when the server answers what has these words in it: it was done, and nobody is told.
+    CutAnswerTo(&'static str),
 }
 
 /// A running proxy.
@@ -50,6 +54,15 @@ impl Proxy {
         Self { address, mode, _runtime: runtime }
     }
 
+    /// A proxy in front of the server of a configuration, which goes through it from now on.
+    pub fn before(config: &mut TimescaleConfig) -> Self {
+        let (head, rest) = config.url.split_once('@').expect("user@host");
+        let (host, path) = rest.split_once('/').expect("host/database");
+        let proxy = Self::new(host);
+        config.url = format!("{head}@{}/{path}", proxy.address);
+        proxy
+    }
+
     /// Changes what it does.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
@@ -65,11 +78,11 @@ async fn pass(client: TcpStream, server: String, mode: watch::Receiver<Mode>) {
     server.set_nodelay(true).ok();
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let old = *mode.borrow() != Mode::HangOld;
+    let (old, asked) = (*mode.borrow() != Mode::HangOld, AtomicBool::new(false));
     // When one direction ends, so does the connection.
     tokio::select! {
-        () = pump(from_client, to_server, mode.clone(), (true, old)) => {}
-        () = pump(from_server, to_client, mode, (false, old)) => {}
+        () = pump(from_client, to_server, mode.clone(), (true, old), &asked) => {}
+        () = pump(from_server, to_client, mode, (false, old), &asked) => {}
     }
 }
 
@@ -78,6 +91,7 @@ async fn pump(
     mut to: OwnedWriteHalf,
     mut mode: watch::Receiver<Mode>,
     (up, old): (bool, bool),
+    asked: &AtomicBool,
 ) {
     let (mut buffer, mut passed) = (vec![0; 16 << 10], 0);
     loop {
@@ -102,11 +116,18 @@ async fn pump(
             },
         };
         let Ok(bytes @ 1..) = read else { return };
+        if !up && asked.load(Ordering::Relaxed) {
+            return;
+        }
         if matches!(now, Mode::Slow(_)) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         if to.write_all(&buffer[..bytes]).await.is_err() {
             return;
+        }
+        if let (true, Mode::CutAnswerTo(words)) = (up, now) {
+            let found = buffer[..bytes].windows(words.len()).any(|window| window == words.as_bytes());
+            asked.fetch_or(found, Ordering::Relaxed);
         }
         passed += bytes;
     }

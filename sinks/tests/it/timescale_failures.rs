@@ -8,8 +8,8 @@ use arrow::array::AsArray;
 use tidegate_events::Dataset;
 use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{
-    Append, Delivery, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogBatch, OutputLog, Sink, StreamLog,
-    deliver,
+    Append, Delivery, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogBatch, OutputLog, Sink, SinkError,
+    StreamLog, deliver,
 };
 use tidegate_sinks::parquet::LogSource;
 use tidegate_sinks::timescale::{ExtensionUse, TimescaleStore};
@@ -41,11 +41,8 @@ impl Case {
         schema.config.commit_interval_ms = 20;
         schema.config.commit_rows = 500;
         arrange(&mut schema);
-        let (head, rest) = schema.config.url.split_once('@').expect("user@host");
-        let (host, path) = rest.split_once('/').expect("host/database");
-        let proxy = Proxy::new(host);
-        let url = format!("{head}@{}/{path}", proxy.address);
-        let through = tidegate_sinks::timescale::TimescaleConfig { url, ..schema.config.clone() };
+        let mut through = schema.config.clone();
+        let proxy = Proxy::before(&mut through);
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let (log, output) = (Arc::new(MemoryLog::new(1 << 20, 1 << 30)), Arc::new(MemoryLog::new(1 << 20, 1 << 30)));
         let mut case = Self { schema, proxy, log, output, health: Health::default(), runtime, handle: None, sent: 0 };
@@ -356,6 +353,50 @@ fn a_commit_of_the_process_before_that_is_still_under_way_is_waited_for() {
     let mut ids = schema.ids();
     ids.sort_unstable();
     assert_eq!(ids, ["a", "c"], "`b` was the killed process's");
+}
+
+#[test]
+fn a_commit_without_an_answer_beside_one_that_is_refused_doubles_nothing() {
+    let mut schema = Schema::new();
+    schema.config.connections = 2;
+    let mut through = schema.config.clone();
+    let proxy = Proxy::before(&mut through);
+    let orgs: Vec<String> = (0..8).map(|at| format!("org{at}")).collect();
+    let lane = |org: &str| xxhash_rust::xxh3::xxh3_64(org.as_bytes()) % 2;
+    // The evil row is the last one, and not of the lane whose answer is lost.
+    let of_the_other = orgs.iter().find(|org| lane(org) == 1).expect("one of eight");
+    let mut orgs: Vec<&str> = (0..40).map(|at| orgs[at % orgs.len()].as_str()).collect();
+    orgs.push(of_the_other);
+    let names: Vec<String> = (0..orgs.len()).map(|at| format!("{}{at}", if at == 40 { "evil" } else { "" })).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let delivery = |rows: std::ops::Range<usize>| {
+        let batch = batch(Dataset::SecurityEvents, &orgs[rows.clone()], &names[rows.clone()]);
+        let batch = LogBatch { offset: rows.start as u64, dataset: batch.dataset, rows: batch.rows };
+        Delivery { next_offset: batch.next_offset(), batches: vec![Arc::new(batch)] }
+    };
+    let mut sink = TimescaleStore::open(through, ORIGIN).expect("a store").sink(LogSource::Ingest, 0);
+    schema.block_on(async { sink.connect().await.expect("connected") });
+    schema.query("ALTER TABLE security_events ADD CONSTRAINT no_evil CHECK (event_id NOT LIKE 'evil%'); SELECT 1");
+    schema.block_on(async {
+        proxy.set(Mode::CutAnswerTo("lane IN (0); COMMIT"));
+        sink.write(delivery(0..41)).await.expect("taken");
+        let told = sink.flush().await.expect_err("refused");
+        assert!(matches!(&told, SinkError::Withdrawn(refusal) if refusal.rows == [40]), "{told}");
+        proxy.set(Mode::Pass);
+        assert_eq!(sink.committed(), 0, "the other lane has nothing");
+        // What is given next ends before the commit that was not answered did.
+        for rows in [0..10, 10..40] {
+            let next = rows.end as u64;
+            sink.write(delivery(rows)).await.expect("taken");
+            sink.flush().await.expect("committed");
+            assert_eq!(sink.committed(), next);
+        }
+    });
+    let mut found = schema.ids();
+    found.sort_unstable();
+    let mut expected: Vec<&str> = names[..40].to_vec();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
 }
 
 #[test]

@@ -22,11 +22,8 @@ async fn taken(leases: &mut Leases) -> Lease {
 
 /// The configuration behind a proxy.
 fn proxied(config: &TimescaleConfig) -> (Proxy, TimescaleConfig) {
-    let (head, rest) = config.url.split_once('@').expect("user@host");
-    let (host, path) = rest.split_once('/').expect("host/database");
-    let proxy = Proxy::new(host);
-    let url = format!("{head}@{}/{path}", proxy.address);
-    (proxy, TimescaleConfig { url, ..config.clone() })
+    let mut through = config.clone();
+    (Proxy::before(&mut through), through)
 }
 
 #[test]
