@@ -50,6 +50,12 @@ pub enum SinksError {
         /// With the SQLSTATE where there is one.
         reason: String,
     },
+    /// The database: somebody else uses what was to be changed, and was not waited for any longer. Trying again later may work.
+    #[error("{reason}")]
+    Locked {
+        /// With the SQLSTATE.
+        reason: String,
+    },
     /// The rows: the database refuses one of them, with its own words. Without that row the others can be stored.
     #[error("{reason}")]
     Refused {

@@ -217,15 +217,21 @@ pub(super) async fn keep_database(store: Arc<TimescaleStore>, every_s: u64, stag
     let every = Duration::from_secs(every_s.max(1));
     let mut failing = false;
     loop {
-        let kept = store.keep_house().await;
-        if let Err(error) = &kept
+        let started = Instant::now();
+        let (told, again) = match store.keep_house().await {
+            Ok(put_off) => (put_off.map(|reason| format!("put off: {reason}")), every),
+            // What has kept the database busy for long is not to keep it busy all the time.
+            Err(error) if started.elapsed() > DATABASE_AGAIN => (Some(error.to_string()), every),
+            Err(error) => (Some(error.to_string()), every.min(DATABASE_AGAIN)),
+        };
+        if let Some(told) = &told
             && !failing
         {
-            tracing::warn!(%error, "the housekeeping of the database failed; it is tried again");
+            tracing::warn!(told, "the housekeeping of the database is not done; it is tried again");
         }
-        failing = kept.is_err();
-        stage.set_detail(kept.err().map(|error| error.to_string()));
-        tokio::time::sleep(if failing { every.min(DATABASE_AGAIN) } else { every }).await;
+        failing = told.is_some();
+        stage.set_detail(told);
+        tokio::time::sleep(again).await;
     }
 }
 

@@ -4,6 +4,9 @@
 //! fewer than `chunks_max`; stretches near the present always get one. All other rows go to `<table>_default`: the default
 //! partition on plain PostgreSQL, a plain table beside the hypertable (which has no such thing) with the extension. So a
 //! sender of nonsense costs neither its neighbours nor the database, and no row is without a place.
+//!
+//! A new partition is attached while nobody else uses the default one. A long query of the whole table does: rows of other days
+//! than the present go to the default partition then, rather than that all rows wait for that query.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +25,10 @@ use crate::error::SinksError;
 /// Stretches this near to the present always get a partition.
 const NEAR_US: i64 = 32 * 24 * HOUR_US;
 const HOUR_US: i64 = 3_600_000_000;
+/// Stretches this near to the present are waited for while somebody holds the table.
+const PRESENT_US: i64 = 24 * HOUR_US;
+/// How long a change of a table waits for those who use it, in milliseconds: all others wait behind it meanwhile.
+pub(super) const CHANGE_MS_MAX: u64 = 1_000;
 /// Stretches that are remembered as belonging to the default partition; past this many they are looked at again.
 const REFUSED_MAX: usize = 10_000;
 /// Times beyond these have no partition of their own: the years 1 to 9999.
@@ -182,6 +189,39 @@ fn listing(config: &TimescaleConfig, dataset: Dataset, layout: Layout) -> String
     }
 }
 
+/// Makes the partitions of stretches that rows have come for. What cannot be made because somebody holds the table is left to the
+/// default partition, but for the present, whose partitions are made ahead of time.
+///
+/// # Errors
+/// As [`make`].
+pub(super) async fn make_all(
+    client: &Object,
+    config: &TimescaleConfig,
+    chunks: &parking_lot::Mutex<Chunks>,
+    (dataset, missing): (Dataset, Vec<(i64, i64)>),
+    now_us: i64,
+) -> Result<(), SinksError> {
+    let mut held = false;
+    for (start, end) in missing {
+        let present = start < now_us.saturating_add(PRESENT_US) && end > now_us.saturating_sub(PRESENT_US);
+        if held && !present {
+            chunks.lock().refuse(dataset, start);
+            continue;
+        }
+        match make(client, config, chunks, dataset, (start, end)).await {
+            Err(SinksError::Locked { reason }) if !present => {
+                tracing::warn!(reason, "the table is in use: rows of days without a partition go to the default one");
+                chunks.lock().refuse(dataset, start);
+                held = true;
+            }
+            made => {
+                made?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Makes the partition of a stretch; whether it is there now. A stretch that the default partition has rows of stays there.
 pub(super) async fn make(
     client: &Object,
@@ -196,9 +236,10 @@ pub(super) async fn make(
     let (schema, name) = (config.schema.as_str(), dataset.table_name());
     let part = qualified(schema, &format!("{name}_{}", from.format("%Y%m%d%H")));
     let table = qualified(schema, name);
-    // Attached rather than made in place: that would keep readers of the whole table out.
+    // Attached rather than made in place: that would keep readers of the whole table out. The statements are one transaction.
     let make = format!(
-        "CREATE TABLE IF NOT EXISTS {part} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS); \
+        "SET LOCAL lock_timeout = {CHANGE_MS_MAX}; \
+         CREATE TABLE IF NOT EXISTS {part} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS); \
          ALTER TABLE {table} ATTACH PARTITION {part} FOR VALUES FROM ('{}') TO ('{}')",
         from.format("%Y-%m-%d %H:%M:%S%.6f+00"),
         to.format("%Y-%m-%d %H:%M:%S%.6f+00")

@@ -112,6 +112,11 @@ pub(super) async fn step<T>(
     }
 }
 
+/// How long a session waits for a lock, in milliseconds.
+pub(super) fn lock_ms(config: &TimescaleConfig) -> u64 {
+    config.statement_ms_max.min(10_000)
+}
+
 /// What each session begins with: it gives way to locks after a while, and the server misses a dead one soon.
 fn session(config: &TimescaleConfig) -> String {
     let (statement, keepalive) = (config.statement_ms_max, config.keepalive_s);
@@ -119,7 +124,7 @@ fn session(config: &TimescaleConfig) -> String {
         "SET lock_timeout = {lock}; SET idle_in_transaction_session_timeout = {statement}; SET TIME ZONE 'UTC'; \
          SET tcp_keepalives_idle = {keepalive}; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
          SET client_min_messages = warning",
-        lock = statement.min(10_000)
+        lock = lock_ms(config)
     )
 }
 

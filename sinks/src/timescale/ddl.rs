@@ -29,6 +29,9 @@ pub const LOG_ID: &str = "log_id";
 /// The row's offset there.
 pub const LOG_OFFSET: &str = "log_offset";
 
+/// The columns that each row has.
+pub const REQUIRED: [&str; 4] = [Dataset::TIME, Dataset::ORG_ID, LOG_ID, LOG_OFFSET];
+
 /// How the tables are laid out by time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
@@ -106,8 +109,7 @@ fn table(config: &TimescaleConfig, dataset: Dataset, layout: Layout) -> Vec<Stri
     let table = qualified(schema, name);
     let mut columns = String::new();
     for field in dataset.core_schema().fields() {
-        let required = matches!(field.name().as_str(), Dataset::TIME | Dataset::ORG_ID);
-        let suffix = if required { " NOT NULL" } else { "" };
+        let suffix = if REQUIRED.contains(&field.name().as_str()) { " NOT NULL" } else { "" };
         let _ = write!(columns, "\n  {} {}{suffix},", quoted(field.name()), column_type(field.data_type()));
     }
     let partitioned = if layout == Layout::Partitions { " PARTITION BY RANGE (\"time\")" } else { "" };

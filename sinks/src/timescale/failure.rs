@@ -36,7 +36,10 @@ pub(super) fn failed(doing: &str, error: &Error) -> SinksError {
         reason.push_str("; ");
         reason.push_str(advice);
     }
-    SinksError::Database { reason }
+    match *code == SqlState::LOCK_NOT_AVAILABLE {
+        true => SinksError::Locked { reason },
+        false => SinksError::Database { reason },
+    }
 }
 
 /// A step that made no progress in time.
@@ -106,7 +109,12 @@ fn advice(code: &SqlState) -> Option<&'static str> {
         ),
         (
             &SqlState::LOCK_NOT_AVAILABLE,
-            "another connection holds a lock: one that the database has not missed yet, another server with a copy of this data folder, or a migration",
+            "another connection holds a lock: a long query or a dump (see pg_stat_activity), one that the database has not missed yet, \
+             another server with a copy of this data folder, or a migration",
+        ),
+        (
+            &SqlState::QUERY_CANCELED,
+            "it took longer than it may (sinks.timescale.statement_ms_max), or somebody cancelled it there",
         ),
         (&SqlState::CANNOT_CONNECT_NOW, "the database is starting or stopping"),
         (&SqlState::ADMIN_SHUTDOWN, "the database was stopped"),

@@ -214,10 +214,10 @@ impl std::fmt::Debug for Leases {
 
 /// A connection that is asked something by whoever may lose patience: one that has not answered is closed, since its state is not
 /// known, and the next question must not wait behind this one.
-struct Asked(Option<Object>);
+pub(super) struct Asked(Option<Object>);
 
 impl Asked {
-    fn of(client: Object) -> Self {
+    pub(super) fn of(client: Object) -> Self {
         Self(Some(client))
     }
 

@@ -8,7 +8,7 @@
 //! - [`ddl`]: the tables. [`policies`]: what lies over them. `schema`: migrations.
 //! - `binary`, `json`, `rows`: rows as the wire has them. `lanes`: transactions. `sink`: what the delivery drives.
 //! - `leases`: who of many workers writes which log. `tails`: what that log ended with.
-//! - `chunks`: partitions, and where rows of odd times go. `failure`: what the database said, for people.
+//! - `chunks`: partitions, and where rows of odd times go. `house`: what is done now and then. `failure`: what the database said, for people.
 
 mod binary;
 mod chunks;
@@ -17,6 +17,7 @@ mod connect;
 pub mod ddl;
 mod failure;
 mod fields;
+mod house;
 mod json;
 mod lanes;
 mod leases;

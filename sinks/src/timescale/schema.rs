@@ -54,7 +54,8 @@ pub fn script(config: &TimescaleConfig) -> String {
         section(&format!("migration {version}: {name}"), statements);
     }
     section("of the role worker", leases::tables(&config.schema));
-    section("at each start", policies::settings(config, layout, extension));
+    let settings = policies::settings(config, layout, extension);
+    section("soon after each start", settings.into_iter().flat_map(policies::Setting::statements).collect());
     script
 }
 
@@ -124,7 +125,13 @@ pub(super) async fn prepare(client: &Object, config: &TimescaleConfig, origin: &
     };
     step(config, "begin the migration", client.batch_execute("BEGIN")).await?;
     // Another server that starts may be migrating: it is waited for, not given up after the session's lock timeout.
-    let lock = format!("SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock({ADVISORY_LOCK})");
+    // But no longer than this program waits, and not for anything else: whoever comes after a waiting change of a table waits too.
+    let lock = format!(
+        "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = {}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK}); \
+         SET LOCAL lock_timeout = {}",
+        config.statement_ms_max,
+        connect::lock_ms(config)
+    );
     step(config, "wait for another migration", client.batch_execute(&lock)).await?;
     let found = migrate(client, config, origin, extension).await;
     let end = if found.is_ok() { "COMMIT" } else { "ROLLBACK" };
@@ -163,7 +170,6 @@ async fn migrate(
         run(client, config, "record the migration", &[record(config, (*version, name), extension)]).await?;
         tracing::info!(version, name, schema, ?layout, "the schema of the database was migrated");
     }
-    run(client, config, "set the policies", &policies::settings(config, layout, extension)).await?;
     let log_ids = register(client, config, origin).await?;
     Ok(Found { layout, extension, log_ids })
 }
@@ -246,44 +252,57 @@ async fn probe(client: &Object, config: &TimescaleConfig) -> Result<Option<Exten
     Ok(Some(Extension { version: (next(), next(), next()), community }))
 }
 
-/// Whether the tables have the columns that rows are written to, and none that these rows leave out and must not.
+/// Whether the tables have the columns that rows are written to, with room for rows that lack them, and none that these rows leave
+/// out and must not.
 ///
 /// # Errors
 /// [`SinksError::Database`], which names the first column that is not as it should be.
 pub(super) async fn verify(client: &Object, config: &TimescaleConfig) -> Result<(), SinksError> {
     for dataset in Dataset::ALL {
-        let table = qualified(&config.schema, dataset.table_name());
-        let query = format!(
-            "SELECT attname, format_type(atttypid, NULL), (attnotnull AND NOT atthasdef)::int FROM pg_attribute \
-             WHERE attrelid = to_regclass('{table}') AND attnum > 0 AND NOT attisdropped"
-        );
-        let found = rows(client, config, "look at the columns", &query).await?;
-        let schema = dataset.core_schema();
-        let mut expected: Vec<(&str, &str)> = schema
-            .fields()
-            .iter()
-            .map(|field| (field.name().as_str(), sql_name(ddl::column_type(field.data_type()))))
-            .collect();
-        expected.extend([(ddl::ATTRIBUTES, "jsonb"), (ddl::LOG_ID, "smallint"), (ddl::LOG_OFFSET, "bigint")]);
-        let type_of = |name: &str| found.iter().find(|row| row[0] == name).map(|row| row[1].as_str());
-        let wrong = if found.is_empty() {
-            Some(format!("the table {table} is gone"))
-        } else if let Some((name, kind)) = expected.iter().find(|(name, kind)| type_of(name) != Some(kind)) {
-            let found = type_of(name).unwrap_or("gone");
-            Some(format!("column {name:?} of {table} is {found}, not {kind}"))
-        } else {
-            let known = |row: &&Vec<String>| expected.iter().any(|(name, _)| *name == row[0]);
-            let added = found.iter().find(|row| row[2] == "1" && !known(row));
-            added.map(|row| {
-                format!("column {:?} of {table} is NOT NULL and has no default, and no row brings it", row[0])
-            })
-        };
-        if let Some(wrong) = wrong {
-            let reason = format!("{wrong}: make it as `tidegate timescale ddl` has it; it goes on by itself");
-            return Err(SinksError::Database { reason });
+        let name = dataset.table_name();
+        // Rows of odd times are in the second.
+        for table in [qualified(&config.schema, name), qualified(&config.schema, &format!("{name}_default"))] {
+            let query = format!(
+                "SELECT attname, format_type(atttypid, NULL), attnotnull::int, atthasdef::int FROM pg_attribute \
+                 WHERE attrelid = to_regclass('{table}') AND attnum > 0 AND NOT attisdropped"
+            );
+            let found = rows(client, config, "look at the columns", &query).await?;
+            if let Some(wrong) = wrong_column(dataset, &table, &found) {
+                let reason = format!("{wrong}: make it as `tidegate timescale ddl` has it; it goes on by itself");
+                return Err(SinksError::Database { reason });
+            }
         }
     }
     Ok(())
+}
+
+/// What is wrong with a table of these columns: name, type, whether it is required, whether it has a default.
+fn wrong_column(dataset: Dataset, table: &str, found: &[Vec<String>]) -> Option<String> {
+    if found.is_empty() {
+        return Some(format!("the table {table} is gone"));
+    }
+    let schema = dataset.core_schema();
+    let mut expected: Vec<(&str, &str)> = schema
+        .fields()
+        .iter()
+        .map(|field| (field.name().as_str(), sql_name(ddl::column_type(field.data_type()))))
+        .collect();
+    expected.extend([(ddl::ATTRIBUTES, "jsonb"), (ddl::LOG_ID, "smallint"), (ddl::LOG_OFFSET, "bigint")]);
+    let type_of = |name: &str| found.iter().find(|row| row[0] == name).map(|row| row[1].as_str());
+    if let Some((name, kind)) = expected.iter().find(|(name, kind)| type_of(name) != Some(kind)) {
+        let found = type_of(name).unwrap_or("gone");
+        return Some(format!("column {name:?} of {table} is {found}, not {kind}"));
+    }
+    found.iter().filter(|row| row[2] == "1" && !ddl::REQUIRED.contains(&row[0].as_str())).find_map(|row| {
+        let (name, known) = (&row[0], expected.iter().any(|(name, _)| *name == row[0]));
+        match (known, row[3] == "1") {
+            (true, _) => Some(format!("column {name:?} of {table} is NOT NULL, and not every row has it")),
+            (false, false) => {
+                Some(format!("column {name:?} of {table} is NOT NULL and has no default, and no row brings it"))
+            }
+            (false, true) => None,
+        }
+    })
 }
 
 /// The name that PostgreSQL shows for a type.

@@ -1,6 +1,7 @@
 //! The database as both sinks, the housekeeping and the readers share it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use deadpool_postgres::{Object, Pool};
 use parking_lot::Mutex as SyncMutex;
@@ -12,11 +13,10 @@ use tokio::sync::Mutex;
 use super::chunks::{self, Chunks};
 use super::config::TimescaleConfig;
 use super::connect;
-use super::ddl::{Layout, chunk_hours, qualified};
+use super::ddl::{Layout, qualified};
 use super::fields;
 use super::lanes::{Lane, Share};
 use super::leases::Lease;
-use super::policies;
 use super::schema::{self, Found, rows, run};
 use super::sink::TimescaleSink;
 use crate::error::SinksError;
@@ -34,6 +34,8 @@ pub struct TimescaleStore {
     ready: Mutex<Option<Ready>>,
     /// Own fields that are in the table of fields, as far as this process knows.
     fields: SyncMutex<FieldCatalog>,
+    /// Whether the policies are as configured, as far as this process knows.
+    pub(super) policies_set: AtomicBool,
 }
 
 /// What is known once the schema was looked at.
@@ -42,11 +44,6 @@ pub(super) struct Ready {
     pub(super) found: Found,
     pub(super) chunks: Arc<SyncMutex<Chunks>>,
 }
-
-/// Partitions that are made ahead of time.
-const AHEAD: i64 = 3;
-/// Days in microseconds.
-const DAY_US: i64 = 86_400_000_000;
 
 impl TimescaleStore {
     /// A store for the logs of the data folder `origin` (a UUID as text).
@@ -85,6 +82,7 @@ impl TimescaleStore {
             pool,
             ready: Mutex::default(),
             fields: SyncMutex::default(),
+            policies_set: AtomicBool::new(false),
         }))
     }
 
@@ -200,9 +198,7 @@ impl TimescaleStore {
                 missing.into_iter().for_each(|stretch| ready.chunks.lock().add(dataset, stretch));
             } else if !missing.is_empty() {
                 let client = self.connection().await?;
-                for stretch in missing {
-                    chunks::make(&client, &self.config, &ready.chunks, dataset, stretch).await?;
-                }
+                chunks::make_all(&client, &self.config, &ready.chunks, (dataset, missing), now_us()).await?;
             }
         }
         if ready.found.layout == Layout::Hypertables {
@@ -226,42 +222,6 @@ impl TimescaleStore {
             let storing = fields::store(&**client, &self.config.schema, &fresh);
             connect::step(&self.config, "note the own fields", storing).await?;
             self.fields.lock().merge(&seen);
-        }
-        Ok(())
-    }
-
-    /// What has to be done now and then: partitions ahead of time, old ones dropped, views refreshed. What the extension does
-    /// by itself is left to it.
-    ///
-    /// # Errors
-    /// [`SinksError::Database`], with what to do; it is tried again the next time.
-    pub async fn keep_house(&self) -> Result<(), SinksError> {
-        let ready = self.ready().await?;
-        let client = self.connection().await?;
-        let Found { layout, extension, .. } = ready.found;
-        let policies = extension.is_some_and(|extension| extension.community) && layout == Layout::Hypertables;
-        let now = now_us();
-        for dataset in Dataset::ALL {
-            if layout == Layout::Partitions {
-                let width = i64::from(chunk_hours(&self.config, dataset)) * 3_600_000_000;
-                let wanted = (0..=AHEAD).map(|at| now + at * width);
-                let missing = ready.chunks.lock().ahead(&self.config, dataset, wanted);
-                for stretch in missing {
-                    chunks::make(&client, &self.config, &ready.chunks, dataset, stretch).await?;
-                }
-            }
-            let days = self.config.retention.of(dataset).filter(|days| *days > 0);
-            if let Some(days) = days {
-                let before = now.saturating_sub(i64::from(days) * DAY_US);
-                let dropped = chunks::drop_before(&client, &self.config, (dataset, layout), before, policies).await?;
-                if dropped > 0 {
-                    tracing::info!(table = dataset.table_name(), dropped, "old partitions were dropped");
-                    ready.chunks.lock().forget_before(dataset, before);
-                }
-            }
-        }
-        if self.config.aggregates && !policies {
-            run(&client, &self.config, "refresh the views", &policies::refreshes(&self.config.schema)).await?;
         }
         Ok(())
     }

@@ -43,6 +43,7 @@ mod spine_power;
 mod spine_world;
 mod timescale_contract;
 mod timescale_failures;
+mod timescale_house;
 mod timescale_leases;
 mod timescale_read;
 mod timescale_rows;

@@ -182,6 +182,24 @@ fn what_the_operator_broke_is_named_and_mended_without_a_restart() {
 }
 
 #[test]
+fn a_column_that_was_made_required_is_named_and_buries_no_row() {
+    for table in ["security_events", "security_events_default"] {
+        let mut case = Case::new(|schema| {
+            // All rows are of an odd time.
+            schema.config.chunks_max = 0;
+            let store = schema.store();
+            schema.block_on(async { store.log_id(LogSource::Ingest).await.expect("made") });
+            schema.query(&format!("ALTER TABLE {table} ALTER COLUMN message SET NOT NULL; SELECT 1"));
+        });
+        case.send(10);
+        case.says(&["message", &format!("\"{table}\""), "NOT NULL"]);
+        case.schema.query(&format!("ALTER TABLE {table} ALTER COLUMN message DROP NOT NULL; SELECT 1"));
+        case.settle();
+        assert_eq!(case.schema.ids().len(), 10, "none is a dead letter");
+    }
+}
+
+#[test]
 fn a_disk_of_the_database_that_is_full_is_named_and_what_waited_is_there_when_it_has_room() {
     if !OwnServer::may_have_a_disk() {
         say("NOT RUN: a full disk of the database: it takes root, who may mount one");
