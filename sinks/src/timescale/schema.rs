@@ -226,6 +226,15 @@ async fn probe(client: &Object, config: &TimescaleConfig) -> Result<Option<Exten
         if one(client, config, "look for the extension", offered).await?.is_none() {
             return Ok(None);
         }
+        // To make it where it is not loaded ends the connection.
+        let loaded = "SELECT current_setting('timescaledb.max_background_workers', true)";
+        if one(client, config, "look whether the extension is loaded", loaded).await?.is_none() {
+            tracing::warn!(
+                "the server has TimescaleDB, but does not load it: plain tables are used, for good; add timescaledb to \
+                 shared_preload_libraries and restart the server before the first start"
+            );
+            return Ok(None);
+        }
         let make = "CREATE EXTENSION IF NOT EXISTS timescaledb";
         if let Err(error) = step(config, "make the extension", client.batch_execute(make)).await {
             tracing::warn!(
