@@ -22,6 +22,11 @@ pub trait Destination {
     /// The ids (`event_id`) of all rows that are durable there, in any order; twice what is there twice.
     fn ids(&self) -> Vec<String>;
 
+    /// What its rows are of: a sink may take one dataset only.
+    fn dataset(&self) -> Dataset {
+        Dataset::SecurityEvents
+    }
+
     /// Whether rows that were on their way when the process died may be there twice. Consumers know them by their id.
     fn doubles(&self) -> bool {
         false
@@ -65,6 +70,11 @@ struct Case {
 }
 
 impl Case {
+    /// Rows that the sink takes, of a tenant.
+    fn rows(&self, org: &str, ids: &[&str]) -> EventBatch {
+        batch(self.destination.dataset(), &vec![org; ids.len()], ids)
+    }
+
     fn write(&mut self, batches: &[(Offset, EventBatch)], next_offset: Offset) {
         let batch = |(offset, batch): &(Offset, EventBatch)| {
             Arc::new(LogBatch { offset: *offset, dataset: batch.dataset, rows: batch.rows.clone() })
@@ -98,8 +108,12 @@ fn a_flush_makes_durable_what_was_taken(case: &mut Case) {
     case.must_hold(0, &[]);
     case.flush();
     case.must_hold(0, &[]);
-    let changes = batch(Dataset::Changes, &["a"], &["c"]);
-    case.write(&[(0, events("a", &["a", "b"])), (2, changes), (3, events("b", &["d"]))], 4);
+    let other = match case.destination.dataset() {
+        Dataset::SecurityEvents => Dataset::Changes,
+        only => only,
+    };
+    let rows = [(0, case.rows("a", &["a", "b"])), (2, batch(other, &["a"], &["c"])), (3, case.rows("b", &["d"]))];
+    case.write(&rows, 4);
     case.flush();
     case.must_hold(4, &["a", "b", "c", "d"]);
     case.restart();
@@ -109,7 +123,7 @@ fn a_flush_makes_durable_what_was_taken(case: &mut Case) {
 fn committed_never_promises_what_is_not_there(case: &mut Case) {
     for nth in 0..20u64 {
         let id = format!("{nth:02}");
-        case.write(&[(nth, events("a", &[&id]))], nth + 1);
+        case.write(&[(nth, case.rows("a", &[&id]))], nth + 1);
         if nth % 7 == 6 {
             case.flush();
         }
@@ -121,7 +135,7 @@ fn committed_never_promises_what_is_not_there(case: &mut Case) {
 }
 
 fn the_same_offsets_twice_are_harmless(case: &mut Case) {
-    let rows = [(0, events("a", &["a", "b"])), (2, events("b", &["c"]))];
+    let rows = [(0, case.rows("a", &["a", "b"])), (2, case.rows("b", &["c"]))];
     case.write(&rows, 3);
     case.write(&rows, 3);
     case.flush();
@@ -135,24 +149,24 @@ fn the_same_offsets_twice_are_harmless(case: &mut Case) {
 }
 
 fn a_batch_that_straddles_the_cursor_is_cut(case: &mut Case) {
-    case.write(&[(0, events("a", &["a", "b"]))], 2);
+    case.write(&[(0, case.rows("a", &["a", "b"]))], 2);
     case.flush();
-    case.write(&[(1, events("a", &["b", "c"]))], 3);
+    case.write(&[(1, case.rows("a", &["b", "c"]))], 3);
     case.flush();
     case.must_hold(3, &["a", "b", "c"]);
 }
 
 fn gaps_in_the_offsets_are_passed_over(case: &mut Case) {
-    case.write(&[(5, events("a", &["a"])), (9, events("a", &["b"]))], 12);
+    case.write(&[(5, case.rows("a", &["a"])), (9, case.rows("a", &["b"]))], 12);
     case.flush();
     case.must_hold(12, &["a", "b"]);
-    case.write(&[(30, events("a", &["c"]))], 31);
+    case.write(&[(30, case.rows("a", &["c"]))], 31);
     case.flush();
     case.must_hold(31, &["a", "b", "c"]);
 }
 
 fn a_death_before_the_flush_is_harmless(case: &mut Case) {
-    let rows = [(0, events("a", &["a", "b"])), (2, events("b", &["c"])), (3, events("b", &["d"]))];
+    let rows = [(0, case.rows("a", &["a", "b"])), (2, case.rows("b", &["c"])), (3, case.rows("b", &["d"]))];
     case.write(&rows[..1], 2);
     case.flush();
     case.write(&rows[1..], 4);
@@ -177,7 +191,7 @@ fn a_death_before_the_flush_is_harmless(case: &mut Case) {
 const REFUSED: usize = 100;
 
 fn refused_rows_do_not_bury_their_neighbours(case: &mut Case) {
-    case.write(&[(0, events("a", &["first"]))], 1);
+    case.write(&[(0, case.rows("a", &["first"]))], 1);
     case.flush();
     let Some(bad) = (0..REFUSED).map(|nth| case.destination.refused_id(nth)).collect::<Option<Vec<_>>>() else {
         return;

@@ -4,15 +4,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::ipc::reader::StreamReader;
+use redis::TypedCommands;
 use serde_json::Value;
-use tidegate_events::Level;
+use tidegate_events::{Dataset, Level};
 use tidegate_pipeline::log::MemoryLog;
-use tidegate_pipeline::{DeliveryConfig, DeliveryHandle, DeliveryParts, Health, OutputLog, StreamLog, deliver};
+use tidegate_pipeline::{
+    Delivery, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogBatch, OutputLog, Sink, StreamLog, deliver,
+};
 use tidegate_sinks::feed::FeedConfig;
 use tidegate_sinks::redis::{FanOutConfig, Redis, RedisConfig};
 use tokio::runtime::Handle;
 
+use crate::contract::rows::ids_of;
+use crate::contract::sink::{Destination, check};
 use crate::feed_door::{Door, Follower, read_until};
+use crate::redis_streams::AnyLog;
 use crate::redis_world::{Fault, FaultProxy, RedisServer};
 
 /// A node with nothing but alerts.
@@ -265,4 +272,54 @@ async fn a_node_that_starts_again_publishes_nothing_twice() {
     of_a.silent().await;
     assert_eq!(log.bounds().next, 24);
     assert_eq!(server.ask(&["XLEN", "tidegate:alerts:b"]), redis::Value::Int(12));
+}
+
+/// The stream of a node's alerts, as the feeds of other nodes read it.
+struct Published {
+    server: Arc<RedisServer>,
+    config: RedisConfig,
+}
+
+impl Destination for Published {
+    fn sink(&self) -> Box<dyn Sink> {
+        let log = AnyLog::new();
+        let mut sink = Redis::new(&self.config).expect("a good configuration").alerts_out(log, "node-1");
+        // It learns from the stream where it stands, with the first thing that it is given.
+        let nothing = Delivery { batches: Vec::new(), next_offset: 0 };
+        Handle::current().block_on(sink.write(nothing)).expect("a connection");
+        Box::new(sink)
+    }
+
+    fn dataset(&self) -> Dataset {
+        Dataset::Alerts
+    }
+
+    fn ids(&self) -> Vec<String> {
+        let key = format!("{}:alerts:node-1", self.config.prefix);
+        let stream = self.server.connection().xrange_all(key).expect("entries");
+        let (mut seen, mut ids) = (0, Vec::new());
+        for entry in stream.ids {
+            let offset: u64 = entry.get("o").expect("where it begins");
+            let bytes: Vec<u8> = entry.get("b").expect("its rows");
+            let rows =
+                StreamReader::try_new(bytes.as_slice(), None).expect("a stream").next().expect("one").expect("rows");
+            let batch = LogBatch { offset, dataset: Dataset::Alerts, rows };
+            // A reader takes what it has not seen yet.
+            ids.extend(ids_of(&batch).into_iter().filter(|(offset, _)| *offset >= seen).map(|(_, id)| id));
+            seen = batch.next_offset();
+        }
+        ids
+    }
+}
+
+#[test]
+fn alerts_for_other_nodes_keep_the_contract_of_a_sink() {
+    let server = Arc::new(RedisServer::start(&[]));
+    check("alerts of a node", || {
+        server.ask(&["FLUSHALL"]);
+        // All of the log, since the suite has none that could be read again.
+        let fan_out = FanOutConfig { refill_rows_max: u64::MAX, ..FanOutConfig::default() };
+        let config = RedisConfig { fan_out, ..server.config() };
+        Box::new(Published { server: server.clone(), config })
+    });
 }

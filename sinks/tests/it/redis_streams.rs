@@ -23,10 +23,10 @@ use crate::contract::sink::{Destination, check};
 use crate::redis_world::{Fault, FaultProxy, RedisServer, on_demand, until};
 
 /// A log that holds whatever a test says that it held.
-struct AnyLog(watch::Sender<LogBounds>);
+pub struct AnyLog(watch::Sender<LogBounds>);
 
 impl AnyLog {
-    fn new() -> Arc<Self> {
+    pub fn new() -> Arc<Self> {
         Arc::new(Self(watch::Sender::new(LogBounds { first: 0, next: u64::MAX })))
     }
 }
