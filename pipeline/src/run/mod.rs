@@ -43,7 +43,7 @@ use crate::output::OutputLog;
 #[derive(Debug, Clone, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
-    /// How late an event may come, in event time, and still be counted in its window.
+    /// How far the watermark of the run loop stays behind the largest event time. (Correlations have their own: sigma.lateness_ms_max.)
     pub lateness_ms_max: u64,
     /// How far an event's time may be ahead of its receive time and still move the watermark.
     pub ahead_ms_max: u64,
