@@ -167,7 +167,8 @@ pub trait StreamLog: Send + Sync + 'static {
     /// the bounds to change.
     ///
     /// # Errors
-    /// [`PipelineError::Forgotten`] below the first offset; damaged frames are skipped and counted, not an error.
+    /// [`PipelineError::Forgotten`] below the first offset, also when the log forgets while it is read: rows are never passed
+    /// over for that without a word. Damaged frames are skipped and counted, not an error.
     fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError>;
 
     /// Allows the log to drop what lies below `below`. Whole segments go, and only when no retention bound keeps them.

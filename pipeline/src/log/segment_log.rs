@@ -226,17 +226,21 @@ impl SegmentLog {
         batches.into_iter().map(prepare).collect()
     }
 
-    /// A segment that was forgotten while it was about to be read is not an error of the read, and one that somebody removed
-    /// is damage: waiting brings neither back.
-    fn unless_gone<T: Default>(&self, segment: &Segment, read: Result<T, PipelineError>) -> Result<T, PipelineError> {
+    /// A segment that was forgotten while it was about to be read is not an error of the read (`None`), and one that somebody
+    /// removed is damage: waiting brings neither back.
+    fn unless_gone<T: Default>(
+        &self,
+        segment: &Segment,
+        read: Result<T, PipelineError>,
+    ) -> Result<Option<T>, PipelineError> {
         let (first, end) = segment.range();
         match read {
-            Err(_) if first < self.bounds().first || end <= self.bounds().first => Ok(T::default()),
+            Err(_) if first < self.bounds().first || end <= self.bounds().first => Ok(None),
             Err(PipelineError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 segment.report(&Damage { at: 0, bytes: 0, rows: first..end, reason: "the file is gone".to_owned() });
-                Ok(T::default())
+                Ok(Some(T::default()))
             }
-            read => read,
+            read => read.map(Some),
         }
     }
 
@@ -309,13 +313,18 @@ impl StreamLog for SegmentLog {
         for segment in segments.iter().filter(|segment| segment.range().1 > from) {
             let wanted = Wanted { from, until: bounds.next, bytes_max: left };
             let read = segment.read(&*self.shared.fs, &self.shared.schemas, wanted, &mut batches);
-            left = left.saturating_sub(self.unless_gone(segment, read)?);
+            // What comes after a forgotten segment does not follow on what is here; the next read tells what was forgotten.
+            let Some(bytes) = self.unless_gone(segment, read)? else { break };
+            left = left.saturating_sub(bytes);
             if left == 0 {
                 break;
             }
         }
+        // Retention may have moved on since the first look at the bounds: what was found then begins behind rows of which
+        // nobody would hear.
+        let reached = batches.first().is_some_and(|batch| batch.offset <= from);
         match self.bounds().first {
-            first if from < first && batches.is_empty() => Err(PipelineError::Forgotten { asked: from, first }),
+            first if from < first && !reached => Err(PipelineError::Forgotten { asked: from, first }),
             _ => Ok(batches),
         }
     }

@@ -11,6 +11,7 @@ mod log_contract;
 mod log_damage;
 mod log_edges;
 mod log_faults;
+mod log_forgetting;
 mod log_ledger;
 mod log_long;
 mod log_model;

@@ -1,0 +1,159 @@
+//! Readers beside retention: who is read to while rows are forgotten gets them, or is told how many it missed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
+use tidegate_pipeline::fs::{DirChange, Fs, FsFile, Open, SimFs};
+use tidegate_pipeline::log::{LogConfig, SegmentLog};
+use tidegate_pipeline::tailing::read_on;
+use tidegate_pipeline::{Offset, PipelineError, StreamLog};
+
+use crate::log_ledger::{DIR, answer, config, open};
+use crate::log_rows::{events, ids, one};
+
+const ROWS: u64 = 60;
+
+/// A file system on which the log forgets in the very moment in which a reader opens a segment.
+#[derive(Debug)]
+struct Forgets {
+    fs: SimFs,
+    /// The segments that may be opened before it happens, and below which row is forgotten then.
+    plan: Mutex<Option<(usize, Offset)>>,
+    log: OnceLock<Weak<SegmentLog>>,
+}
+
+impl Forgets {
+    fn now(&self) {
+        let mut plan = self.plan.lock();
+        match plan.take() {
+            Some((0, below)) => {
+                drop(plan);
+                let log = self.log.get().and_then(Weak::upgrade).expect("a log that is open");
+                log.forget(below).expect("forgotten");
+            }
+            Some((opens, below)) => *plan = Some((opens - 1, below)),
+            None => {}
+        }
+    }
+}
+
+impl Fs for Forgets {
+    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn FsFile>> {
+        if how == Open::Read && path.extension().is_some_and(|is| is == "log") {
+            self.now();
+        }
+        self.fs.open(path, how)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        self.fs.list(dir)
+    }
+
+    fn change(&self, change: DirChange<'_>) -> io::Result<()> {
+        self.fs.change(change)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.fs.sync_dir(dir)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        self.fs.free_bytes(dir)
+    }
+}
+
+/// Reads from the start of a log to the row `until`: the rows, and how many were told to be forgotten. No row is missing
+/// between two others without a word.
+fn follow(log: &SegmentLog, until: Offset, bytes_max: usize, context: &str) -> (u64, u64) {
+    let (mut at, mut rows, mut forgotten) = (0, 0, 0);
+    while at < until {
+        let reading = read_on(log, at, bytes_max).unwrap_or_else(|error| panic!("{context}: {error}"));
+        at += reading.forgotten;
+        forgotten += reading.forgotten;
+        for (offset, id) in ids(&reading.batches) {
+            assert_eq!((offset, id), (at, at.to_string()), "{context}");
+            (at, rows) = (at + 1, rows + 1);
+        }
+        assert_eq!(reading.next.max(at), at, "{context}: read past rows of which there was no word");
+    }
+    (rows, forgotten)
+}
+
+#[test]
+fn rows_that_are_forgotten_while_they_are_read_are_told_of() {
+    let made = SimFs::new();
+    let (log, _) = open(&made).expect("a log");
+    for row in 0..ROWS {
+        answer(log.append(one(events("a", &[&row.to_string()])))).expect("stored");
+    }
+    drop(log);
+    let segments = made.files().iter().filter(|path| path.extension().is_some_and(|is| is == "log")).count();
+    assert!(segments > 5, "{segments} segments");
+    let mut missed = 0;
+    for bytes_max in [1, usize::MAX] {
+        for opens in 0..segments {
+            for below in [10, ROWS / 2, ROWS] {
+                let context = format!("below {below} at opening {opens}, {bytes_max} bytes at a time");
+                let fs = Arc::new(Forgets { fs: made.after_kill(), plan: Mutex::default(), log: OnceLock::new() });
+                let (log, _) = SegmentLog::open(fs.clone(), Path::new(DIR), config()).expect("it opens");
+                let log = Arc::new(log);
+                fs.log.set(Arc::downgrade(&log)).expect("set once");
+                *fs.plan.lock() = Some((opens, below));
+                let (rows, forgotten) = follow(&log, ROWS, bytes_max, &context);
+                assert_eq!(rows + forgotten, ROWS, "{context}");
+                missed += forgotten;
+            }
+        }
+    }
+    assert!(missed > 100, "{missed} rows were forgotten before they were read");
+}
+
+#[test]
+fn what_is_forgotten_before_it_is_read_is_an_error_of_its_own() {
+    let fs = Arc::new(Forgets { fs: SimFs::new(), plan: Mutex::default(), log: OnceLock::new() });
+    let (log, _) = SegmentLog::open(fs.clone(), Path::new(DIR), config()).expect("a log");
+    for row in 0..ROWS {
+        answer(log.append(one(events("a", &[&row.to_string()])))).expect("stored");
+    }
+    drop(log);
+    let (log, _) = SegmentLog::open(fs.clone(), Path::new(DIR), config()).expect("it opens");
+    let log = Arc::new(log);
+    fs.log.set(Arc::downgrade(&log)).expect("set once");
+    *fs.plan.lock() = Some((0, ROWS / 2));
+    match log.read(0, usize::MAX) {
+        Err(PipelineError::Forgotten { asked: 0, first }) => assert_eq!(first, log.bounds().first),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn who_reads_at_the_edge_of_what_is_forgotten_gets_the_row_or_is_told() {
+    const APPENDS: u64 = 800;
+    let config = LogConfig { segment_bytes_max: 4096, ..config() };
+    let (log, _) = SegmentLog::open(Arc::new(SimFs::new()), Path::new(DIR), config).expect("a log");
+    let log = &log;
+    std::thread::scope(|scope| {
+        for bytes_max in [1, usize::MAX] {
+            scope.spawn(move || {
+                while log.bounds().next < APPENDS {
+                    let asked = log.bounds().first;
+                    match log.read(asked, bytes_max) {
+                        Ok(batches) => {
+                            let rows: Vec<_> = ids(&batches).into_iter().map(|(offset, _)| offset).collect();
+                            assert!(rows.first().is_none_or(|first| *first == asked), "asked for {asked}: {rows:?}");
+                            assert!(rows.windows(2).all(|pair| pair[0] + 1 == pair[1]), "a hole: {rows:?}");
+                        }
+                        Err(PipelineError::Forgotten { first, .. }) => assert!(first > asked),
+                        Err(error) => panic!("asked for {asked}: {error}"),
+                    }
+                }
+            });
+        }
+        for row in 0..APPENDS {
+            answer(log.append(one(events("a", &[&row.to_string()])))).expect("stored");
+            log.forget(row).expect("forgotten");
+        }
+    });
+}
