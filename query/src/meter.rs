@@ -153,3 +153,67 @@ impl MemoryPool for QueryPool {
         MemoryLimit::Finite(self.bytes_max)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use datafusion::execution::memory_pool::MemoryConsumer;
+
+    use super::*;
+
+    fn pool(bytes_max: usize, all: &Arc<AtomicUsize>) -> (Arc<Meter>, Arc<dyn MemoryPool>) {
+        let meter = Arc::new(Meter::new(Instant::now() + Duration::from_secs(60), 60_000));
+        (meter.clone(), Arc::new(QueryPool::new(meter, bytes_max, all.clone(), 150)))
+    }
+
+    #[test]
+    fn memory_is_bounded_for_each_query_and_for_all() {
+        let all = Arc::new(AtomicUsize::new(0));
+        let held = || all.load(Ordering::Relaxed);
+        let ((meter, one), (other_meter, other)) = (pool(100, &all), pool(100, &all));
+        let reservation = MemoryConsumer::new("one").register(&one);
+        reservation.try_grow(60).expect("within its bound");
+        reservation.try_grow(40).expect("to its bound");
+        assert!(reservation.try_grow(1).is_err(), "over its bound");
+        assert_eq!((one.reserved(), meter.reserved(), held()), (100, 100, 100), "what was refused is not held");
+        let second = MemoryConsumer::new("other").register(&other);
+        second.try_grow(50).expect("to the bound of all");
+        assert!(second.try_grow(1).is_err(), "over the bound of all");
+        assert_eq!((other.reserved(), held()), (50, 150));
+        reservation.shrink(30);
+        assert_eq!((meter.reserved(), held()), (70, 120));
+        second.grow(30);
+        assert!(other_meter.reason().is_none(), "to the bound of all");
+        second.grow(1);
+        assert!(
+            matches!(other_meter.reason(), Some(QueryError::Memory { bytes_max: 100 })),
+            "who takes without asking is stopped"
+        );
+        assert!(second.try_grow(0).is_err(), "who is stopped gets nothing more");
+        drop((reservation, second));
+        assert_eq!((meter.reserved(), other_meter.reserved(), held()), (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_aborted_when_its_query_stops_before_or_after_it_begins() {
+        for stop_first in [false, true] {
+            let (meter, _) = pool(1, &Arc::default());
+            assert!(meter.check().is_ok());
+            if stop_first {
+                meter.stop(QueryError::Cancelled);
+            }
+            let task = tokio::spawn(std::future::pending::<()>());
+            meter.set_task(task.abort_handle());
+            if !stop_first {
+                meter.stop(QueryError::Cancelled);
+            }
+            meter.stop(QueryError::Timeout { ms_max: 1 });
+            assert!(matches!(meter.reason(), Some(QueryError::Cancelled)), "the first reason stays");
+            assert!(meter.check().is_err());
+            let ended = tokio::time::timeout(Duration::from_secs(20), task).await.expect("it ends");
+            assert!(ended.expect_err("aborted").is_cancelled());
+            meter.notify.notified().await;
+        }
+    }
+}

@@ -332,3 +332,54 @@ impl TableReader {
         futures::executor::block_on(self.0.table(TableReference::full(CATALOG, SCHEMA, name)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datafusion::logical_expr::{cast, not};
+
+    #[test]
+    fn only_filters_that_never_fail_see_rows_of_others() {
+        let (a, b) = (|| col("a"), || col("b"));
+        // An error on another tenant's row would tell what it holds.
+        let leak = || cast(a(), arrow::datatypes::DataType::Int64);
+        let fails = || (a() / lit(0i64)).eq(lit(1i64));
+        let like = |expr: Expr, pattern: Expr| expr.like(pattern);
+        let cases: Vec<(Expr, bool)> = vec![
+            (a(), true),
+            (lit(true), true),
+            (a().eq(lit(1i64)), true),
+            (lit(1i64).lt(a()), true),
+            (a().not_eq(b()), true),
+            (a().gt_eq(lit(1i64)).and(b().lt_eq(lit(2i64))), true),
+            (a().gt(lit(1i64)).or(b().lt(lit(2i64))), true),
+            (not(a().eq(lit(1i64))), true),
+            (a().is_null(), true),
+            (a().is_not_null(), true),
+            (a().between(lit(1i64), lit(2i64)), true),
+            (a().in_list(vec![lit(1i64), b()], false), true),
+            (like(a(), lit("x%")), true),
+            (leak(), false),
+            (leak().eq(lit(1i64)), false),
+            (lit(1i64).eq(leak()), false),
+            (a() + lit(1i64), false),
+            (a().eq(lit(1i64)).and(fails()), false),
+            (fails().or(a().eq(lit(1i64))), false),
+            (a().and(leak()), false),
+            (not(fails()), false),
+            (leak().is_null(), false),
+            (leak().is_not_null(), false),
+            (leak().between(lit(1i64), lit(2i64)), false),
+            (a().between(leak(), lit(2i64)), false),
+            (a().between(lit(1i64), leak()), false),
+            (leak().in_list(vec![lit(1i64)], false), false),
+            (a().in_list(vec![lit(1i64), leak()], false), false),
+            (like(leak(), lit("x%")), false),
+            (like(a(), b()), false),
+            (-a(), false),
+        ];
+        for (filter, safe) in cases {
+            assert_eq!(leakproof(&filter), safe, "{filter}");
+        }
+    }
+}

@@ -159,3 +159,26 @@ impl View {
         Arc::new(joined)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn global_changes_are_for_the_admins_of_the_default_tenant_only() {
+        for (org_id, role, dataset, global) in [
+            (DEFAULT_ORG, Role::Admin, Dataset::Changes, true),
+            (DEFAULT_ORG, Role::Admin, Dataset::SecurityEvents, false),
+            (DEFAULT_ORG, Role::Read, Dataset::Changes, false),
+            (DEFAULT_ORG, Role::Ingest, Dataset::Changes, false),
+            ("acme", Role::Admin, Dataset::Changes, false),
+            ("acme", Role::Read, Dataset::Alerts, false),
+        ] {
+            let scope = Scope::of(&Principal { org_id: org_id.into(), role, key_id: "k".into() });
+            let orgs: Vec<String> = scope.orgs(dataset).iter().map(|org| org.to_string()).collect();
+            let wanted: Vec<&str> = if global { vec![org_id, GLOBAL_ORG] } else { vec![org_id] };
+            assert_eq!(orgs, wanted, "{org_id} {role:?} {dataset:?}");
+        }
+        assert_eq!(Scope::tenant(DEFAULT_ORG).orgs(Dataset::Changes).len(), 1, "no key, no admin");
+    }
+}

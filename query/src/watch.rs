@@ -137,3 +137,85 @@ fn rss_bytes() -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meter(ms: u64) -> Arc<Meter> {
+        Arc::new(Meter::new(Instant::now() + Duration::from_millis(ms), ms))
+    }
+
+    #[test]
+    fn places_are_bounded_for_all_and_for_each_tenant() {
+        let watch = Watch::start(0).expect("a thread");
+        let enter = |org: &str| watch.enter(&org.into(), &meter(60_000), 3, 2);
+        let mut places = Vec::new();
+        for (org, enters) in [("a", true), ("a", true), ("a", false), ("b", true), ("c", false), ("a", false)] {
+            match enter(org) {
+                Ok(place) => {
+                    assert!(enters, "{org}, with {} running", places.len());
+                    places.push(place);
+                }
+                Err(error) => assert!(!enters && matches!(error, QueryError::Busy(_)), "{org}: {error:?}"),
+            }
+            assert_eq!(watch.running(), places.len());
+        }
+        drop(places.remove(0));
+        assert_eq!(watch.running(), 2);
+        let again = enter("a").expect("a place is free again");
+        assert_eq!(
+            places.iter().map(|place| place.id).chain([again.id]).collect::<Vec<_>>(),
+            [1, 2, 3],
+            "none is used twice"
+        );
+        drop((places, again));
+        assert_eq!(watch.running(), 0);
+    }
+
+    /// Waits until a query is stopped; the reason, or `None` after 20 s.
+    fn stopped(meter: &Meter) -> Option<QueryError> {
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(20) {
+            if let Some(reason) = meter.reason() {
+                return Some(reason);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        None
+    }
+
+    #[test]
+    fn who_is_over_the_time_is_stopped_and_nobody_else() {
+        let watch = Watch::start(0).expect("a thread");
+        let (short, long) = (meter(30), meter(600_000));
+        let places = [&short, &long].map(|meter| watch.enter(&"a".into(), meter, 9, 9).expect("a place"));
+        assert!(matches!(stopped(&short), Some(QueryError::Timeout { ms_max: 30 })));
+        assert!(Instant::now() >= short.deadline, "not before its time");
+        assert!(long.reason().is_none());
+        drop(places);
+    }
+
+    #[test]
+    fn a_process_that_grew_too_much_stops_its_largest_query() {
+        let resident = rss_bytes().expect("this operating system tells");
+        assert!(resident > 1 << 20 && resident < 1 << 40, "{resident} bytes");
+        let watch = Watch::start(1).expect("a thread");
+        let (small, large) = (meter(600_000), meter(600_000));
+        let all = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let pool = |meter: &Arc<Meter>| -> Arc<dyn datafusion::execution::memory_pool::MemoryPool> {
+            Arc::new(crate::meter::QueryPool::new(meter.clone(), usize::MAX, all.clone(), usize::MAX))
+        };
+        let reserve = |meter: &Arc<Meter>, bytes: usize| {
+            let reservation = datafusion::execution::memory_pool::MemoryConsumer::new("x").register(&pool(meter));
+            reservation.grow(bytes);
+            reservation
+        };
+        let kept = (reserve(&small, 1), reserve(&large, 1 << 20));
+        let places = [&small, &large].map(|meter| watch.enter(&"a".into(), meter, 9, 9).expect("a place"));
+        let grown = vec![1u8; 64 << 20];
+        assert!(matches!(stopped(&large), Some(QueryError::Memory { bytes_max: 1 })));
+        assert_eq!(grown.iter().map(|byte| u64::from(*byte)).sum::<u64>(), 64 << 20);
+        drop((places, kept));
+    }
+}

@@ -501,3 +501,6 @@ fn steps(exprs: &[Expr]) -> i128 {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -208,4 +208,71 @@ mod tests {
             assert_eq!(cut.ok(), wanted, "{multiplies:?} {texts:?} {lists:?}");
         }
     }
+
+    fn bounded(multiplies: Multiplies, bytes_max: usize) -> BoundedRowsExec {
+        BoundedRowsExec::new(
+            Arc::new(EmptyExec::new(Arc::new(arrow::datatypes::Schema::empty()))),
+            multiplies,
+            bytes_max,
+        )
+    }
+
+    #[test]
+    fn a_row_costs_what_its_copies_take() {
+        let mut lists = ListBuilder::new(PrimitiveBuilder::<Int64Type>::new());
+        lists.append_value([Some(1), Some(2), Some(3)]);
+        lists.append_value([Some(4)]);
+        let texts = || Arc::new(StringArray::from(vec!["ab", "cdef"])) as ArrayRef;
+        let numbers = || Arc::new(Int64Array::from(vec![1, 2])) as ArrayRef;
+        let field =
+            |name: &str, of: &ArrayRef| Arc::new(arrow::datatypes::Field::new(name, of.data_type().clone(), true));
+        let both =
+            arrow::array::StructArray::from(vec![(field("t", &texts()), texts()), (field("n", &numbers()), numbers())]);
+        let flags: ArrayRef = Arc::new(arrow::array::BooleanArray::from(vec![true, false]));
+        let flag = flags.get_array_memory_size() as u64 / 2;
+        let cases: Vec<(ArrayRef, [u64; 2], [u64; 2])> = vec![
+            (texts(), [2 + 4, 4 + 4], [1, 1]),
+            (Arc::new(arrow::array::LargeStringArray::from(vec!["ab", "cdef"])), [2, 4], [1, 1]),
+            (Arc::new(arrow::array::StringViewArray::from(vec!["ab", "cdef"])), [18, 20], [1, 1]),
+            (numbers(), [8, 8], [1, 1]),
+            (flags, [flag, flag], [1, 1]),
+            // Four elements of 8 bytes, and one for luck.
+            (Arc::new(lists.finish()), [3 * 9 + 4, 9 + 4], [3, 1]),
+            (Arc::new(both), [6 + 8, 8 + 8], [1, 1]),
+        ];
+        for (column, widths, longest) in cases {
+            let batch = RecordBatch::try_from_iter([("a", column.clone())]).expect("a batch");
+            let copies = widths.map(|width| width * COPIES);
+            assert_eq!(bounded(Multiplies::Rows, 0).costs(&batch), copies, "{column:?}");
+            let elements = [widths[0] * longest[0], widths[1] * longest[1]];
+            assert_eq!(bounded(Multiplies::Lists, 0).costs(&batch), elements, "{column:?}");
+        }
+    }
+
+    #[test]
+    fn the_bounds_of_rows_are_exact() {
+        let texts = |lengths: &[usize]| {
+            let texts: StringArray = lengths.iter().map(|length| Some("x".repeat(*length))).collect();
+            RecordBatch::try_from_iter([("s", Arc::new(texts) as ArrayRef)]).expect("a batch")
+        };
+        let copies = COPIES as usize;
+        for (multiplies, bytes_max, lengths, wanted) in [
+            (Multiplies::Rows, 100 * copies, vec![96, 96], Some(vec![2])),
+            (Multiplies::Rows, 100 * copies - 1, vec![1, 96], None),
+            (Multiplies::Lists, 100, vec![96], Some(vec![1])),
+            (Multiplies::Lists, 99, vec![96], None),
+            (Multiplies::Lists, 1_000, vec![121; 5], Some(vec![2, 2, 1])),
+            (Multiplies::Lists, 1_000, vec![122; 5], Some(vec![1, 1, 1, 1, 1])),
+            (Multiplies::Lists, 1_000, vec![500, 1, 1, 500], Some(vec![1, 2, 1])),
+        ] {
+            let batch = texts(&lengths);
+            let cut = bounded(multiplies, bytes_max).cut(batch.clone()).ok();
+            let sizes = cut.as_ref().map(|pieces| pieces.iter().map(RecordBatch::num_rows).collect::<Vec<_>>());
+            assert_eq!(sizes, wanted, "{multiplies:?} {bytes_max} {lengths:?}");
+            if let Some(pieces) = cut {
+                let whole = arrow::compute::concat_batches(&batch.schema(), &pieces).expect("the pieces fit together");
+                assert_eq!(whole, batch, "no row is lost, doubled or moved");
+            }
+        }
+    }
 }

@@ -324,4 +324,55 @@ mod tests {
             "query_invalid"
         );
     }
+
+    #[test]
+    fn what_changes_a_query_beyond_reading_is_refused() {
+        for (sql, wanted) in [
+            ("SELECT 1 FROM alerts FOR UPDATE", "statement_not_allowed"),
+            ("SELECT 1 FROM alerts FOR XML AUTO", "statement_not_allowed"),
+            ("SELECT 1 FROM alerts SETTINGS max_threads = 1", "statement_not_allowed"),
+            ("SELECT 1 FROM alerts FORMAT JSON", "statement_not_allowed"),
+            ("SELECT 1 FROM alerts START WITH a = 1 CONNECT BY PRIOR b = c", "statement_not_allowed"),
+            ("SELECT 1 FROM alerts LATERAL VIEW explode(a) t AS b", "statement_not_allowed"),
+            ("SELECT a FROM alerts GROUP BY a WITH ROLLUP", "statement_not_allowed"),
+            ("SELECT 1 FROM TABLE(f(1))", "statement_not_allowed"),
+            ("SELECT 1 FROM alerts PIVOT(sum(a) FOR b IN ('c'))", "statement_not_allowed"),
+            ("WITH a AS (SELECT 1) INSERT INTO alerts SELECT 1", "statement_not_allowed"),
+            ("EXPLAIN SHOW TABLES", "statement_not_allowed"),
+            ("EXPLAIN DELETE FROM alerts", "statement_not_allowed"),
+            ("SELECT 1 FROM (SELECT 2 FROM alerts FOR UPDATE)", "statement_not_allowed"),
+            ("SELECT 1 FROM a, (b JOIN c ON true), UNNEST([1]), generate_series(1, 2), (SELECT 3)", "ok"),
+        ] {
+            assert_eq!(verdict(sql), wanted, "{sql}");
+        }
+    }
+
+    #[test]
+    fn each_bound_is_exact() {
+        let numbers = |count: usize| (1..=count).map(|at| at.to_string()).collect::<Vec<_>>().join(",");
+        let sets = |count: usize| vec!["(1)"; count].join(",");
+        let tables = |count: usize| (0..count).map(|at| format!("t{at}")).collect::<Vec<_>>().join(",");
+        let cases = [
+            (format!("SELECT 1 GROUP BY CUBE ({})", numbers(8)), "ok"),
+            (format!("SELECT 1 GROUP BY CUBE ({0}), CUBE ({0})", numbers(4)), "ok"),
+            (format!("SELECT 1 GROUP BY CUBE ({0}), CUBE ({0}), ROLLUP (1)", numbers(4)), "query_too_complex"),
+            (format!("SELECT 1 GROUP BY CUBE ({})", numbers(70)), "query_too_complex"),
+            (format!("SELECT 1 GROUP BY ROLLUP ({})", numbers(255)), "ok"),
+            (format!("SELECT 1 GROUP BY ROLLUP ({})", numbers(256)), "query_too_complex"),
+            (format!("SELECT 1 GROUP BY GROUPING SETS ({})", sets(256)), "ok"),
+            (format!("SELECT 1 GROUP BY GROUPING SETS ({})", sets(257)), "query_too_complex"),
+            (format!("SELECT {}", numbers(1024)), "ok"),
+            (format!("SELECT {}", numbers(1025)), "query_too_complex"),
+            (format!("SELECT 1 FROM {}", tables(64)), "ok"),
+            (format!("SELECT 1 FROM {}", tables(65)), "query_too_complex"),
+            (format!("SELECT 1 FROM a WHERE x IN (SELECT 1 FROM {})", tables(64)), "query_too_complex"),
+            (format!("WITH w AS (SELECT 1 FROM {}) SELECT 1 FROM W", tables(64)), "ok"),
+            (format!("WITH w AS (SELECT 1 FROM {}) SELECT 1 FROM w, x", tables(64)), "query_too_complex"),
+            // Also what is named and not read costs: it is planned.
+            (format!("WITH w AS (SELECT 1 FROM {}) SELECT 1", tables(65)), "query_too_complex"),
+        ];
+        for (sql, wanted) in cases {
+            assert_eq!(verdict(&sql), wanted, "{}", &sql[..80.min(sql.len())]);
+        }
+    }
 }

@@ -145,4 +145,62 @@ mod tests {
             assert_eq!(check(&sql, &config).is_ok(), fits, "{}", &sql[..60.min(sql.len())]);
         }
     }
+
+    /// A statement passes at its measure and not below it, and the refusal says what there is too much of.
+    fn exactly(sql: &str, measure: usize, what: &str, set: fn(&mut QueryConfig, usize)) {
+        let mut config = QueryConfig::default();
+        set(&mut config, measure);
+        assert!(check(sql, &config).is_ok(), "{measure} {what} are allowed: {sql}");
+        let Some(less) = measure.checked_sub(1) else { return };
+        set(&mut config, less);
+        match check(sql, &config) {
+            Err(QueryError::TooComplex { message }) => {
+                assert!(message.contains(&format!("{less} {what}")), "{message}")
+            }
+            other => panic!("{less} {what}: {other:?}: {sql}"),
+        }
+    }
+
+    #[test]
+    fn each_bound_is_exact() {
+        exactly("SELECT 1", 8, "bytes", |config, max| config.sql_bytes_max = max);
+        exactly("SELECT a, 'b' -- c", 4, "tokens", |config, max| config.sql_tokens_max = max);
+        for (sql, bytes) in [
+            ("SELECT 'abcdefgh'", 8),
+            ("SELECT \"abcdefghi\"", 9),
+            ("SELECT abcdefghij", 10),
+            ("SELECT 12345678901", 11),
+            ("SELECT X'0123456789'", 13),
+        ] {
+            exactly(sql, bytes, "bytes in one literal or name", |config, max| config.sql_literal_bytes_max = max);
+        }
+        for (sql, operators) in [
+            ("SELECT a.b, ('c', 1), \"d\" FROM e;", 0),
+            ("SELECT \"and\", \"not\" FROM a", 0),
+            ("SELECT 1 + 2 - 3", 2),
+            ("SELECT a AND b OR NOT c XOR d", 4),
+            ("SELECT a IS NULL, b LIKE 'c', d ILIKE 'e', f BETWEEN g AND h, i IN (j)", 6),
+            ("SELECT x::int", 1),
+            ("SELECT CASE WHEN a THEN b WHEN c THEN d END", 2),
+            ("SELECT 1 UNION SELECT 2 EXCEPT SELECT 3 INTERSECT SELECT 4", 3),
+            ("SELECT 1 FROM a JOIN b ON true", 1),
+            ("SELECT a[1]", 2),
+        ] {
+            exactly(sql, operators, "operators", |config, max| config.sql_operators_max = max);
+        }
+        for (sql, depth) in [
+            ("SELECT 1", 0),
+            ("SELECT ((1))", 2),
+            ("SELECT (1), (2), (3)", 1),
+            ("SELECT [1, [2], [3]]", 2),
+            ("SELECT {a: {b: 1}}", 2),
+            ("SELECT CASE WHEN a THEN 1 END, CASE WHEN b THEN CASE WHEN c THEN 2 END END", 2),
+            ("SELECT \"case\", \"array\", \"end\"", 0),
+            ("SELECT \"end\", (1)", 1),
+            ("SELECT CAST(a AS ARRAY<ARRAY<INT>>)", 3),
+            ("SELECT CAST(a AS STRUCT<b MAP<INT, INT>>)", 3),
+        ] {
+            exactly(sql, depth, "levels of nesting", |config, max| config.sql_depth_max = max);
+        }
+    }
 }
