@@ -75,3 +75,45 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod counted {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+    use parking_lot::Mutex;
+
+    /// Keeps counters by name.
+    #[derive(Debug, Default)]
+    struct Counted(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
+
+    /// What `work` raised on this thread: the counters of these names.
+    pub(crate) fn during<const N: usize>(names: [&str; N], work: impl FnOnce()) -> [u64; N] {
+        let counted = Counted::default();
+        metrics::with_local_recorder(&counted, work);
+        let counters = counted.0.into_inner();
+        names.map(|name| counters.get(name).map_or(0, |count| count.load(Ordering::Relaxed)))
+    }
+
+    impl Recorder for Counted {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::from_arc(self.0.lock().entry(key.name().to_owned()).or_default().clone())
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::noop()
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+}

@@ -69,3 +69,45 @@ fn too_large(bytes_max: usize) -> Problem {
     Problem::new(413, "body_too_large", format!("the body inflates to more than {bytes_max} bytes"))
         .hint("send fewer events in each request; there is no bound on their number")
 }
+
+#[cfg(test)]
+mod tests {
+    use tidegate_pipeline::Ack;
+
+    use super::*;
+    use crate::batcher::tests::job_with_answer;
+    use crate::http::Sent;
+
+    fn layers(body: &[u8], count: usize) -> Vec<Vec<u8>> {
+        let mut layers = vec![body.to_vec()];
+        for _ in 0..count {
+            let inner = layers.last().expect("a body").as_slice();
+            layers.push(zstd::encode_all(inner, 1).expect("memory"));
+        }
+        layers
+    }
+
+    #[test]
+    fn all_layers_of_a_body_share_one_bound_and_are_held_to_the_byte() {
+        // The last does not fit the first guess.
+        for (bytes, encodings) in [(100, 0), (50_000, 1), (50_000, 2), (50_000, 3), (5_000_000, 1), (5_000_000, 2)] {
+            let layers = layers(&vec![b' '; bytes], encodings);
+            let sum: usize = layers[..encodings].iter().map(Vec::len).sum();
+            let bound = if encodings == 0 { bytes } else { sum };
+            for (bytes_max, fits) in [(bound, true), (bound - 1, false), (bound + 1, true)] {
+                let (mut job, _) = job_with_answer("", Ack::Disk);
+                job.sent = Sent::of(&layers[encodings]);
+                job.encodings = vec![Encoding::Zstd; encodings];
+                let room = job.sent.held.room_bytes();
+                let context = format!("{bytes} bytes in {encodings} layers, at most {bytes_max}");
+                match inflated(&mut job, bytes_max) {
+                    Ok(inflated) => {
+                        assert!(fits && inflated == layers[0], "{context}");
+                        assert_eq!(room - job.sent.held.room_bytes(), sum, "{context}");
+                    }
+                    Err(problem) => assert!(!fits && problem.status == 413, "{context}: {problem:?}"),
+                }
+            }
+        }
+    }
+}

@@ -198,4 +198,10 @@ mod tests {
         };
         (job, answer)
     }
+
+    #[test]
+    fn no_two_decoders_begin_with_the_same_ids() {
+        let seeds: std::collections::HashSet<u64> = (0..16).map(|_| random()).collect();
+        assert_eq!(seeds.len(), 16);
+    }
 }

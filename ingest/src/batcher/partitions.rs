@@ -50,3 +50,22 @@ impl std::fmt::Debug for Partitions {
         f.debug_struct("Partitions").field("logs", &self.logs.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tidegate_pipeline::log::MemoryLog;
+
+    use super::*;
+
+    #[test]
+    fn a_tenant_has_a_log_whatever_the_rule_says() {
+        let logs = || (0..3).map(|_| Arc::new(MemoryLog::new(1, 1)) as Arc<dyn StreamLog>).collect::<Vec<_>>();
+        let partitions = Partitions::by_tenant(logs(), |org, _| org.len()).expect("three logs");
+        for (org, place) in [("", 0), ("a", 1), ("ab", 2), ("abc", 2), ("abcdef", 2)] {
+            assert_eq!(partitions.of(org), place, "{org}");
+            assert!(Arc::ptr_eq(partitions.log(partitions.of(org)), &partitions.logs[place]));
+        }
+        assert_eq!((partitions.count(), Partitions::one(logs().remove(0)).of("abc")), (3, 0));
+        assert!(Partitions::by_tenant(Vec::new(), |_, _| 0).is_err());
+    }
+}

@@ -193,6 +193,11 @@ mod tests {
         assert_eq!(lengths(queue.take()), Some(vec![3, 4]), "up to the bound of a group");
         assert_eq!(lengths(queue.take()), Some(vec![2]));
         assert_eq!(lengths(queue.take()), Some(vec![10]), "a single one may be larger");
+        for text in ["abc", "abcde", "a"] {
+            queue.put(0, job(text)).expect("open");
+        }
+        assert_eq!(lengths(queue.take()), Some(vec![3, 5]), "to the byte");
+        assert_eq!(lengths(queue.take()), Some(vec![1]));
         queue.close();
         assert!(queue.take().is_none() && queue.put(0, job("a")).is_err());
     }

@@ -196,7 +196,11 @@ mod tests {
         ];
         let rows = vec![vec![at(0, 0), at(1, 0), at(0, 2), at(2, 1)], vec![at(2, 0)], vec![at(1, 1), at(0, 1)]];
         let group = Group::new(waiting, &batches, rows);
-        group.settle(Ok(Appended { duplicates: vec![(0, 1), (0, 2), (2, 0)], ..Appended::default() }));
+        let counters = [names::EVENTS_STORED_TOTAL, names::EVENTS_DUPLICATE_TOTAL, names::EVENTS_REJECTED_TOTAL];
+        let raised = names::counted::during(counters, || {
+            group.settle(Ok(Appended { duplicates: vec![(0, 1), (0, 2), (2, 0)], ..Appended::default() }));
+        });
+        assert_eq!(raised, [3, 3, 1], "the metrics say the same as the answers together");
         let settled: Vec<Settled> =
             receivers.iter_mut().map(|receiver| receiver.try_recv().expect("answered").expect("settled")).collect();
         let counts: Vec<_> =

@@ -417,4 +417,46 @@ mod tests {
         assert!(first.is_err(), "dropped, which the door answers with 503: {first:?}");
         assert_eq!(second.expect("an answer").expect("stored").stored[0].event_id, "b");
     }
+
+    #[tokio::test]
+    async fn bodies_and_their_bytes_are_counted() {
+        let config = BatcherConfig { group_rows_max: 2, ..BatcherConfig::default() };
+        let log = Arc::new(MemoryLog::new(16, 1 << 20));
+        let mut worker =
+            Worker::new(Box::new(Fragile::default), &config, (Partitions::one(log), queue(&config)), Handle::current());
+        let (jobs, answers): (Vec<Job>, Vec<Answer>) =
+            ["a", "bb", "ccc", "panic"].iter().map(|text| job_with_answer(text, Ack::Disk)).unzip();
+        let counters =
+            [names::BODIES_TOTAL, names::BODY_BYTES_TOTAL, names::INFLATED_BYTES_TOTAL, names::DECODE_PANICS_TOTAL];
+        let raised = names::counted::during(counters, || worker.decode(jobs, Ack::Disk));
+        // Of the one that panicked no row was made, but its bytes were inflated, twice.
+        assert_eq!((raised[0], raised[1], raised[3]), (3, 6, 2));
+        assert!(raised[2] >= 6, "{raised:?}");
+        drop(answers);
+    }
+
+    #[test]
+    fn a_group_is_measured_in_the_bytes_and_rows_of_its_bodies() {
+        let mappings = Arc::new(crate::mapping::Mappings::builtin().expect("mappings"));
+        let mut decoder = Decoder::new(mappings, crate::decode::DecodeConfig::default(), 1);
+        let mut bytes = 0;
+        for (text, rows) in [("{\"a\":1}\noops\n{\"a\":2}\n", 3), ("oops\n", 4), ("{\"a\":3}", 5)] {
+            let body = Body {
+                org_id: "acme".into(),
+                dataset: Dataset::SecurityEvents,
+                source: None,
+                format: crate::decode::BodyFormat::Json,
+                bytes: text.into(),
+                received_us: 0,
+                idempotency_key: None,
+                request_id: "r".into(),
+            };
+            Decode::push(&mut decoder, body);
+            bytes += text.len();
+            let measured = (Decode::buffered_bytes(&decoder), Decode::buffered_rows(&decoder));
+            assert_eq!(measured, (bytes, rows), "dead letters are rows too: {text}");
+        }
+        Decode::flush(&mut decoder).expect("rows");
+        assert_eq!((Decode::buffered_bytes(&decoder), Decode::buffered_rows(&decoder)), (0, 0));
+    }
 }

@@ -283,6 +283,9 @@ mod tests {
         }
         assert!(small.len() >= 5, "{}", small.len());
         assert!(inflight.used_bytes() <= 80_000);
+        let before = inflight.used_bytes();
+        large.shrink(10_000);
+        assert_eq!((before - inflight.used_bytes(), large.room_bytes()), (10_000, 70_000 - 51_024));
         drop((small, large));
         assert_eq!(inflight.used_bytes(), 0);
     }

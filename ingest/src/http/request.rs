@@ -218,21 +218,30 @@ mod tests {
     fn formats_go_by_path_and_content_type() {
         let single = asked("/v2/events", &[]).expect("valid");
         assert!(matches!(single.format, BodyFormat::Single));
+        let arrow = "application/vnd.apache.arrow.stream";
         let cases = [
-            ("/v2/events/bulk", "application/json", true),
-            ("/v2/events/bulk", "application/x-ndjson", true),
-            ("/v2/events/bulk", "application/vnd.apache.arrow.stream", true),
-            ("/v2/events/bulk", "text/csv", false),
-            ("/v2/costs/bulk", "text/csv", true),
-            ("/v2/costs/bulk?dataset=cost_events", "text/csv", true),
-            ("/v2/events", "application/x-ndjson", false),
-            ("/v2/events", "application/json;charset=latin1", false),
-            ("/v2/events/bulk", "application/x-www-form-urlencoded", false),
-            ("/v2/events/bulk", "text/plain", false),
+            ("/v2/events/bulk", "application/json", Ok(BodyFormat::Json)),
+            ("/v2/events", "text/json", Ok(BodyFormat::Single)),
+            ("/v2/events/bulk", "application/x-ndjson", Ok(BodyFormat::Json)),
+            ("/v2/events/bulk", arrow, Ok(BodyFormat::ArrowStream)),
+            ("/v2/costs/bulk", "text/csv", Ok(BodyFormat::Csv)),
+            ("/v2/costs/bulk?dataset=cost_events", "text/csv", Ok(BodyFormat::Csv)),
+            // What is refused says what would be taken.
+            ("/v2/events/bulk", "text/csv", Err("/v2/costs/bulk")),
+            ("/v2/events", "application/x-ndjson", Err("/v2/events/bulk")),
+            ("/v2/events", arrow, Err("/v2/events/bulk")),
+            ("/v2/events", "application/json;charset=latin1", Err("UTF-8")),
+            ("/v2/events/bulk", "application/x-www-form-urlencoded", Err("curl")),
+            ("/v2/events/bulk", "text/plain", Err("application/x-ndjson")),
         ];
-        for (path, content_type, taken) in cases {
-            let status = asked(path, &[("content-type", content_type)]).map_err(|problem| problem.status);
-            assert_eq!(status.map(|_| ()), if taken { Ok(()) } else { Err(415) }, "{path} {content_type}");
+        for (path, content_type, wanted) in cases {
+            match (asked(path, &[("content-type", content_type)]), wanted) {
+                (Ok(asked), Ok(format)) => assert_eq!(asked.format, format, "{path} {content_type}"),
+                (Err(problem), Err(hint)) => {
+                    assert!(problem.status == 415 && problem.hint.contains(hint), "{path} {content_type}: {problem:?}");
+                }
+                (asked, _) => panic!("{path} {content_type}: {asked:?}"),
+            }
         }
     }
 

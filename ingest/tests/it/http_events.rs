@@ -476,3 +476,42 @@ async fn a_client_that_leaves_gives_its_bytes_back() {
     }
     panic!("{} bytes are still held", door.ingest.inflight().used_bytes());
 }
+
+/// Waits until the log of a door holds so many appends back.
+async fn held(door: &Door, appends: usize) {
+    let reached = async {
+        while door.log.held() < appends {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let reached = tokio::time::timeout(Duration::from_secs(20), reached).await;
+    assert!(reached.is_ok(), "{} of {appends} appends came", door.log.held());
+}
+
+#[tokio::test]
+async fn enough_bytes_go_to_the_log_though_it_is_busy() {
+    let batcher = BatcherConfig { decode_threads: 1, group_bytes_eager: 1_000, ..BatcherConfig::default() };
+    let door = Arc::new(Door::open(IngestConfig::default(), batcher).await);
+    door.log.set(Mood::Hold);
+    let mut asked = Vec::new();
+    // The second comes in parts, all of which count.
+    for (appends, body) in [(1, event("a")), (2, format!("{{\"a\":\"{}\"}}", "x".repeat(60_000)))] {
+        let posting = door.clone();
+        asked.push(tokio::spawn(async move { posting.post("/v2/events/bulk", "", body.as_bytes()).await }));
+        held(&door, appends).await;
+    }
+    door.log.set(Mood::Store);
+    for asked in asked {
+        assert_eq!(asked.await.expect("no panic").json()["accepted"], 1);
+    }
+}
+
+#[tokio::test]
+async fn after_a_stop_nothing_more_is_taken() {
+    let door = Door::with_defaults().await;
+    let batcher = door.batcher.clone();
+    tokio::task::spawn_blocking(move || batcher.stop()).await.expect("stops");
+    let answer = door.post("/v2/events/bulk", "", lines(&["a"]).as_bytes()).await;
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (503, Some("stopping")));
+    assert_eq!((answer.header("retry-after"), door.log.appends()), (Some("1"), 0));
+}
