@@ -7,7 +7,7 @@ use criterion::{BatchSize, Criterion, Throughput};
 use tidegate_benches::{CpuTime, Feed, batches};
 use tidegate_pipeline::fs::RealFs;
 use tidegate_pipeline::log::{LogConfig, SegmentLog};
-use tidegate_pipeline::{Ack, Append, EventBatch, StreamLog};
+use tidegate_pipeline::{Ack, Append, EventBatch, LogReader, StreamLog};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -8,7 +8,7 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::fs::{DirChange, Fs, SimFs};
 use tidegate_pipeline::log::format::{ALIGN, FRAME_HEADER_LEN, FRAME_MAGIC, FRAMES_START, SegmentHeader};
 use tidegate_pipeline::log::{AppendResult, LogConfig, SegmentLog, dump, verify};
-use tidegate_pipeline::{Append, AppendReply, Delivery, EventBatch, History, LogBatch, Sink, StreamLog};
+use tidegate_pipeline::{Append, AppendReply, Delivery, EventBatch, History, LogBatch, LogReader, Sink, StreamLog};
 use tidegate_sinks::parquet::{LogSource, ParquetConfig, ParquetStore};
 use tokio::runtime::{Builder, Runtime};
 

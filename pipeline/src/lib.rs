@@ -33,7 +33,7 @@ pub use fields::FieldCatalog;
 pub use health::{Health, Stage};
 pub use history::{History, HistoryFile, Snapshot};
 pub use history_rows::{HistoryError, HistoryRows, RowsAsk};
-pub use log::{Ack, Append, AppendReply, Appended, EventBatch, LogBatch, LogBounds, Offset, StreamLog};
+pub use log::{Ack, Append, AppendReply, Appended, EventBatch, LogBatch, LogBounds, LogReader, Offset, StreamLog};
 pub use operator::{Emitter, Operator};
 pub use output::OutputLog;
 pub use problem::Problem;

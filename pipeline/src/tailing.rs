@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::error::PipelineError;
-use crate::log::{LogBatch, Offset, StreamLog};
+use crate::log::{LogBatch, LogReader, Offset};
 
 /// One read of a follower.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub struct Reading {
 ///
 /// # Errors
 /// [`PipelineError::Io`] when the log cannot be read now.
-pub fn read_on(log: &dyn StreamLog, from: Offset, bytes_max: usize) -> Result<Reading, PipelineError> {
+pub fn read_on(log: &dyn LogReader, from: Offset, bytes_max: usize) -> Result<Reading, PipelineError> {
     // Taken before the read, so that an empty answer means that there is nothing whole below it.
     let bounds = log.bounds();
     let mut start = from;

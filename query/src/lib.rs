@@ -43,7 +43,7 @@ pub use error::QueryError;
 pub use http::AlertOf;
 pub use stream::QueryStream;
 use tidegate_events::Dataset;
-use tidegate_pipeline::{FieldCatalog, History, StreamLog};
+use tidegate_pipeline::{FieldCatalog, History, LogReader};
 pub use view::Scope;
 
 use crate::gate::functions::Bounds;
@@ -59,12 +59,12 @@ use crate::workers::Workers;
 /// What a query layer is made of.
 pub struct QueryParts {
     /// The ingest log: security and cost events, changes, dead letters of ingest.
-    pub log: Arc<dyn StreamLog>,
+    pub log: Arc<dyn LogReader>,
     /// What the ingest log may hold: other datasets are not looked for there. All of them, but on a node of many machines that
     /// has the changes alone beside history.
     pub log_datasets: &'static [Dataset],
     /// The output log: alerts, dead letters of delivery.
-    pub output: Arc<dyn StreamLog>,
+    pub output: Arc<dyn LogReader>,
     /// The store of history: Parquet files, or a database.
     pub history: Arc<dyn History>,
     /// Where the files of history lie, when it is not the local disk.

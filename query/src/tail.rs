@@ -18,7 +18,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
 use futures::stream;
 use tidegate_events::Dataset;
-use tidegate_pipeline::{LogBatch, Offset, PipelineError, StreamLog};
+use tidegate_pipeline::{LogBatch, LogReader, Offset, PipelineError};
 
 use crate::conform::conform;
 use crate::error::{QueryError, internal};
@@ -31,7 +31,7 @@ const PIECE_ROWS: usize = 8192;
 /// Rows of a log in a range of offsets, of one dataset and some tenants, with some columns.
 #[derive(Clone)]
 pub(crate) struct TailPart {
-    pub(crate) log: Arc<dyn StreamLog>,
+    pub(crate) log: Arc<dyn LogReader>,
     pub(crate) rows: Range<Offset>,
     pub(crate) dataset: Dataset,
     pub(crate) orgs: Arc<[Arc<str>]>,

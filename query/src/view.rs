@@ -9,7 +9,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use tidegate_events::{Dataset, FieldType, REST_COLUMN};
 use tidegate_pipeline::fields::TenantFields;
 use tidegate_pipeline::keys::{DEFAULT_ORG, Principal, Role};
-use tidegate_pipeline::{FieldCatalog, History, Offset, Snapshot, StreamLog};
+use tidegate_pipeline::{FieldCatalog, History, LogReader, Offset, Snapshot};
 
 /// The tenant of changes that concern the whole installation.
 const GLOBAL_ORG: &str = "*";
@@ -51,16 +51,16 @@ impl Scope {
 /// A log and the rows of it that are not in history.
 #[derive(Clone)]
 pub(crate) struct Tail {
-    pub(crate) log: Arc<dyn StreamLog>,
+    pub(crate) log: Arc<dyn LogReader>,
     pub(crate) rows: Range<Offset>,
 }
 
 /// Where views come from.
 #[derive(Clone)]
 pub(crate) struct Sources {
-    pub(crate) log: Arc<dyn StreamLog>,
+    pub(crate) log: Arc<dyn LogReader>,
     pub(crate) log_datasets: &'static [Dataset],
-    pub(crate) output: Arc<dyn StreamLog>,
+    pub(crate) output: Arc<dyn LogReader>,
     pub(crate) history: Arc<dyn History>,
     pub(crate) log_fields: Arc<dyn Fn() -> Arc<FieldCatalog> + Send + Sync>,
 }
@@ -96,7 +96,7 @@ impl View {
             tries += 1;
             // A log that starts above the newest cursor lost rows to its disk bound; what is left is shown.
             if whole || tries == 3 {
-                let tail = |log: &Arc<dyn StreamLog>, cursor: Offset, first: Offset, next: Offset| {
+                let tail = |log: &Arc<dyn LogReader>, cursor: Offset, first: Offset, next: Offset| {
                     let from = cursor.max(first);
                     Tail { log: log.clone(), rows: from..next.max(from) }
                 };

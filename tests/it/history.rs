@@ -23,7 +23,7 @@ use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use tidegate_events::{Dataset, FieldType};
 use tidegate_pipeline::log::MemoryLog;
-use tidegate_pipeline::{History, StreamLog};
+use tidegate_pipeline::{History, LogReader, StreamLog};
 use tidegate_query::{Query, QueryConfig, QueryParts, Scope};
 use tidegate_sinks::parquet::LogSource;
 

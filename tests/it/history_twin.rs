@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arrow::array::{AsArray, BooleanArray};
 use arrow::compute::filter_record_batch;
 use tidegate_pipeline::log::MemoryLog;
-use tidegate_pipeline::{Delivery, Health, History, Sink, Snapshot, StreamLog};
+use tidegate_pipeline::{Delivery, Health, History, LogReader, Sink, Snapshot};
 use tidegate_sinks::fluvio::partition_of;
 use tidegate_sinks::parquet::LogSource;
 use tidegate_sinks::timescale::{TimescaleConfig, TimescaleHistory, TimescaleReadParts, TimescaleStore};

@@ -281,7 +281,7 @@ mod tests {
     use arrow::datatypes::{DataType, Field, Schema};
     use tidegate_events::Dataset;
     use tidegate_pipeline::log::MemoryLog;
-    use tidegate_pipeline::{EventBatch, PipelineError, StreamLog};
+    use tidegate_pipeline::{EventBatch, LogReader, PipelineError, StreamLog};
 
     use super::*;
     use crate::batcher::tests::{Answer, job_with_answer};
@@ -379,22 +379,24 @@ mod tests {
     /// Panics at its first append.
     struct PanicsOnce(MemoryLog, std::sync::atomic::AtomicBool);
 
+    impl LogReader for PanicsOnce {
+        fn read(&self, from: u64, bytes_max: usize) -> Result<Vec<Arc<tidegate_pipeline::LogBatch>>, PipelineError> {
+            self.0.read(from, bytes_max)
+        }
+
+        fn watch(&self) -> tokio::sync::watch::Receiver<tidegate_pipeline::LogBounds> {
+            self.0.watch()
+        }
+    }
+
     impl StreamLog for PanicsOnce {
         fn append(&self, append: Append) -> tidegate_pipeline::AppendReply {
             assert!(self.1.swap(true, std::sync::atomic::Ordering::Relaxed), "on purpose");
             self.0.append(append)
         }
 
-        fn read(&self, from: u64, bytes_max: usize) -> Result<Vec<Arc<tidegate_pipeline::LogBatch>>, PipelineError> {
-            self.0.read(from, bytes_max)
-        }
-
         fn forget(&self, below: u64) -> Result<(), PipelineError> {
             self.0.forget(below)
-        }
-
-        fn watch(&self) -> tokio::sync::watch::Receiver<tidegate_pipeline::LogBounds> {
-            self.0.watch()
         }
     }
 

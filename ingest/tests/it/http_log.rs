@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 use tidegate_pipeline::{
-    Ack, Append, AppendError, AppendReply, Appended, EventBatch, LogBatch, LogBounds, Offset, PipelineError, StreamLog,
+    Ack, Append, AppendError, AppendReply, Appended, EventBatch, LogBatch, LogBounds, LogReader, Offset, PipelineError,
+    StreamLog,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -102,6 +103,16 @@ impl State {
     }
 }
 
+impl LogReader for TestLog {
+    fn read(&self, _from: Offset, _bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        Ok(Vec::new())
+    }
+
+    fn watch(&self) -> watch::Receiver<LogBounds> {
+        self.bounds.subscribe()
+    }
+}
+
 impl StreamLog for TestLog {
     fn append(&self, append: Append) -> AppendReply {
         let (reply, receiver) = oneshot::channel();
@@ -124,15 +135,7 @@ impl StreamLog for TestLog {
         receiver
     }
 
-    fn read(&self, _from: Offset, _bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
-        Ok(Vec::new())
-    }
-
     fn forget(&self, _below: Offset) -> Result<(), PipelineError> {
         Ok(())
-    }
-
-    fn watch(&self) -> watch::Receiver<LogBounds> {
-        self.bounds.subscribe()
     }
 }

@@ -9,7 +9,8 @@ use super::dedup::{GroupKeys, Window};
 use super::segment::memory_bytes;
 use super::shared::Tail;
 use super::{
-    Append, AppendReply, AppendResult, Appended, EventBatch, LogBatch, LogBounds, Offset, StreamLog, check_batch,
+    Append, AppendReply, AppendResult, Appended, EventBatch, LogBatch, LogBounds, LogReader, Offset, StreamLog,
+    check_batch,
 };
 use crate::error::{AppendError, PipelineError};
 
@@ -71,6 +72,18 @@ impl MemoryLog {
     }
 }
 
+impl LogReader for MemoryLog {
+    fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        let state = self.state.lock();
+        let first = self.bounds.borrow().first;
+        state.batches.read(from, bytes_max).ok_or(PipelineError::Forgotten { asked: from, first })
+    }
+
+    fn watch(&self) -> watch::Receiver<LogBounds> {
+        self.bounds.subscribe()
+    }
+}
+
 impl StreamLog for MemoryLog {
     fn append(&self, append: Append) -> AppendReply {
         let (reply, receiver) = oneshot::channel();
@@ -78,20 +91,10 @@ impl StreamLog for MemoryLog {
         receiver
     }
 
-    fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
-        let state = self.state.lock();
-        let first = self.bounds.borrow().first;
-        state.batches.read(from, bytes_max).ok_or(PipelineError::Forgotten { asked: from, first })
-    }
-
     fn forget(&self, below: Offset) -> Result<(), PipelineError> {
         let mut state = self.state.lock();
         state.batches.forget(below);
         self.bounds.send_modify(|bounds| bounds.first = state.batches.start());
         Ok(())
-    }
-
-    fn watch(&self) -> watch::Receiver<LogBounds> {
-        self.bounds.subscribe()
     }
 }

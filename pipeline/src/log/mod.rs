@@ -152,12 +152,8 @@ pub struct LogBounds {
     pub next: Offset,
 }
 
-/// An ordered log of batches: segment files by default, memory in tests, Fluvio for many machines.
-pub trait StreamLog: Send + Sync + 'static {
-    /// Queues the batches; the reply comes when the ack level is reached. Encoding happens on the caller's thread, so call
-    /// it where CPU work belongs. Fullness is an answer, never a wait.
-    fn append(&self, append: Append) -> AppendReply;
-
+/// An ordered log of batches, for those who read it. What is written elsewhere, as the alerts of another node, is no more than that.
+pub trait LogReader: Send + Sync + 'static {
     /// Batches from the one that holds `from` (batches are not split: its first rows may lie below `from`) up to the
     /// visible end, at least one if there is any, stopping once `bytes_max` of memory is reached, or at what has come so far
     /// when the rows are on another machine.
@@ -171,12 +167,6 @@ pub trait StreamLog: Send + Sync + 'static {
     /// over for that without a word. Damaged frames are skipped and counted, not an error.
     fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError>;
 
-    /// Allows the log to drop what lies below `below`. Whole segments go, and only when no retention bound keeps them.
-    ///
-    /// # Errors
-    /// [`PipelineError::Io`] when a segment cannot be removed.
-    fn forget(&self, below: Offset) -> Result<(), PipelineError>;
-
     /// A receiver of the bounds, which changes with every group commit and every forgotten segment.
     fn watch(&self) -> watch::Receiver<LogBounds>;
 
@@ -184,6 +174,19 @@ pub trait StreamLog: Send + Sync + 'static {
     fn bounds(&self) -> LogBounds {
         *self.watch().borrow()
     }
+}
+
+/// A log that is written here: segment files by default, memory in tests, Fluvio for many machines.
+pub trait StreamLog: LogReader {
+    /// Queues the batches; the reply comes when the ack level is reached. Encoding happens on the caller's thread, so call
+    /// it where CPU work belongs. Fullness is an answer, never a wait.
+    fn append(&self, append: Append) -> AppendReply;
+
+    /// Allows the log to drop what lies below `below`. Whole segments go, and only when no retention bound keeps them.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] when a segment cannot be removed.
+    fn forget(&self, below: Offset) -> Result<(), PipelineError>;
 }
 
 /// Whether a batch is one that a log takes.

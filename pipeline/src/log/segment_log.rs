@@ -21,7 +21,7 @@ use super::schemas::Schemas;
 use super::segment::{Segment, Wanted};
 use super::shared::{Queue, Shared, Tail};
 use super::writer::{Closed, Pending, Writer};
-use super::{Append, AppendReply, EventBatch, LogBatch, LogBounds, Offset, StreamLog};
+use super::{Append, AppendReply, EventBatch, LogBatch, LogBounds, LogReader, Offset, StreamLog};
 use crate::error::{AppendError, PipelineError};
 use crate::fields::{FieldCatalog, FieldObserver};
 use crate::fs::{DirChange, Fs, FsFile, Open, make_dir_durable};
@@ -289,13 +289,7 @@ impl SegmentLog {
     }
 }
 
-impl StreamLog for SegmentLog {
-    fn append(&self, append: Append) -> AppendReply {
-        let (reply, receiver) = oneshot::channel();
-        self.try_append(append, reply);
-        receiver
-    }
-
+impl LogReader for SegmentLog {
     fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
         let bounds = self.bounds();
         if from < bounds.first {
@@ -327,6 +321,22 @@ impl StreamLog for SegmentLog {
             first if from < first && !reached => Err(PipelineError::Forgotten { asked: from, first }),
             _ => Ok(batches),
         }
+    }
+
+    fn watch(&self) -> watch::Receiver<LogBounds> {
+        self.shared.bounds.subscribe()
+    }
+
+    fn bounds(&self) -> LogBounds {
+        *self.shared.bounds.borrow()
+    }
+}
+
+impl StreamLog for SegmentLog {
+    fn append(&self, append: Append) -> AppendReply {
+        let (reply, receiver) = oneshot::channel();
+        self.try_append(append, reply);
+        receiver
     }
 
     fn forget(&self, below: Offset) -> Result<(), PipelineError> {
@@ -362,14 +372,6 @@ impl StreamLog for SegmentLog {
             self.prune(&mut forgotten.orphans);
         }
         Ok(())
-    }
-
-    fn watch(&self) -> watch::Receiver<LogBounds> {
-        self.shared.bounds.subscribe()
-    }
-
-    fn bounds(&self) -> LogBounds {
-        *self.shared.bounds.borrow()
     }
 }
 

@@ -7,7 +7,8 @@ use arrow::array::AsArray;
 use tidegate_events::Dataset;
 use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{
-    Delivery, DeliveryConfig, DeliveryParts, EventBatch, Health, LogBatch, Offset, OutputLog, Sink, StreamLog, deliver,
+    Delivery, DeliveryConfig, DeliveryParts, EventBatch, Health, LogBatch, LogReader, Offset, OutputLog, Sink,
+    StreamLog, deliver,
 };
 use tokio::runtime::{Builder, Runtime};
 

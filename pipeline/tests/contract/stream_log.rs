@@ -1,11 +1,14 @@
 //! What every stream log promises, and what only those do that count rows or that outlive their process.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate_events::Dataset;
 use tidegate_pipeline::tailing::read_on;
-use tidegate_pipeline::{Ack, Append, AppendError, Appended, EventBatch, LogBatch, Offset, PipelineError, StreamLog};
+use tidegate_pipeline::{
+    Ack, Append, AppendError, Appended, EventBatch, LogBatch, LogReader, Offset, PipelineError, StreamLog,
+};
 
 use super::rows::{batch, events, ids, one};
 
@@ -14,24 +17,49 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 type Promise = fn(&str, &Arc<dyn StreamLog>);
 
+type PromiseToReaders = fn(&str, &Told);
+
+/// A log, and where its rows of a dataset are read: the log itself, or what is told of it elsewhere.
+pub struct Told {
+    pub log: Arc<dyn StreamLog>,
+    pub reader: Arc<dyn LogReader>,
+    pub dataset: Dataset,
+}
+
 /// Opens a log again as the process after this one would; the one before is dropped by then.
 pub type Open = Box<dyn Fn() -> Arc<dyn StreamLog>>;
 
 /// Holds a kind of log to its promises. `fresh` makes an empty one, which may be asked to forget in steps of at most 60 rows of
 /// 400 bytes (or forgets nothing when it is asked to), and remembers at least 1,000 keys. `name` says in a failure which log it
 /// was. Offsets may have gaps between appends.
-pub fn check(name: &str, fresh: impl FnMut() -> Arc<dyn StreamLog>) {
-    let promises: [(&str, Promise); 8] = [
+pub fn check(name: &str, mut fresh: impl FnMut() -> Arc<dyn StreamLog>) {
+    let promises: [(&str, Promise); 6] = [
         ("offsets rise and batches come back in order", offsets_rise_and_batches_come_back_in_order),
-        ("rows come back as they were", rows_come_back_as_they_were),
         ("duplicates are told by their place and stored once", duplicates_are_told_by_their_place_and_stored_once),
         ("duplicates in flight at once are stored once", duplicates_in_flight_at_once_are_stored_once),
-        ("a follower sees every row once, in order", a_follower_sees_every_row_once_in_order),
         ("what was forgotten says so and the rest is kept", what_was_forgotten_says_so_and_the_rest_is_kept),
         ("watchers see every commit, also one in memory", watchers_see_every_commit_also_one_in_memory),
         ("empty appends and wrong keys are answered", empty_appends_and_wrong_keys_are_answered),
     ];
-    each(name, &promises, fresh);
+    each(name, &promises, &mut fresh);
+    check_reader(name, || {
+        let log = fresh();
+        Told { reader: log.clone(), log, dataset: Dataset::SecurityEvents }
+    });
+}
+
+/// Holds to its promises whoever reads a log. `fresh` makes an empty log and one that reads it, which may drop what is older than
+/// the last 20 batches.
+pub fn check_reader(name: &str, mut fresh: impl FnMut() -> Told) {
+    let promises: [(&str, PromiseToReaders); 4] = [
+        ("batches are read as they were written", batches_are_read_as_they_were_written),
+        ("a read takes as much as it may, and no less than a batch", a_read_takes_as_much_as_it_may),
+        ("a follower sees every row once, in order", a_follower_sees_every_row_once_in_order),
+        ("what is read from the beginning is all, or says how much is gone", the_beginning_is_there_or_said_to_be_gone),
+    ];
+    for (promise, check) in promises {
+        check(&format!("{name}: {promise}"), &fresh());
+    }
 }
 
 /// Holds a log to what those promise whose offsets count rows, from 0 and without a gap.
@@ -68,17 +96,40 @@ fn append(log: &Arc<dyn StreamLog>, batch: EventBatch) -> Appended {
     log.append(one(batch)).blocking_recv().expect("an answer").expect("stored")
 }
 
+impl Told {
+    /// Appends a batch of a tenant, and waits until the reader has it.
+    fn append(&self, org: &str, ids: &[&str]) -> (Range<Offset>, EventBatch) {
+        let sent = batch(self.dataset, &vec![org; ids.len()], ids);
+        let offsets = append(&self.log, sent.clone()).offsets[0].clone();
+        self.reach(offsets.end);
+        (offsets, sent)
+    }
+
+    /// Waits until the reader's end is where the log's is.
+    fn reach(&self, end: Offset) {
+        let mut watch = self.reader.watch();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let seen = async {
+            tokio::time::timeout(PATIENCE, watch.wait_for(|bounds| bounds.next >= end))
+                .await
+                .map(|seen| seen.map(|bounds| *bounds))
+        };
+        let bounds = runtime.block_on(seen).expect("in time").expect("a change");
+        assert_eq!(bounds.next, end, "not past what was written");
+    }
+}
+
 /// All rows of a log, read as a follower does.
 fn whole(name: &str, log: &Arc<dyn StreamLog>) -> Vec<(Offset, String)> {
-    ids(&batches(name, log, 1))
+    ids(&batches(name, &**log, 1))
 }
 
 /// All batches of a log, in reads of so many bytes.
-fn batches(name: &str, log: &Arc<dyn StreamLog>, bytes_max: usize) -> Vec<Arc<LogBatch>> {
+fn batches(name: &str, log: &dyn LogReader, bytes_max: usize) -> Vec<Arc<LogBatch>> {
     let end = log.bounds().next;
     let (mut from, mut all) = (log.bounds().first, Vec::new());
     while from < end {
-        let reading = read_on(&**log, from, bytes_max).expect("batches");
+        let reading = read_on(log, from, bytes_max).expect("batches");
         assert!(reading.next > from && reading.forgotten == 0, "{name}: {reading:?}");
         all.extend(reading.batches);
         from = reading.next;
@@ -103,7 +154,7 @@ fn offsets_rise_and_batches_come_back_in_order(name: &str, log: &Arc<dyn StreamL
     let expected: Vec<_> = offsets.iter().zip(1..).map(|(offset, id)| (*offset, id.to_string())).collect();
     let next = log.bounds().next;
     assert_eq!(Some(next), offsets.last().map(|last| last + 1), "{name}");
-    let all = batches(name, log, usize::MAX);
+    let all = batches(name, &**log, usize::MAX);
     assert_eq!(ids(&all), expected, "{name}");
     assert_eq!(all.last().map(|batch| batch.dataset), Some(Dataset::Changes), "{name}");
     assert_eq!(ids(&log.read(offsets[1], 1).expect("batches")), expected[..2], "{name}: a batch is not split");
@@ -123,12 +174,61 @@ fn offsets_count_rows(name: &str, log: &Arc<dyn StreamLog>) {
     assert_eq!((log.bounds().first, log.bounds().next), (0, 5), "{name}");
 }
 
-fn rows_come_back_as_they_were(name: &str, log: &Arc<dyn StreamLog>) {
-    let sent = batch(Dataset::SecurityEvents, &["a", "b", "a"], &["1", "22", "333"]);
-    let offsets = append(log, sent.clone()).offsets;
-    append(log, events("a", &["tail"]));
-    let read = log.read(offsets[0].start, 1).expect("a batch");
-    assert_eq!(read[0].rows, sent.rows, "{name}");
+fn batches_are_read_as_they_were_written(name: &str, told: &Told) {
+    let sent = batch(told.dataset, &["a", "b", "a"], &["1", "22", "333"]);
+    let offsets = append(&told.log, sent.clone()).offsets[0].clone();
+    let (tail, after) = told.append("a", &["tail"]);
+    let read = batches(name, &*told.reader, usize::MAX);
+    let found: Vec<_> = read.iter().map(|batch| (batch.offset, batch.dataset, &batch.rows)).collect();
+    let expected = [(offsets.start, told.dataset, &sent.rows), (tail.start, told.dataset, &after.rows)];
+    assert_eq!(found, expected, "{name}");
+}
+
+fn a_read_takes_as_much_as_it_may(name: &str, told: &Told) {
+    let (first, _) = told.append("a", &["1", "2"]);
+    let (second, _) = told.append("b", &["3"]);
+    let expected =
+        [(first.start, "1"), (first.start + 1, "2"), (second.start, "3")].map(|(at, id)| (at, id.to_owned()));
+    let read = |from, bytes_max| ids(&told.reader.read(from, bytes_max).expect("batches"));
+    assert_eq!(read(first.start, 1), expected[..2], "{name}: one batch at least");
+    assert_eq!(read(first.start + 1, 1), expected[..2], "{name}: a batch is not split");
+    assert_eq!(read(second.start, 1), expected[2..], "{name}");
+    assert_eq!(ids(&batches(name, &*told.reader, usize::MAX)), expected, "{name}");
+    assert!(read(second.end, 1).is_empty(), "{name}: nothing after the end");
+}
+
+fn the_beginning_is_there_or_said_to_be_gone(name: &str, told: &Told) {
+    const BATCHES: usize = 200;
+    let mut written: Vec<(Offset, String)> = Vec::new();
+    for nth in 0..BATCHES {
+        let rows = [nth.to_string(), format!("{nth} too")];
+        let sent = batch(told.dataset, &["a", "a"], &[&rows[0], &rows[1]]);
+        written.extend(append(&told.log, sent).offsets[0].clone().zip(rows));
+    }
+    let end = written.last().expect("rows").0 + 1;
+    told.reach(end);
+    let (mut from, mut gone, mut seen) = (written[0].0, 0, Vec::new());
+    while from < end {
+        let reading = read_on(&*told.reader, from, 2_000).expect("batches");
+        assert!(reading.next > from, "{name}: {reading:?}");
+        assert!(seen.is_empty() || reading.forgotten == 0, "{name}: nothing goes from the middle: {reading:?}");
+        gone += reading.forgotten;
+        seen.extend(ids(&reading.batches));
+        from = reading.next;
+    }
+    let there = seen.len();
+    assert!(there >= 20 * 2, "{name}: the last 20 batches are there, not {there} rows");
+    assert_eq!(seen, written[written.len() - there..], "{name}: the newest, without a hole");
+    assert_eq!(gone, seen[0].0 - written[0].0, "{name}: what is gone is counted");
+    if gone > 0 {
+        let bounds = told.reader.bounds();
+        assert_eq!((bounds.first, bounds.next), (seen[0].0, end), "{name}");
+        let asked = told.reader.read(bounds.first - 1, 1);
+        assert!(
+            matches!(asked, Err(PipelineError::Forgotten { first, .. }) if first == bounds.first),
+            "{name}: {asked:?}"
+        );
+    }
 }
 
 fn duplicates_are_told_by_their_place_and_stored_once(name: &str, log: &Arc<dyn StreamLog>) {
@@ -169,21 +269,23 @@ fn duplicates_in_flight_at_once_are_stored_once(name: &str, log: &Arc<dyn Stream
     assert_eq!(whole(name, log).len(), 50, "{name}");
 }
 
-fn a_follower_sees_every_row_once_in_order(name: &str, log: &Arc<dyn StreamLog>) {
+fn a_follower_sees_every_row_once_in_order(name: &str, told: &Told) {
     const APPENDS: usize = 40;
+    let Told { log, reader, dataset } = told;
     let mut acknowledged: Vec<(Offset, String)> = Vec::new();
-    let seen: Vec<(Offset, String)> = std::thread::scope(|scope| {
+    let (seen, gone) = std::thread::scope(|scope| {
         let follower = scope.spawn(|| {
-            let (deadline, mut from, mut seen) = (Instant::now() + PATIENCE, 0, Vec::new());
-            while seen.len() < 2 * APPENDS * 3 && Instant::now() < deadline {
-                let reading = read_on(&**log, from, 2_000).expect("batches");
+            let (deadline, mut from, mut seen, mut gone) = (Instant::now() + PATIENCE, 0, Vec::new(), 0);
+            while seen.len() + gone < 2 * APPENDS * 3 && Instant::now() < deadline {
+                let reading = read_on(&**reader, from, 2_000).expect("batches");
                 seen.extend(ids(&reading.batches));
+                gone += reading.forgotten as usize;
                 from = reading.next;
                 if reading.batches.is_empty() {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
-            seen
+            (seen, gone)
         });
         let write = |writer: usize| {
             scope.spawn(move || {
@@ -191,7 +293,7 @@ fn a_follower_sees_every_row_once_in_order(name: &str, log: &Arc<dyn StreamLog>)
                 for nth in 0..APPENDS {
                     let names: Vec<String> = (0..3).map(|row| format!("{writer}.{nth}.{row}")).collect();
                     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                    let offsets = append(log, events("a", &names)).offsets;
+                    let offsets = append(log, batch(*dataset, &["a"; 3], &names)).offsets;
                     acknowledged.extend(offsets[0].clone().zip(names.iter().map(|name| (*name).to_owned())));
                 }
                 acknowledged
@@ -202,6 +304,11 @@ fn a_follower_sees_every_row_once_in_order(name: &str, log: &Arc<dyn StreamLog>)
         follower.join().expect("no panic")
     });
     acknowledged.sort_unstable();
+    // One that drops what is old may do so before the follower was there, and says so.
+    assert_eq!(seen.len() + gone, acknowledged.len(), "{name}: {gone} rows are gone");
+    if gone > 0 {
+        acknowledged.retain(|row| seen.contains(row));
+    }
     assert_eq!(seen, acknowledged, "{name}");
 }
 

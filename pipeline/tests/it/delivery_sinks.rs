@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 use tidegate_events::Dataset;
 use tidegate_pipeline::{
-    DeliveryConfig, DeliveryHandle, DeliveryParts, Health, OutputLog, PipelineError, StreamLog, deliver,
+    DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogReader, OutputLog, PipelineError, StreamLog, deliver,
 };
 use tokio::runtime::{Builder, Handle};
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tidegate_events::Dataset;
+use tidegate_pipeline::LogReader;
 use tidegate_pipeline::PipelineError;
-use tidegate_pipeline::StreamLog;
 use tidegate_pipeline::fs::{Fs, SimFs};
 use tidegate_pipeline::keys::{AuthError, DEFAULT_ORG, KIND, Keys, Principal, Role, check_org};
 use tidegate_pipeline::log::{LogConfig, SegmentLog};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tidegate_pipeline::fs::SimFs;
 use tidegate_pipeline::log::format::{FRAMES_START, FrameHeader, FrameKind};
 use tidegate_pipeline::log::{LogConfig, OpenReport, SegmentLog};
-use tidegate_pipeline::{PipelineError, StreamLog};
+use tidegate_pipeline::{LogReader, PipelineError, StreamLog};
 
 use crate::counted::Counted;
 use crate::log_ledger::{DIR, answer};

@@ -10,7 +10,7 @@ use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
 use tidegate_pipeline::log::format::{FRAMES_START, FrameHeader, FrameKind};
 use tidegate_pipeline::log::{Damage, OpenReport, SegmentLog, dump, verify};
 use tidegate_pipeline::tailing::read_on;
-use tidegate_pipeline::{Ack, Append, EventBatch, FieldCatalog, StreamLog};
+use tidegate_pipeline::{Ack, Append, EventBatch, FieldCatalog, LogReader, StreamLog};
 
 use crate::log_ledger::{DIR, answer, config, open};
 use crate::log_rows::{batch, events, ids, ids_of, one};

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::Schema;
-use tidegate_pipeline::StreamLog;
 use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
 use tidegate_pipeline::log::format::SegmentHeader;
 use tidegate_pipeline::log::{memory_bytes, verify};
+use tidegate_pipeline::{LogReader, StreamLog};
 
 use crate::log_ledger::{DIR, answer, open};
 use crate::log_rows::{events, one};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_pipeline::fs::{Fault, Fs, SimFs, SimOp};
 use tidegate_pipeline::log::{LogConfig, SegmentLog};
-use tidegate_pipeline::{Ack, Append, AppendError, Health, PipelineError, StreamLog};
+use tidegate_pipeline::{Ack, Append, AppendError, Health, LogReader, PipelineError, StreamLog};
 
 use crate::log_ledger::{DIR, Ledger, answer, config, open};
 use crate::log_rows::{events, ids, one};

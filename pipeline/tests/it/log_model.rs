@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
 use tidegate_pipeline::log::SegmentLog;
-use tidegate_pipeline::{Ack, Append, StreamLog};
+use tidegate_pipeline::{Ack, Append, LogReader, StreamLog};
 
 use crate::log_ledger::{Ledger, answer, open};
 use crate::log_rows::events;

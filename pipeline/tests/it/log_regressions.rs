@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tidegate_pipeline::fs::{Fault, SimFs, SimOp, make_dir_durable};
 use tidegate_pipeline::log::SegmentLog;
-use tidegate_pipeline::{Ack, Health, StreamLog};
+use tidegate_pipeline::{Ack, Health, LogReader, StreamLog};
 
 use crate::log_ledger::{Ledger, answer, config, open};
 use crate::log_rows::{events, ids, one};

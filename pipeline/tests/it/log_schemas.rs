@@ -8,7 +8,7 @@ use arrow::array::RecordBatch;
 use tidegate_events::Dataset;
 use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
 use tidegate_pipeline::log::format::{FRAMES_START, FrameHeader, FrameKind};
-use tidegate_pipeline::{Ack, EventBatch, StreamLog};
+use tidegate_pipeline::{Ack, EventBatch, LogReader, StreamLog};
 
 use crate::log_ledger::{Ledger, answer, open};
 use crate::log_rows::{events, one};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
 use tidegate_pipeline::log::SegmentLog;
 use tidegate_pipeline::tailing::read_on;
-use tidegate_pipeline::{LogBatch, StreamLog};
+use tidegate_pipeline::{LogBatch, LogReader, StreamLog};
 
 use crate::counted::Counted;
 use crate::log_ledger::{answer, open};

@@ -10,7 +10,7 @@ use tidegate_pipeline::fs::{Fault, Fs, SimFs, SimOp};
 use tidegate_pipeline::registry::{
     Action, Change, Registry, RegistryConfig, changes_in, changes_of_batch, changes_to_batch,
 };
-use tidegate_pipeline::{Append, AppendReply, LogBatch, LogBounds, PipelineError, StreamLog};
+use tidegate_pipeline::{Append, AppendReply, LogBatch, LogBounds, LogReader, PipelineError, StreamLog};
 
 use crate::scripted::{Fate, ScriptedLog, events, until};
 
@@ -375,11 +375,7 @@ struct WriteOnly {
     from: u64,
 }
 
-impl StreamLog for WriteOnly {
-    fn append(&self, append: Append) -> AppendReply {
-        self.log.append(append)
-    }
-
+impl LogReader for WriteOnly {
     fn read(&self, from: u64, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
         match from < self.from {
             true => self.log.read(from, bytes_max),
@@ -387,12 +383,18 @@ impl StreamLog for WriteOnly {
         }
     }
 
-    fn forget(&self, below: u64) -> Result<(), PipelineError> {
-        self.log.forget(below)
-    }
-
     fn watch(&self) -> tokio::sync::watch::Receiver<LogBounds> {
         self.log.watch()
+    }
+}
+
+impl StreamLog for WriteOnly {
+    fn append(&self, append: Append) -> AppendReply {
+        self.log.append(append)
+    }
+
+    fn forget(&self, below: u64) -> Result<(), PipelineError> {
+        self.log.forget(below)
     }
 }
 

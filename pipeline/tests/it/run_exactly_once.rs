@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use tidegate_events::Dataset;
 use tidegate_pipeline::fs::{Fault, Fs, SimFs, SimOp};
-use tidegate_pipeline::{Operator, OutputLog, PipelineError, RunConfig, RunLoop, RunParts, RunStatus, StreamLog};
+use tidegate_pipeline::{
+    LogReader, Operator, OutputLog, PipelineError, RunConfig, RunLoop, RunParts, RunStatus, StreamLog,
+};
 
 use crate::scripted::{Each, Fate, ScriptedLog, Windows, events, print_rows, soon, stage};
 

@@ -9,8 +9,8 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::checkpoint::{Checkpoint, Checkpoints};
 use tidegate_pipeline::fs::{Fault, Fs, SimFs, SimOp};
 use tidegate_pipeline::{
-    Append, AppendReply, Emitter, Health, LogBatch, LogBounds, Offset, Operator, OutputLog, PipelineError, RunConfig,
-    RunHandle, RunLoop, RunParts, StreamLog,
+    Append, AppendReply, Emitter, Health, LogBatch, LogBounds, LogReader, Offset, Operator, OutputLog, PipelineError,
+    RunConfig, RunHandle, RunLoop, RunParts, StreamLog,
 };
 use tokio::sync::watch;
 
@@ -370,21 +370,23 @@ async fn a_loop_whose_log_is_closed_says_so() {
 /// A log with a bug.
 struct Buggy(Arc<ScriptedLog>);
 
+impl LogReader for Buggy {
+    fn read(&self, _from: Offset, _bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        panic!("a bug")
+    }
+
+    fn watch(&self) -> watch::Receiver<LogBounds> {
+        self.0.watch()
+    }
+}
+
 impl StreamLog for Buggy {
     fn append(&self, append: Append) -> AppendReply {
         self.0.append(append)
     }
 
-    fn read(&self, _from: Offset, _bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
-        panic!("a bug")
-    }
-
     fn forget(&self, below: Offset) -> Result<(), PipelineError> {
         self.0.forget(below)
-    }
-
-    fn watch(&self) -> watch::Receiver<LogBounds> {
-        self.0.watch()
     }
 }
 

@@ -8,7 +8,7 @@ use tidegate_events::{Dataset, dedup_key};
 use tidegate_pipeline::fs::{Fault, Fs, SimFs, SimOp};
 use tidegate_pipeline::log::{LogConfig, SegmentLog};
 use tidegate_pipeline::output::AlertGroup;
-use tidegate_pipeline::{DeadLetter, EventBatch, OutputLog, StreamLog, dead_letter_batch};
+use tidegate_pipeline::{DeadLetter, EventBatch, LogReader, OutputLog, dead_letter_batch};
 
 use crate::scripted::{alert, print_rows};
 

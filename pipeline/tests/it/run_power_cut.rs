@@ -8,7 +8,7 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::fs::{Fs, SimFs};
 use tidegate_pipeline::log::{LogConfig, SegmentLog};
 use tidegate_pipeline::{
-    Append, EventBatch, LogBatch, Offset, OutputLog, PipelineError, RunConfig, RunLoop, RunParts, StreamLog,
+    Append, EventBatch, LogBatch, LogReader, Offset, OutputLog, PipelineError, RunConfig, RunLoop, RunParts, StreamLog,
 };
 
 use crate::scripted::{Each, Windows, events, print_rows, stage};

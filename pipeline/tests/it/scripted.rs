@@ -10,8 +10,8 @@ use arrow::datatypes::{Schema, TimestampMicrosecondType};
 use parking_lot::Mutex;
 use tidegate_events::{Alert, Dataset, Level, alert_id};
 use tidegate_pipeline::{
-    Append, AppendError, AppendReply, Appended, Delivery, Emitter, Health, LogBatch, LogBounds, Offset, Operator,
-    PipelineError, Refusal, Sink, SinkError, SinkFuture, Stage, StreamLog,
+    Append, AppendError, AppendReply, Appended, Delivery, Emitter, Health, LogBatch, LogBounds, LogReader, Offset,
+    Operator, PipelineError, Refusal, Sink, SinkError, SinkFuture, Stage, StreamLog,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -108,6 +108,28 @@ pub fn print_rows(rows: &RecordBatch) -> Vec<String> {
         .collect()
 }
 
+impl LogReader for ScriptedLog {
+    fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        let first = self.bounds().first;
+        if from < first {
+            return Err(PipelineError::Forgotten { asked: from, first });
+        }
+        let rows = self.rows.lock();
+        let mut bytes = 0;
+        let wanted = rows.batches.iter().filter(|batch| batch.next_offset() > from);
+        let taken = wanted.take_while(|batch| {
+            let more = bytes == 0 || bytes < bytes_max;
+            bytes += batch.rows.get_array_memory_size();
+            more
+        });
+        Ok(taken.cloned().collect())
+    }
+
+    fn watch(&self) -> watch::Receiver<LogBounds> {
+        self.bounds.subscribe()
+    }
+}
+
 impl StreamLog for ScriptedLog {
     fn append(&self, append: Append) -> AppendReply {
         let (sender, reply) = oneshot::channel();
@@ -139,30 +161,10 @@ impl StreamLog for ScriptedLog {
         reply
     }
 
-    fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
-        let first = self.bounds().first;
-        if from < first {
-            return Err(PipelineError::Forgotten { asked: from, first });
-        }
-        let rows = self.rows.lock();
-        let mut bytes = 0;
-        let wanted = rows.batches.iter().filter(|batch| batch.next_offset() > from);
-        let taken = wanted.take_while(|batch| {
-            let more = bytes == 0 || bytes < bytes_max;
-            bytes += batch.rows.get_array_memory_size();
-            more
-        });
-        Ok(taken.cloned().collect())
-    }
-
     fn forget(&self, below: Offset) -> Result<(), PipelineError> {
         self.rows.lock().batches.retain(|batch| batch.offset >= below);
         self.bounds.send_modify(|bounds| bounds.first = bounds.first.max(below));
         Ok(())
-    }
-
-    fn watch(&self) -> watch::Receiver<LogBounds> {
-        self.bounds.subscribe()
     }
 }
 

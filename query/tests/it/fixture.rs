@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tidegate_events::{Alert, Dataset, FieldType, Level, alerts_to_batch};
 use tidegate_pipeline::keys::{Principal, Role};
 use tidegate_pipeline::log::MemoryLog;
-use tidegate_pipeline::{Append, EventBatch, FieldCatalog, History, HistoryFile, Snapshot, StreamLog};
+use tidegate_pipeline::{Append, EventBatch, FieldCatalog, History, HistoryFile, LogReader, Snapshot, StreamLog};
 use tidegate_query::{Query, QueryConfig, QueryParts};
 
 use super::twin;

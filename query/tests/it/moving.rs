@@ -7,7 +7,7 @@ use std::time::Duration;
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use tidegate_events::{Dataset, FieldType};
-use tidegate_pipeline::{FieldCatalog, History, Snapshot, StreamLog};
+use tidegate_pipeline::{FieldCatalog, History, LogReader, Snapshot, StreamLog};
 use tidegate_query::{Query, QueryConfig, QueryParts, Scope};
 
 use super::fixture::{Mode, World, Writer, rows};

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tidegate_events::Dataset;
 use tidegate_pipeline::history_rows::{Comparison, Filter, Output, Value};
 use tidegate_pipeline::log::MemoryLog;
-use tidegate_pipeline::{FieldCatalog, HistoryError, HistoryRows, LogBatch, RowsAsk, Snapshot, StreamLog};
+use tidegate_pipeline::{FieldCatalog, HistoryError, HistoryRows, LogBatch, LogReader, RowsAsk, Snapshot};
 use tokio::sync::mpsc;
 
 use super::fixture::{Mode, World, observe, widen};

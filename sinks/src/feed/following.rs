@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, select_all};
-use tidegate_pipeline::StreamLog;
+use tidegate_pipeline::LogReader;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -27,7 +27,7 @@ pub struct Peer {
     /// Its name: letters, digits, `_` and `-`.
     pub node: Arc<str>,
     /// Its alerts. Reading may fail for a while.
-    pub log: Arc<dyn StreamLog>,
+    pub log: Arc<dyn LogReader>,
     /// It appeared while this node was looking: nobody here has missed anything of it yet.
     pub new: bool,
 }

@@ -7,7 +7,7 @@ use arrow::array::AsArray;
 use parking_lot::Mutex;
 use tidegate_events::Dataset;
 use tidegate_pipeline::tailing::read_on;
-use tidegate_pipeline::{LogBatch, Offset, PipelineError, StreamLog};
+use tidegate_pipeline::{LogBatch, LogReader, Offset, PipelineError};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::filter::Facts;
@@ -129,17 +129,17 @@ impl Pages {
 
 /// The newest pages of a log.
 pub(super) struct Tail {
-    log: Arc<dyn StreamLog>,
+    log: Arc<dyn LogReader>,
     bytes_max: usize,
     pages: tokio::sync::Mutex<Pages>,
 }
 
 impl Tail {
-    pub(super) fn new(log: Arc<dyn StreamLog>, bytes_max: usize) -> Self {
+    pub(super) fn new(log: Arc<dyn LogReader>, bytes_max: usize) -> Self {
         Self { log, bytes_max, pages: tokio::sync::Mutex::default() }
     }
 
-    pub(super) fn log(&self) -> &Arc<dyn StreamLog> {
+    pub(super) fn log(&self) -> &Arc<dyn LogReader> {
         &self.log
     }
 

@@ -21,7 +21,8 @@ use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::log::carried::Carrier;
 use tidegate_pipeline::log::{AppendResult, check_batch};
 use tidegate_pipeline::{
-    Append, AppendError, AppendReply, EventBatch, LogBatch, LogBounds, Offset, PipelineError, Stage, StreamLog,
+    Append, AppendError, AppendReply, EventBatch, LogBatch, LogBounds, LogReader, Offset, PipelineError, Stage,
+    StreamLog,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
@@ -249,13 +250,7 @@ impl FluvioLog {
     }
 }
 
-impl StreamLog for FluvioLog {
-    fn append(&self, append: Append) -> AppendReply {
-        let (reply, receiver) = oneshot::channel();
-        self.try_append(append, reply);
-        receiver
-    }
-
+impl LogReader for FluvioLog {
     /// Waits for the network. Not for the threads of the runtime on which the log was opened.
     fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
         let LogBounds { first, next } = self.bounds();
@@ -295,13 +290,21 @@ impl StreamLog for FluvioLog {
         Ok(batches)
     }
 
+    fn watch(&self) -> watch::Receiver<LogBounds> {
+        self.shared.bounds.subscribe()
+    }
+}
+
+impl StreamLog for FluvioLog {
+    fn append(&self, append: Append) -> AppendReply {
+        let (reply, receiver) = oneshot::channel();
+        self.try_append(append, reply);
+        receiver
+    }
+
     /// Nothing is forgotten but by the retention of the topic.
     fn forget(&self, _below: Offset) -> Result<(), PipelineError> {
         Ok(())
-    }
-
-    fn watch(&self) -> watch::Receiver<LogBounds> {
-        self.shared.bounds.subscribe()
     }
 }
 

@@ -10,11 +10,9 @@ use redis::{Pipeline, Value};
 use tidegate_pipeline::backoff::Backoff;
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::log::memory_bytes;
-use tidegate_pipeline::{
-    Append, AppendError, AppendReply, LogBatch, LogBounds, Offset, PipelineError, Stage, StreamLog,
-};
+use tidegate_pipeline::{LogBatch, LogBounds, LogReader, Offset, PipelineError, Stage};
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::alert_frames::{Frame, frames, position};
 use super::config::FanOutConfig;
@@ -32,7 +30,7 @@ const READ_MAX: usize = 64;
 /// Between two tries to reach Redis.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// The alerts of another node, as far as Redis has them. Nothing can be appended.
+/// The alerts of another node, as far as Redis has them.
 struct PeerLog {
     stream: String,
     server: Arc<Server>,
@@ -86,13 +84,7 @@ impl PeerLog {
     }
 }
 
-impl StreamLog for PeerLog {
-    fn append(&self, _: Append) -> AppendReply {
-        let (reply, receiver) = oneshot::channel();
-        reply.send(Err(AppendError::Closed)).ok();
-        receiver
-    }
-
+impl LogReader for PeerLog {
     fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
         let bounds = self.bounds();
         if from < bounds.first {
@@ -124,11 +116,6 @@ impl StreamLog for PeerLog {
             batches.push(frame.batch);
         }
         Ok(batches)
-    }
-
-    fn forget(&self, _: Offset) -> Result<(), PipelineError> {
-        // Redis does, by its own bounds.
-        Ok(())
     }
 
     fn watch(&self) -> watch::Receiver<LogBounds> {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use metrics::{counter, histogram};
 use tidegate_pipeline::log::AppendResult;
 use tidegate_pipeline::{
-    Ack, Append, AppendError, AppendReply, Appended, LogBatch, LogBounds, Offset, PipelineError, StreamLog,
+    Ack, Append, AppendError, AppendReply, Appended, LogBatch, LogBounds, LogReader, Offset, PipelineError, StreamLog,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
@@ -60,6 +60,16 @@ impl SharedIdsLog {
     }
 }
 
+impl LogReader for SharedIdsLog {
+    fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        self.own.read(from, bytes_max)
+    }
+
+    fn watch(&self) -> watch::Receiver<LogBounds> {
+        self.own.watch()
+    }
+}
+
 impl StreamLog for SharedIdsLog {
     fn append(&self, append: Append) -> AppendReply {
         let ids: Vec<u128> =
@@ -83,16 +93,8 @@ impl StreamLog for SharedIdsLog {
         receiver
     }
 
-    fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
-        self.own.read(from, bytes_max)
-    }
-
     fn forget(&self, below: Offset) -> Result<(), PipelineError> {
         self.own.forget(below)
-    }
-
-    fn watch(&self) -> watch::Receiver<LogBounds> {
-        self.own.watch()
     }
 }
 

@@ -23,6 +23,7 @@ use tidegate_pipeline::{LogBatch, Offset};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::binary;
+use super::checkpoints::Along;
 use super::connect::step;
 use super::ddl::{Layout, qualified};
 use super::failure::{failed, late, row_of_copy};
@@ -85,6 +86,8 @@ pub(super) struct Work {
     pub(super) to: Offset,
     /// What the log ends with before `to`, to be kept beside the cursor.
     pub(super) tail: Option<Vec<u8>>,
+    /// A checkpoint that goes with it.
+    pub(super) along: Option<Along>,
 }
 
 /// What a transaction did.
@@ -142,17 +145,19 @@ impl Work {
     /// # Errors
     /// [`SinksError::Database`], [`SinksError::Refused`] or [`SinksError::CursorMoved`]; nothing of it is in the tables then,
     /// or all of it, when the answer to the commit was lost.
-    pub(super) async fn commit(self) -> Result<Done, SinksError> {
+    pub(super) async fn commit(mut self) -> Result<Done, SinksError> {
         let client = self.store.connection().await?;
         let done = self.on(&client).await;
         if done.is_err() {
             // Its state is not known: it may be in the middle of a COPY. Dropped, it is closed.
             drop(Object::take(client));
+        } else if let Some(along) = self.along {
+            along.written();
         }
         done
     }
 
-    async fn on(&self, client: &Object) -> Result<Done, SinksError> {
+    async fn on(&mut self, client: &Object) -> Result<Done, SinksError> {
         let config = &self.store.config;
         let starts = self.begin(client).await?;
         let mut done = Done::default();
@@ -170,6 +175,9 @@ impl Work {
                     }
                 }
             }
+        }
+        if let Some(along) = &mut self.along {
+            along.write(client).await?;
         }
         let cursors = qualified(&config.schema, "cursors");
         let tail = self.tail.as_ref().map_or_else(String::new, |tail| keep(&config.schema, self.log_id, tail) + "; ");

@@ -15,11 +15,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::{Object, Pool};
-use tidegate_pipeline::Offset;
-use tokio_postgres::types::ToSql;
 
+use super::checkpoints::LeasedCheckpoint;
 use super::config::TimescaleConfig;
-use super::connect::{self, step};
+use super::connect;
 use super::ddl::{qualified, quoted};
 use super::schema::{ADVISORY_LOCK, rows, run};
 use super::tails;
@@ -198,7 +197,7 @@ impl Leases {
 
     /// Where the checkpoints of a lease are kept.
     pub fn checkpoints(&self, lease: Lease) -> LeasedCheckpoint {
-        LeasedCheckpoint { config: self.config.clone(), pool: self.large.clone(), lease }
+        LeasedCheckpoint::new(self.config.clone(), self.large.clone(), lease)
     }
 
     fn table(&self, name: &str) -> String {
@@ -221,7 +220,7 @@ impl Asked {
         Self(Some(client))
     }
 
-    fn answered(mut self) {
+    pub(super) fn answered(mut self) {
         self.0 = None;
     }
 }
@@ -239,78 +238,6 @@ impl Drop for Asked {
         if let Some(client) = self.0.take() {
             drop(Object::take(client));
         }
-    }
-}
-
-/// The place of the checkpoint of a partition, for as long as its lease is held.
-#[derive(Clone)]
-pub struct LeasedCheckpoint {
-    config: TimescaleConfig,
-    pool: Pool,
-    lease: Lease,
-}
-
-impl LeasedCheckpoint {
-    /// The body of the newest one, by whoever held the partition.
-    ///
-    /// # Errors
-    /// [`SinksError::Database`], with what to do.
-    pub async fn load(&self) -> Result<Option<Vec<u8>>, SinksError> {
-        let client = connect::get(&self.pool, &self.config).await?;
-        let table = qualified(&self.config.schema, "checkpoints");
-        let query = format!("SELECT body FROM {table} WHERE partition = $1");
-        let partition = self.lease.partition.cast_signed();
-        let found = step(&self.config, "read the checkpoint", client.query_opt(&query, &[&partition])).await?;
-        let body = found.map(|row| row.try_get::<_, Vec<u8>>(0)).transpose();
-        body.map_err(|error| SinksError::Database { reason: format!("read the checkpoint: {error}") })
-    }
-
-    /// Keeps a body that stands at an offset, unless the lease is lost, or one is there by then that is further: a save may come
-    /// late, after its caller has lost patience and the next one was made.
-    ///
-    /// # Errors
-    /// [`SinksError::Database`] when the lease is lost or the database does not answer; nothing is changed then.
-    pub async fn save(&self, offset: Offset, body: &[u8]) -> Result<(), SinksError> {
-        self.write(offset, body, "AND kept.next_offset > excluded.next_offset").await
-    }
-
-    /// Keeps a body whatever is there, unless the lease is lost: for who goes back to an earlier offset.
-    ///
-    /// # Errors
-    /// As [`save`](Self::save).
-    pub async fn replace(&self, offset: Offset, body: &[u8]) -> Result<(), SinksError> {
-        self.write(offset, body, "AND false").await
-    }
-
-    /// Keeps a body, but for one that is newer: of a later lease, or of this one where `newer` says so.
-    async fn write(&self, offset: Offset, body: &[u8], newer: &str) -> Result<(), SinksError> {
-        let client = Asked::of(connect::get(&self.pool, &self.config).await?);
-        let checkpoints = qualified(&self.config.schema, "checkpoints");
-        let leases = qualified(&self.config.schema, "leases");
-        let query = format!(
-            "WITH held AS (SELECT partition, epoch FROM {leases} WHERE partition = $1 AND epoch = $2 AND isfinite(until) FOR KEY SHARE), \
-             done AS (INSERT INTO {checkpoints} AS kept (partition, epoch, next_offset, body) \
-             SELECT partition, epoch, $3::int8, $4::bytea FROM held ON CONFLICT (partition) DO UPDATE SET \
-             epoch = excluded.epoch, next_offset = excluded.next_offset, body = excluded.body, saved = now() \
-             WHERE NOT (kept.epoch > excluded.epoch OR (kept.epoch = excluded.epoch {newer}))) \
-             SELECT count(*) FROM held"
-        );
-        let Lease { partition, epoch } = self.lease;
-        let (partition_id, epoch_id, offset) = (partition.cast_signed(), epoch.cast_signed(), offset.cast_signed());
-        let parameters: [&(dyn ToSql + Sync); 4] = [&partition_id, &epoch_id, &offset, &body];
-        let found = step(&self.config, "write the checkpoint", client.query_one(&query, &parameters)).await?;
-        client.answered();
-        match found.try_get::<_, i64>(0) {
-            Ok(0) => Err(lost(self.lease)),
-            Ok(_) => Ok(()),
-            Err(error) => Err(SinksError::Database { reason: format!("write the checkpoint: {error}") }),
-        }
-    }
-}
-
-impl std::fmt::Debug for LeasedCheckpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LeasedCheckpoint").field("lease", &self.lease).finish_non_exhaustive()
     }
 }
 
@@ -337,7 +264,7 @@ pub(super) async fn hold(client: &Object, config: &TimescaleConfig, lease: Lease
     }
 }
 
-fn lost(lease: Lease) -> SinksError {
+pub(super) fn lost(lease: Lease) -> SinksError {
     let reason = format!(
         "the lease of partition {} was taken by another worker, or given back: this one writes nothing for it any more",
         lease.partition

@@ -7,10 +7,11 @@
 //! - [`config`]: the settings. `connect`: the pool, TLS, bounds on waiting.
 //! - [`ddl`]: the tables. [`policies`]: what lies over them. `schema`: migrations.
 //! - `binary`, `json`, `rows`: rows as the wire has them. `lanes`: transactions. `sink`: what the delivery drives.
-//! - `leases`: who of many workers writes which log. `tails`: what that log ended with.
+//! - `leases`: who of many workers writes which log. `checkpoints`: where its rules go on. `tails`: what that log ended with.
 //! - `chunks`: partitions, and where rows of odd times go. `house`: what is done now and then. `failure`: what the database said, for people.
 
 mod binary;
+mod checkpoints;
 mod chunks;
 pub mod config;
 mod connect;
@@ -29,8 +30,9 @@ mod sink;
 mod store;
 mod tails;
 
+pub use checkpoints::LeasedCheckpoint;
 pub use config::{ExtensionUse, TimescaleConfig};
-pub use leases::{Lease, LeasedCheckpoint, Leases, Round};
+pub use leases::{Lease, Leases, Round};
 pub use read::{TimescaleHistory, TimescaleReadParts, column_of};
 pub use schema::{script, survey};
 pub use sink::TimescaleSink;

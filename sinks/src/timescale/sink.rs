@@ -7,6 +7,7 @@ use metrics::{counter, gauge, histogram};
 use tidegate_pipeline::{Delivery, LogBatch, Offset, Sink, SinkError, SinkFuture};
 use tokio::task::JoinSet;
 
+use super::checkpoints::LeasedCheckpoint;
 use super::lanes::{Done, Lane, Share, Work, lanes_of};
 use super::schema;
 use super::store::TimescaleStore;
@@ -34,6 +35,7 @@ pub struct TimescaleSink {
     /// The offset after the last row taken.
     taken: Offset,
     tail_at: Option<TailAt>,
+    checkpoint: Option<LeasedCheckpoint>,
 }
 
 impl TimescaleSink {
@@ -55,12 +57,18 @@ impl TimescaleSink {
             since: None,
             taken: from,
             tail_at: None,
+            checkpoint: None,
         }
     }
 
     /// Keeps what the log ends with beside the cursor, in the same transactions. For a store that has a lease, and one lane.
     pub fn keep_tails(&mut self, tail_at: TailAt) {
         self.tail_at = Some(tail_at);
+    }
+
+    /// Takes along, in its transactions, the checkpoints that are left at a place. For a store that has the same lease.
+    pub fn take_along(&mut self, checkpoint: LeasedCheckpoint) {
+        self.checkpoint = Some(checkpoint);
     }
 
     /// Asks the database where the lanes stand, when that is not known. Whoever starts the sink may do so beforehand, so that
@@ -147,7 +155,7 @@ impl TimescaleSink {
             Some(first) => first.extend(idle),
             None => groups.push(idle),
         }
-        let mut tasks = JoinSet::new();
+        let (mut tasks, mut along) = (JoinSet::new(), self.checkpoint.as_ref().and_then(LeasedCheckpoint::along));
         for lanes in groups.into_iter().filter(|lanes| !lanes.is_empty()) {
             let numbers: Vec<i32> = lanes.iter().map(|lane| lane.number).collect();
             let work = Work {
@@ -158,6 +166,7 @@ impl TimescaleSink {
                 shares: shares.clone(),
                 tail: self.tail_at.as_ref().map(|tail_at| tail_at.tail(self.taken)),
                 to: self.taken,
+                along: along.take(),
             };
             tasks.spawn(async move { (numbers, work.commit().await) });
         }

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tidegate_events::{Alert, Dataset, Level, alerts_to_batch};
 use tidegate_pipeline::keys::{Principal, Role};
 use tidegate_pipeline::log::MemoryLog;
-use tidegate_pipeline::{Ack, Append, EventBatch, StreamLog};
+use tidegate_pipeline::{Ack, Append, EventBatch, LogReader, StreamLog};
 use tidegate_sinks::feed::{Backfill, Feed, FeedBody, FeedConfig, Peers, Recheck, Stretch, render_alerts};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tidegate_events::{Dataset, Level, alerts_to_batch};
-use tidegate_pipeline::{Append, AppendError, AppendReply, LogBatch, LogBounds, Offset, PipelineError, StreamLog};
+use tidegate_pipeline::{
+    Append, AppendError, AppendReply, LogBatch, LogBounds, LogReader, Offset, PipelineError, StreamLog,
+};
 use tidegate_sinks::feed::FeedConfig;
 use tidegate_sinks::fluvio::partition_of;
 use tokio::sync::{oneshot, watch};
@@ -41,6 +43,17 @@ impl Records {
     }
 }
 
+impl LogReader for Records {
+    fn read(&self, from: Offset, _bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        let batches = self.batches.lock();
+        Ok(batches.iter().filter(|batch| batch.next_offset() > from).take(2).cloned().collect())
+    }
+
+    fn watch(&self) -> watch::Receiver<LogBounds> {
+        self.bounds.subscribe()
+    }
+}
+
 impl StreamLog for Records {
     fn append(&self, _: Append) -> AppendReply {
         let (reply, receiver) = oneshot::channel();
@@ -48,17 +61,8 @@ impl StreamLog for Records {
         receiver
     }
 
-    fn read(&self, from: Offset, _bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
-        let batches = self.batches.lock();
-        Ok(batches.iter().filter(|batch| batch.next_offset() > from).take(2).cloned().collect())
-    }
-
     fn forget(&self, _: Offset) -> Result<(), PipelineError> {
         Ok(())
-    }
-
-    fn watch(&self) -> watch::Receiver<LogBounds> {
-        self.bounds.subscribe()
     }
 }
 

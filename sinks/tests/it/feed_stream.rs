@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use tidegate_events::{Dataset, Level};
-use tidegate_pipeline::StreamLog;
+use tidegate_pipeline::LogReader;
 use tidegate_sinks::feed::FeedConfig;
 use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::tungstenite::Message;

@@ -10,8 +10,8 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::fs::SimFs;
 use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{
-    Delivery, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogBatch, OutputLog, Sink, SinkError, StreamLog,
-    deliver,
+    Delivery, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogBatch, LogReader, OutputLog, Sink, SinkError,
+    StreamLog, deliver,
 };
 use tidegate_sinks::fluvio::{BatchCompression, FluvioConfig, FluvioParts, FluvioSink, FluvioTopics};
 use tokio::runtime::{Builder, Runtime};

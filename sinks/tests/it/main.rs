@@ -41,6 +41,7 @@ mod spine_faults;
 mod spine_ledger;
 mod spine_power;
 mod spine_world;
+mod timescale_checkpoints;
 mod timescale_contract;
 mod timescale_failures;
 mod timescale_house;

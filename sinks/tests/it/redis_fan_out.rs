@@ -10,14 +10,15 @@ use serde_json::Value;
 use tidegate_events::{Dataset, Level};
 use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{
-    Delivery, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogBatch, OutputLog, Sink, StreamLog, deliver,
+    Delivery, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogBatch, LogReader, OutputLog, Sink, deliver,
 };
-use tidegate_sinks::feed::FeedConfig;
+use tidegate_sinks::feed::{FeedConfig, Peer};
 use tidegate_sinks::redis::{FanOutConfig, Redis, RedisConfig};
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 
 use crate::contract::rows::ids_of;
 use crate::contract::sink::{Destination, check};
+use crate::contract::stream_log::{Told, check_reader};
 use crate::feed_door::{Door, Follower, read_until};
 use crate::redis_streams::AnyLog;
 use crate::redis_world::{Fault, FaultProxy, RedisServer};
@@ -322,4 +323,57 @@ fn alerts_for_other_nodes_keep_the_contract_of_a_sink() {
         let config = RedisConfig { fan_out, ..server.config() };
         Box::new(Published { server: server.clone(), config })
     });
+}
+
+/// How long a node may take to be found.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The alerts of one node as another one reads them, with the deliveries that bring them there.
+struct Neighbours {
+    runtime: Runtime,
+    server: RedisServer,
+    published: Vec<DeliveryHandle>,
+}
+
+impl Neighbours {
+    /// The log of a new node, as another one is told of it.
+    fn told(&mut self, fan_out: &FanOutConfig) -> Told {
+        let config = RedisConfig { fan_out: fan_out.clone(), ..self.server.config() };
+        let redis = Redis::new(&config).expect("a good configuration");
+        let (health, handle) = (Health::default(), self.runtime.handle().clone());
+        let (node, log) = (format!("node-{}", self.published.len()), Arc::new(MemoryLog::new(1 << 10, 1 << 30)));
+        let parts = DeliveryParts {
+            sink: Box::new(redis.alerts_out(log.clone(), &node)),
+            log: log.clone(),
+            output: Arc::new(OutputLog::new(Arc::new(MemoryLog::new(16, 1 << 20)))),
+            config: DeliveryConfig::default(),
+            stage: health.stage("redis:fan-out"),
+        };
+        self.published.push(deliver(parts, &handle));
+        redis.peers(&node, health.stage("redis:peers of it"), &handle);
+        let mut others = redis.peers("reader", health.stage("redis:peers"), &handle).others;
+        let of = |others: &Option<Arc<Vec<Peer>>>| {
+            others.iter().flat_map(|all| all.iter()).find(|peer| *peer.node == *node).cloned()
+        };
+        let found = async {
+            tokio::time::timeout(PATIENCE, others.wait_for(|others| of(others).is_some()))
+                .await
+                .map(|found| of(&found.expect("a follower")))
+        };
+        let peer = self.runtime.block_on(found).expect("in time").expect("it");
+        Told { log, reader: peer.log, dataset: Dataset::Alerts }
+    }
+}
+
+#[test]
+fn the_alerts_of_another_node_keep_the_contract_of_a_log_that_is_read() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let server = RedisServer::start(&["--stream-node-max-entries", "5"]);
+    let mut neighbours = Neighbours { runtime, server, published: Vec::new() };
+    let all = FanOutConfig { enabled: true, ..FanOutConfig::default() };
+    check_reader("in memory", || neighbours.told(&all));
+    check_reader("from Redis", || neighbours.told(&FanOutConfig { memory_bytes_max: 1, ..all.clone() }));
+    let trimmed = FanOutConfig { memory_bytes_max: 1, batches_max: 20, ..all.clone() };
+    check_reader("from a stream that is trimmed", || neighbours.told(&trimmed));
 }

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use redis::Value;
 use tidegate_pipeline::log::{AppendResult, MemoryLog};
 use tidegate_pipeline::{
-    Ack, Append, AppendError, AppendReply, Health, LogBatch, LogBounds, Offset, PipelineError, StreamLog,
+    Ack, Append, AppendError, AppendReply, Health, LogBatch, LogBounds, LogReader, Offset, PipelineError, StreamLog,
 };
 use tidegate_sinks::redis::{Redis, RedisConfig, SharedIdsConfig, SharedIdsLog};
 use tokio::runtime::{Builder, Runtime};
@@ -39,6 +39,16 @@ struct OwnLog {
     silent: Mutex<Vec<oneshot::Sender<AppendResult>>>,
 }
 
+impl LogReader for OwnLog {
+    fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        self.log.read(from, bytes_max)
+    }
+
+    fn watch(&self) -> watch::Receiver<LogBounds> {
+        self.log.watch()
+    }
+}
+
 impl StreamLog for OwnLog {
     fn append(&self, append: Append) -> AppendReply {
         let (reply, receiver) = oneshot::channel();
@@ -54,16 +64,8 @@ impl StreamLog for OwnLog {
         receiver
     }
 
-    fn read(&self, from: Offset, bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
-        self.log.read(from, bytes_max)
-    }
-
     fn forget(&self, below: Offset) -> Result<(), PipelineError> {
         self.log.forget(below)
-    }
-
-    fn watch(&self) -> watch::Receiver<LogBounds> {
-        self.log.watch()
     }
 }
 

@@ -11,8 +11,8 @@ use tidegate_events::Dataset;
 use tidegate_pipeline::fs::SimFs;
 use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{
-    Append, AppendReply, Delivery, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogBatch, LogBounds, Offset,
-    OutputLog, PipelineError, Sink, StreamLog, deliver,
+    Append, AppendReply, Delivery, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogBatch, LogBounds,
+    LogReader, Offset, OutputLog, PipelineError, Sink, StreamLog, deliver,
 };
 use tidegate_sinks::redis::{Redis, RedisConfig, RedisStreams, StreamsConfig, StreamsParts};
 use tokio::runtime::{Builder, Runtime};
@@ -31,21 +31,23 @@ impl AnyLog {
     }
 }
 
+impl LogReader for AnyLog {
+    fn read(&self, _: Offset, _: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+        Ok(Vec::new())
+    }
+
+    fn watch(&self) -> watch::Receiver<LogBounds> {
+        self.0.subscribe()
+    }
+}
+
 impl StreamLog for AnyLog {
     fn append(&self, _: Append) -> AppendReply {
         unreachable!("a sink appends nothing")
     }
 
-    fn read(&self, _: Offset, _: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
-        Ok(Vec::new())
-    }
-
     fn forget(&self, _: Offset) -> Result<(), PipelineError> {
         Ok(())
-    }
-
-    fn watch(&self) -> watch::Receiver<LogBounds> {
-        self.0.subscribe()
     }
 }
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use tidegate_pipeline::fs::SimFs;
-use tidegate_pipeline::{Ack, StreamLog};
+use tidegate_pipeline::{Ack, LogReader};
 use tidegate_sinks::parquet::LogSource;
 
 use crate::parquet_rows::wait;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
-use tidegate_pipeline::{Ack, StreamLog};
+use tidegate_pipeline::{Ack, LogReader};
 use tidegate_sinks::parquet::LogSource;
 
 use crate::parquet_rows::wait;

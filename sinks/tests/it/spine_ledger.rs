@@ -9,7 +9,9 @@ use arrow::datatypes::{Field, Int64Type, Schema};
 use std::sync::Arc;
 use tidegate_events::{Alert, Dataset, Level, alert_id, dedup_key};
 use tidegate_pipeline::tailing::read_on;
-use tidegate_pipeline::{Emitter, EventBatch, History, LogBatch, Offset, Operator, PipelineError, StreamLog};
+use tidegate_pipeline::{
+    Emitter, EventBatch, History, LogBatch, LogReader, Offset, Operator, PipelineError, StreamLog,
+};
 
 use crate::parquet_rows::{HOUR, read_file};
 use crate::spine_world::{Spine, Step};

@@ -12,8 +12,8 @@ use tidegate_pipeline::log::{LogConfig, LogLock, OpenReport, SegmentLog};
 use tidegate_pipeline::registry::{Action, Change, Registry, RegistryConfig};
 use tidegate_pipeline::run::{RunHandle, RunStatus};
 use tidegate_pipeline::{
-    Ack, Append, AppendError, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, Offset, OutputLog, RunConfig,
-    RunLoop, RunParts, StreamLog, deliver,
+    Ack, Append, AppendError, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogReader, Offset, OutputLog,
+    RunConfig, RunLoop, RunParts, StreamLog, deliver,
 };
 use tidegate_sinks::parquet::{DatasetDays, LogSource, ParquetConfig, ParquetStore, RetentionConfig};
 use tokio::runtime::Handle;

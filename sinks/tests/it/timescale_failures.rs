@@ -8,8 +8,8 @@ use arrow::array::AsArray;
 use tidegate_events::Dataset;
 use tidegate_pipeline::log::MemoryLog;
 use tidegate_pipeline::{
-    Append, Delivery, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogBatch, OutputLog, Sink, SinkError,
-    StreamLog, deliver,
+    Append, Delivery, DeliveryConfig, DeliveryHandle, DeliveryParts, Health, LogBatch, LogReader, OutputLog, Sink,
+    SinkError, StreamLog, deliver,
 };
 use tidegate_sinks::parquet::LogSource;
 use tidegate_sinks::timescale::{ExtensionUse, TimescaleStore};

@@ -1,8 +1,8 @@
-//! Leases and what goes with them: checkpoints that come late, tails, and a database that hangs.
+//! Leases and what goes with them: tails, and a database that hangs.
 
 use std::time::{Duration, Instant};
 
-use tidegate_pipeline::{Append, Delivery, Offset, Sink, SinkError, StreamLog, log::MemoryLog};
+use tidegate_pipeline::{Append, Delivery, LogReader, Offset, Sink, SinkError, StreamLog, log::MemoryLog};
 use tidegate_sinks::parquet::LogSource;
 use tidegate_sinks::timescale::{Lease, Leases, StoredTail, TailAt, TimescaleConfig, TimescaleStore};
 
@@ -12,11 +12,11 @@ use crate::postgres::{ORIGIN, Schema};
 
 const LENGTH: Duration = Duration::from_secs(3);
 
-fn leases(config: &TimescaleConfig, holder: &str) -> Leases {
+pub fn leases(config: &TimescaleConfig, holder: &str) -> Leases {
     Leases::new(config.clone(), holder, LENGTH).expect("leases")
 }
 
-async fn taken(leases: &mut Leases) -> Lease {
+pub async fn taken(leases: &mut Leases) -> Lease {
     leases.round(1, false).await.expect("a round").held.pop().expect("a lease")
 }
 
@@ -24,32 +24,6 @@ async fn taken(leases: &mut Leases) -> Lease {
 fn proxied(config: &TimescaleConfig) -> (Proxy, TimescaleConfig) {
     let mut through = config.clone();
     (Proxy::before(&mut through), through)
-}
-
-#[test]
-fn a_checkpoint_that_comes_late_replaces_none_that_is_further_or_of_a_later_lease() {
-    let schema = Schema::new();
-    schema.block_on(async {
-        let mut leases = leases(&schema.config, "first");
-        let lease = taken(&mut leases).await;
-        let place = leases.checkpoints(lease);
-        place.save(10, b"ten").await.expect("kept");
-        place.save(5, b"five, late").await.expect("its lease is held");
-        assert_eq!(place.load().await.expect("read").as_deref(), Some(&b"ten"[..]));
-        place.save(10, b"ten again").await.expect("kept");
-        place.save(12, b"twelve").await.expect("kept");
-        place.replace(3, b"back to three").await.expect("kept");
-        assert_eq!(place.load().await.expect("read").as_deref(), Some(&b"back to three"[..]));
-        leases.release(lease).await.expect("released");
-        let later = taken(&mut leases).await;
-        assert!(later.epoch > lease.epoch);
-        // Who goes on where the other was may be at a smaller offset.
-        leases.checkpoints(later).save(2, b"two").await.expect("kept");
-        let told = place.save(20, b"twenty, of a lease that is lost").await.expect_err("refused").to_string();
-        assert!(told.contains("was taken by another worker"), "{told}");
-        place.replace(20, b"the same").await.expect_err("refused");
-        assert_eq!(place.load().await.expect("read").as_deref(), Some(&b"two"[..]));
-    });
 }
 
 #[test]

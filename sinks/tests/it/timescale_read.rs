@@ -10,7 +10,7 @@ use arrow::util::display::array_value_to_string;
 use tidegate_events::{Dataset, FieldType, Scalar, timestamp_type};
 use tidegate_pipeline::history_rows::{Comparison, Filter, HistoryError, Order, Output, TimeUnit, Value};
 use tidegate_pipeline::log::MemoryLog;
-use tidegate_pipeline::{Append, Delivery, EventBatch, Health, History, RowsAsk, Sink, StreamLog};
+use tidegate_pipeline::{Append, Delivery, EventBatch, Health, History, LogReader, RowsAsk, Sink, StreamLog};
 use tidegate_sinks::parquet::LogSource;
 use tidegate_sinks::timescale::{TimescaleConfig, TimescaleHistory, TimescaleReadParts};
 

@@ -31,7 +31,7 @@ use tidegate_pipeline::fs::{Fs, RealFs, make_dir_durable};
 use tidegate_pipeline::keys::Keys;
 use tidegate_pipeline::log::LogLock;
 use tidegate_pipeline::registry::{Registry, changes_in};
-use tidegate_pipeline::{Health, StreamLog};
+use tidegate_pipeline::{Health, LogReader};
 use tidegate_sinks::SinksError;
 use tidegate_sinks::fluvio::{FluvioFailure, FluvioLog, FluvioLogParts, LogTail, LogTopic};
 use tokio::runtime::Handle;

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tidegate_pipeline::backoff::Backoff;
 use tidegate_pipeline::checkpoint::{Checkpoint, Checkpoints};
 use tidegate_pipeline::delivery::{DeliveryConfig, DeliveryHandle, DeliveryParts, deliver};
 use tidegate_pipeline::fs::Fs;
 use tidegate_pipeline::output::OutputLog;
 use tidegate_pipeline::run::{CheckpointCopy, RunHandle, RunLoop, RunParts};
-use tidegate_pipeline::{Health, Offset, PipelineError, Stage, StreamLog};
+use tidegate_pipeline::{Health, LogReader, Offset, PipelineError, Stage};
 use tidegate_rules::SigmaOperator;
 use tidegate_sinks::fluvio::{FluvioLog, FluvioLogParts, LogTail, LogTopic, records_between};
 use tidegate_sinks::parquet::LogSource;
@@ -27,8 +28,8 @@ use super::ruled::{Ruled, Stopping};
 use super::standing::{Part, Standing, TOPICS};
 use crate::config::Config;
 
-/// How long a checkpoint may take to be in the database.
-const COPY_MAX: Duration = Duration::from_secs(30);
+/// How long a checkpoint may take to be in the database before that is told.
+const LATE: Duration = Duration::from_secs(30);
 
 /// The stages of a partition: they outlive the worker's hold on it, and say nothing while it has none.
 #[derive(Clone)]
@@ -58,6 +59,7 @@ pub(super) struct Partition {
     lease: Lease,
     run: RunHandle,
     deliveries: Vec<DeliveryHandle>,
+    checkpoint: LeasedCheckpoint,
     /// Aborted when it is dropped.
     housekeeping: JoinSet<()>,
     started: Instant,
@@ -128,7 +130,7 @@ impl Partition {
         let outdated = Arc::new(AtomicBool::new(false));
         let stopping = Stopping { until: stopping, outdated: outdated.clone() };
         let rules = Ruled::new(SigmaOperator::new(config.sigma.clone())?, changes.clone(), stopping);
-        let copy = copy(checkpoint, [log.clone(), output_log, changes.clone()], outdated);
+        let copy = copy(checkpoint.clone(), [log.clone(), output_log, changes.clone()], outdated);
         let parts = RunParts {
             log,
             output: writer.clone(),
@@ -147,17 +149,24 @@ impl Partition {
         let config = DeliveryConfig { flush_interval_ms: commit_interval_ms, ..config.delivery.clone() };
         let to = To { output: writer, config };
         let ways = SOURCES.into_iter().zip(&logs).zip(cursors).zip(&stages.sinks);
-        let deliveries = ways.map(|(((source, log), from), stage)| to.deliver(store.sink(source, from), log, stage));
+        let deliveries = ways.map(|(((source, log), from), stage)| {
+            let mut sink = store.sink(source, from);
+            if source == LogSource::Ingest {
+                sink.take_along(checkpoint.clone());
+            }
+            to.deliver(sink, log, stage)
+        });
         let mut deliveries: Vec<DeliveryHandle> = deliveries.collect();
         if let Some(stage) = &stages.changes {
             deliveries.push(to.deliver(changes_store.sink(LogSource::Ingest, changes_from), &changes, stage));
         }
-        // What a database wants done now and then, one worker does.
         let mut housekeeping = JoinSet::new();
+        housekeeping.spawn(write_left(checkpoint.clone(), Duration::from_millis(commit_interval_ms)));
+        // What a database wants done now and then, one worker does.
         if lease.partition == FIRST {
             housekeeping.spawn(keep_database(store, refresh_s, stages.database.clone()));
         }
-        Ok(Self { lease, run, deliveries, housekeeping, started: Instant::now(), logs, stop, stages })
+        Ok(Self { lease, run, deliveries, checkpoint, housekeeping, started: Instant::now(), logs, stop, stages })
     }
 
     /// Whether a broker has lost rows that were read: the partition is to be started anew.
@@ -192,7 +201,7 @@ impl Partition {
     /// Comes to an end: what the log holds now is processed and delivered as far as the deadline allows, and nothing is written
     /// afterwards. What is left over is for whoever takes the partition next.
     pub(super) async fn drain(self, deadline: Instant) {
-        let Self { lease, run, deliveries, housekeeping, stop, stages, .. } = self;
+        let Self { lease, run, deliveries, checkpoint, housekeeping, stop, stages, .. } = self;
         stop.send_replace(Some(deadline));
         drop(housekeeping);
         let mut late: Vec<String> =
@@ -200,6 +209,11 @@ impl Partition {
         for delivery in deliveries {
             let deadline = deadline.max(Instant::now() + super::super::GRACE);
             late.extend(delivery.drain(deadline).await.err().map(|error| error.to_string()));
+        }
+        let deadline = deadline.max(Instant::now() + super::super::GRACE);
+        match tokio::time::timeout_at(deadline.into(), checkpoint.write_left()).await {
+            Ok(written) => late.extend(written.err().map(|error| error.to_string())),
+            Err(_) => late.push("the last checkpoint is not in the database".to_owned()),
         }
         stages.clear();
         tracing::info!(?lease, ?late, "a partition is given back");
@@ -278,10 +292,9 @@ async fn put(fs: &Arc<dyn Fs>, dir: &Path, bytes_max: u64, found: Option<Checkpo
     Ok(tokio::task::spawn_blocking(put).await.context("the thread that writes the checkpoint")??)
 }
 
-/// Takes each checkpoint to the database, with the ends of the log, the output log and the changes; none of rules that are
-/// `outdated`.
+/// Leaves each checkpoint for the database, with the ends of the log, the output log and the changes; none of rules that are
+/// `outdated`. While the database is away the newest waits, and the rules go on.
 fn copy(place: LeasedCheckpoint, logs: [Arc<FluvioLog>; 3], outdated: Arc<AtomicBool>) -> CheckpointCopy {
-    let runtime = Handle::current();
     Box::new(move |checkpoint| {
         let failed =
             |reason: String| PipelineError::Invalid(format!("the checkpoint is not in the database: {reason}"));
@@ -293,18 +306,35 @@ fn copy(place: LeasedCheckpoint, logs: [Arc<FluvioLog>; 3], outdated: Arc<Atomic
         for ((tail, log), offset) in tails.iter_mut().zip(&logs).zip(offsets) {
             *tail = log.tail(offset);
         }
-        let (place, offset) = (place.clone(), checkpoint.offset);
-        let body = Leased { checkpoint: checkpoint.clone(), tails }.encode();
-        let (answer, answered) = std::sync::mpsc::sync_channel(1);
-        runtime.spawn(async move {
-            // Who asked may have lost patience.
-            answer.send(place.save(offset, &body).await).ok();
-        });
-        match answered.recv_timeout(COPY_MAX) {
-            Ok(saved) => saved.map_err(|error| failed(error.to_string())),
-            Err(_) => Err(failed(format!("no answer in {COPY_MAX:?}"))),
+        place.leave(checkpoint.offset, Leased { checkpoint: checkpoint.clone(), tails }.encode());
+        match place.left_since().map(|since| since.elapsed()).filter(|waits| *waits >= LATE) {
+            Some(waits) => Err(failed(format!("it waits for {} s", waits.as_secs()))),
+            None => Ok(()),
         }
     })
+}
+
+/// Writes checkpoints that no transaction of rows takes along in time. Never ends.
+async fn write_left(place: LeasedCheckpoint, commit_interval: Duration) {
+    let mut backoff = Backoff::new(commit_interval, LATE, u64::from(FIRST));
+    let mut pause = commit_interval;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = commit_interval;
+        // Rows that came with it are on their way for as long as an interval, and their transaction takes its time.
+        if place.left_since().is_none_or(|since| since.elapsed() < 2 * commit_interval) {
+            continue;
+        }
+        match place.write_left().await {
+            Ok(()) => backoff.succeeded(),
+            Err(error) => {
+                if backoff.failures() == 0 {
+                    tracing::warn!(%error, "a checkpoint is not in the database yet: it is tried again");
+                }
+                pause = backoff.failed();
+            }
+        }
+    }
 }
 
 /// The log of changes among partitions: they are fewer than that.

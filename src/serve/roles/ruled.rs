@@ -121,7 +121,7 @@ mod tests {
     use serde_json::json;
     use tidegate_pipeline::log::MemoryLog;
     use tidegate_pipeline::registry::{Action, Change, changes_to_batch};
-    use tidegate_pipeline::{Append, AppendReply, EventBatch, LogBounds};
+    use tidegate_pipeline::{Append, AppendReply, EventBatch, LogBounds, LogReader};
 
     use super::*;
 
@@ -200,21 +200,23 @@ mod tests {
     /// A log that has something and cannot be read.
     struct Away(watch::Sender<LogBounds>);
 
+    impl LogReader for Away {
+        fn read(&self, _from: Offset, _bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+            Err(PipelineError::Invalid("away".to_owned()))
+        }
+
+        fn watch(&self) -> watch::Receiver<LogBounds> {
+            self.0.subscribe()
+        }
+    }
+
     impl StreamLog for Away {
         fn append(&self, _append: Append) -> AppendReply {
             tokio::sync::oneshot::channel().1
         }
 
-        fn read(&self, _from: Offset, _bytes_max: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
-            Err(PipelineError::Invalid("away".to_owned()))
-        }
-
         fn forget(&self, _below: Offset) -> Result<(), PipelineError> {
             Ok(())
-        }
-
-        fn watch(&self) -> watch::Receiver<LogBounds> {
-            self.0.subscribe()
         }
     }
 

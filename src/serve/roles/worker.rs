@@ -54,7 +54,7 @@ pub(super) async fn run(mut node: Node, config: &Config, metrics: PrometheusHand
 enum Unit {
     /// On its way to work.
     Starting(Lease, JoinHandle<anyhow::Result<Partition>>),
-    Working(Partition),
+    Working(Box<Partition>),
     /// On its way to others; its lease is held until it has ended.
     Ending(Lease, AbortHandle),
 }
@@ -268,7 +268,7 @@ impl Worker {
         for (partition, unit) in std::mem::take(&mut self.units) {
             let settled = match unit {
                 Unit::Starting(lease, task) if task.is_finished() => match task.await {
-                    Ok(Ok(working)) => Some(Unit::Working(working)),
+                    Ok(Ok(working)) => Some(Unit::Working(Box::new(working))),
                     Ok(Err(error)) => {
                         let error = format!("{error:#}");
                         tracing::warn!(?lease, error, "a partition does not start; it is tried again");
