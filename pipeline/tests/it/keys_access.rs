@@ -165,6 +165,7 @@ async fn tenants_and_labels_are_checked() {
     for org in ["a", "acme", "acme-2.eu_west", &long[..64]] {
         check_org(org).expect(org);
     }
+    keys().create("acme", Role::Read, &"x".repeat(200), "local", 1).await.expect("a label to its bound");
     for label in ["a\nb", "\u{1b}[31m", "x".repeat(201).as_str()] {
         assert!(keys().create("acme", Role::Read, label, "local", 1).await.is_err(), "{label:?}");
     }
