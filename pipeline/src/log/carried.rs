@@ -97,3 +97,33 @@ impl Carrier {
         Ok(schemas.entry(id).or_insert(schema).clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, Int64Array, StringArray};
+
+    use super::*;
+
+    #[test]
+    fn batches_come_back_and_what_is_cut_is_an_error() {
+        let carrier = Carrier::new().expect("random bits");
+        let column = |texts: &[&str]| std::sync::Arc::new(StringArray::from(texts.to_vec())) as ArrayRef;
+        let numbers = std::sync::Arc::new(Int64Array::from(vec![1, 2])) as ArrayRef;
+        for columns in [vec![("a", column(&["x", "yy"]))], vec![("a", column(&["x", "yy"])), ("b", numbers)]] {
+            let rows = RecordBatch::try_from_iter(columns).expect("a batch");
+            let mut bytes = Vec::new();
+            carrier.write(&rows, &mut bytes).expect("written");
+            let whole = Buffer::from_vec(bytes);
+            // The second time the schema is known.
+            for carrier in [&carrier, &carrier, &Carrier::new().expect("random bits")] {
+                assert_eq!(carrier.read(&whole, Dataset::SecurityEvents, 2).expect("whole"), rows);
+                assert!(carrier.read(&whole, Dataset::SecurityEvents, 3).is_err(), "of another number of rows");
+            }
+            for len in (0..whole.len()).step_by(3) {
+                let cut = whole.slice_with_length(0, len);
+                assert!(carrier.read(&cut, Dataset::SecurityEvents, 2).is_err(), "{len} of {} bytes", whole.len());
+            }
+        }
+        assert!(carrier.schemas.lock().len() <= SCHEMAS_MAX);
+    }
+}

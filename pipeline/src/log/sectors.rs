@@ -80,3 +80,75 @@ impl Sectors {
         others.into_iter().any(|at| at / PAGE != page && at < size && file.read_at(&mut [0], at).is_ok())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::path::Path;
+
+    use super::*;
+    use crate::fs::{Fs, Open, SimFs};
+
+    /// A file of `size` bytes, of which these pages cannot be read, and what it should hold for who gives them up.
+    fn file(size: usize, bad: &[usize]) -> (std::sync::Arc<dyn FsFile>, Vec<u8>) {
+        let fs = SimFs::new();
+        let mut bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+        let path = Path::new("/file");
+        let file = fs.open(path, Open::Create).expect("a file");
+        file.write_all_at(&[IoSlice::new(&bytes)], 0).expect("memory");
+        for page in bad {
+            let start = page * PAGE as usize;
+            fs.spoil(path, start as u64, Some(PAGE.min((size - start) as u64)));
+            let end = (start + PAGE as usize).min(size);
+            bytes[start..end].fill(FILLER);
+        }
+        (file, bytes)
+    }
+
+    #[test]
+    fn pages_that_cannot_be_read_are_filler_and_all_else_is_what_it_was() {
+        let page = PAGE as usize;
+        for (size, bad) in [
+            (3 * page + 100, vec![1]),
+            (3 * page + 100, vec![0]),
+            (3 * page + 100, vec![3]),
+            (3 * page + 100, vec![0, 2]),
+            (4 * page, vec![2]),
+            (2 * page, vec![1]),
+            (2 * page, vec![]),
+        ] {
+            let (file, wanted) = file(size, &bad);
+            for (at, len) in
+                [(0, size), (0, size + 5_000), (100, 2 * page), (page - 1, 2), (page, page), (size - 1, 9), (size, 9)]
+            {
+                let mut buf = vec![0; len];
+                let count = Sectors::at_once().read(&*file, &mut buf, at as u64).expect("readable");
+                let end = (at + len).min(size);
+                assert!(buf[..count] == wanted[at..end], "{bad:?} of {size} bytes: {len} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_is_given_up_once_it_failed_as_often_as_the_reader_is_patient() {
+        let (file, wanted) = file(3 * PAGE as usize, &[1]);
+        let sectors = Sectors::patient();
+        let mut buf = vec![0; wanted.len()];
+        for nth in 1..PATIENCE {
+            sectors.read(&*file, &mut buf, 0).expect_err("it may pass");
+            assert_eq!(sectors.failed.lock().get(&1), Some(&nth));
+        }
+        assert_eq!(sectors.read(&*file, &mut buf, 0).expect("given up"), wanted.len());
+        assert!(buf == wanted);
+    }
+
+    #[test]
+    fn a_device_that_fails_everywhere_is_waited_for() {
+        for (size, bad) in [(3 * PAGE as usize, vec![0, 1, 2]), (100, vec![0])] {
+            let (file, _) = file(size, &bad);
+            for _ in 0..3 * PATIENCE {
+                Sectors::at_once().read(&*file, &mut [0; 50], 0).expect_err("nothing can be read");
+            }
+        }
+    }
+}

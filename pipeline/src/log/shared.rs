@@ -313,3 +313,66 @@ impl Tail {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::Int64Array;
+    use tidegate_events::Dataset;
+
+    use super::*;
+
+    fn batch(offset: Offset) -> Arc<LogBatch> {
+        let rows = RecordBatch::try_from_iter([("n", Arc::new(Int64Array::from(vec![1, 2])) as _)]).expect("a batch");
+        Arc::new(LogBatch { offset, dataset: Dataset::SecurityEvents, rows })
+    }
+
+    fn offsets(read: Option<Vec<Arc<LogBatch>>>) -> Option<Vec<Offset>> {
+        read.map(|batches| batches.iter().map(|batch| batch.offset).collect())
+    }
+
+    #[test]
+    fn the_tail_keeps_the_newest_batches_within_its_bytes() {
+        // Batches of two rows: what is pushed, the bound, the first row that is left and the bytes.
+        for (sizes, bytes_max, start, bytes) in [
+            (vec![10, 10, 10], 30, 0, 30),
+            (vec![10, 10, 10], 29, 2, 20),
+            (vec![10, 10, 10, 10], 10, 6, 10),
+            (vec![10, 50], 20, 2, 50),
+            (vec![50], 20, 0, 50),
+            (vec![10, 20, 30], 0, 4, 30),
+        ] {
+            let mut tail = Tail::new(0);
+            for (at, size) in sizes.iter().enumerate() {
+                tail.push(batch(2 * at as u64), *size, bytes_max);
+            }
+            assert_eq!((tail.start(), tail.bytes()), (start, bytes), "{sizes:?} within {bytes_max}");
+            assert!(start == 0 || tail.read(start - 1, 1).is_none(), "what is gone is not here");
+        }
+    }
+
+    #[test]
+    fn the_tail_is_read_from_the_batch_of_a_row_on() {
+        let mut tail = Tail::new(4);
+        for offset in [4, 6, 8, 10] {
+            tail.push(batch(offset), 10, 100);
+        }
+        for (from, bytes_max, wanted) in [
+            (3, 100, None),
+            (4, 100, Some(vec![4, 6, 8, 10])),
+            (5, 100, Some(vec![4, 6, 8, 10])),
+            (6, 0, Some(vec![6])),
+            (6, 10, Some(vec![6])),
+            (6, 11, Some(vec![6, 8])),
+            (6, 20, Some(vec![6, 8])),
+            (11, 100, Some(vec![10])),
+            (12, 100, Some(vec![])),
+        ] {
+            assert_eq!(offsets(tail.read(from, bytes_max)), wanted, "from {from}, {bytes_max} bytes");
+        }
+        // A batch goes once all of its rows may.
+        for (below, start, bytes) in [(5, 4, 40), (6, 6, 30), (9, 8, 20), (12, 12, 0), (20, 12, 0)] {
+            tail.forget(below);
+            assert_eq!((tail.start(), tail.bytes()), (start, bytes), "below {below}");
+        }
+    }
+}

@@ -1,15 +1,16 @@
 //! Edges of the log that mutated code has shown no other test to lean on.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::Schema;
-use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
+use tidegate_pipeline::fs::{DirChange, Fault, Fs, SimFs, SimOp};
 use tidegate_pipeline::log::format::SegmentHeader;
-use tidegate_pipeline::log::{memory_bytes, verify};
+use tidegate_pipeline::log::{LogConfig, SegmentLog, memory_bytes, verify};
 use tidegate_pipeline::{LogReader, StreamLog};
 
-use crate::log_ledger::{DIR, answer, open};
+use crate::log_ledger::{DIR, answer, config, open};
 use crate::log_rows::{events, one};
 
 fn files(fs: &SimFs, extension: &str) -> Vec<PathBuf> {
@@ -89,4 +90,33 @@ fn a_batch_takes_memory_even_without_columns() {
     assert_eq!(memory_bytes(&one), size_of::<RecordBatch>() + buffer);
     let twice = rows.project(&[0, 0]).expect("the same column");
     assert_eq!(memory_bytes(&twice), memory_bytes(&one), "an allocation counts once");
+}
+
+#[test]
+fn an_append_larger_than_a_group_may_be_is_stored_all_the_same() {
+    let config = LogConfig { group_bytes_max: 1, queue_bytes_max: 1, ..config() };
+    let (log, _) = SegmentLog::open(Arc::new(SimFs::new()), Path::new(DIR), config).expect("a log");
+    for row in 0..5 {
+        answer(log.append(one(events("a", &[&row.to_string()])))).expect("stored");
+    }
+    assert_eq!(log.bounds().next, 5);
+}
+
+#[test]
+fn verify_tells_which_rows_a_missing_segment_had() {
+    let fs = SimFs::new();
+    let (log, _) = open(&fs).expect("a log");
+    for row in 0..60 {
+        answer(log.append(one(events("a", &[&row.to_string()])))).expect("stored");
+    }
+    drop(log);
+    let whole = verify(&fs, Path::new(DIR)).expect("reports");
+    assert!(whole.len() > 4 && whole.iter().all(|report| report.damage.is_empty()), "{whole:?}");
+    for missing in [1, 2, whole.len() - 2] {
+        let fs = fs.after_kill();
+        fs.change(DirChange::Remove(&whole[missing].path)).expect("removed");
+        let reports = verify(&fs, Path::new(DIR)).expect("reports");
+        let told: Vec<_> = reports.iter().flat_map(|report| &report.damage).map(|damage| damage.rows.clone()).collect();
+        assert_eq!(told, [whole[missing].first..whole[missing].end], "without segment {missing}");
+    }
 }

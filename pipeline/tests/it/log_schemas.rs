@@ -10,6 +10,7 @@ use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
 use tidegate_pipeline::log::format::{FRAMES_START, FrameHeader, FrameKind};
 use tidegate_pipeline::{Ack, EventBatch, LogReader, StreamLog};
 
+use crate::counted::Counted;
 use crate::log_ledger::{Ledger, answer, open};
 use crate::log_rows::{events, one};
 
@@ -154,7 +155,8 @@ fn rows_that_a_start_gave_up_do_not_come_back_beside_their_own_retry() {
     ledger.append(&log, &["1", "2"], Ack::Disk).expect("what was lost is stored again");
     ledger.append(&log, &["3", "4", "5"], Ack::Disk).expect("what was lost is stored again");
     fs.set_bytes(&segment, whole);
-    ledger.check(&log, "the bytes are back");
+    let ((), counted) = Counted::during(|| ledger.check(&log, "the bytes are back"));
+    assert_eq!(counted.of("log_lost_rows_total"), 0, "the start has told of them");
     drop(log);
     let (log, report) = open(&fs).expect("it opens");
     assert!(report.damage.is_empty(), "by its summary: {report:?}");
