@@ -365,4 +365,25 @@ mod tests {
             assert_eq!(kept(org, filter), wanted, "{org} {shown}");
         }
     }
+
+    #[test]
+    fn only_bounds_of_plain_columns_are_looked_at_on_rows_of_others() {
+        use datafusion::physical_expr::expressions::{NotExpr, lit};
+        let column = |at: usize| Arc::new(ColumnExpr::new("a", at)) as Arc<dyn PhysicalExpr>;
+        let computed = || Arc::new(NotExpr::new(column(0))) as Arc<dyn PhysicalExpr>;
+        let learned = |children: Vec<Arc<dyn PhysicalExpr>>| {
+            Arc::new(DynamicFilterPhysicalExpr::new(children, lit(true))) as Arc<dyn PhysicalExpr>
+        };
+        for (filter, passes) in [
+            (learned(vec![column(0)]), true),
+            (learned(vec![column(0), column(1)]), true),
+            (learned(vec![computed()]), false),
+            (learned(vec![column(0), computed()]), false),
+            (column(0), false),
+            (computed(), false),
+            (lit(true), false),
+        ] {
+            assert_eq!(bound_of_columns(&filter), passes, "{filter}");
+        }
+    }
 }
