@@ -116,7 +116,11 @@ fn verify_tells_which_rows_a_missing_segment_had() {
         let fs = fs.after_kill();
         fs.change(DirChange::Remove(&whole[missing].path)).expect("removed");
         let reports = verify(&fs, Path::new(DIR)).expect("reports");
-        let told: Vec<_> = reports.iter().flat_map(|report| &report.damage).map(|damage| damage.rows.clone()).collect();
-        assert_eq!(told, [whole[missing].first..whole[missing].end], "without segment {missing}");
+        let told: Vec<_> = reports
+            .iter()
+            .flat_map(|report| &report.damage)
+            .map(|damage| (damage.rows.start, damage.rows.end))
+            .collect();
+        assert_eq!(told, [(whole[missing].first, whole[missing].end)], "without segment {missing}");
     }
 }

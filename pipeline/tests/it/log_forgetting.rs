@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tidegate_pipeline::fs::{DirChange, Fs, FsFile, Open, SimFs};
 use tidegate_pipeline::log::{LogConfig, SegmentLog};
 use tidegate_pipeline::tailing::read_on;
-use tidegate_pipeline::{Offset, PipelineError, StreamLog};
+use tidegate_pipeline::{LogReader, Offset, PipelineError, StreamLog};
 
 use crate::log_ledger::{DIR, answer, config, open};
 use crate::log_rows::{events, ids, one};
