@@ -18,9 +18,9 @@ use super::format::{ALIGN, PAYLOAD_BYTES_MAX};
 use super::recover::random_salt;
 
 /// Layouts that are remembered; past it all are forgotten and learnt again.
-const SCHEMAS_MAX: usize = 1024;
+const SCHEMAS_MAX: usize = 4096;
 /// Addresses of schemas that are remembered.
-const ADDRESSES_MAX: usize = 128;
+const ADDRESSES_MAX: usize = 4096;
 /// Idle encoders kept for a layout.
 const ENCODERS_MAX: usize = 8;
 /// A payload below this is gathered into one buffer: many slices of a few bytes cost more than the copy.

@@ -1,6 +1,6 @@
 //! Batches with different columns put together: the joined schema, widening, and gathering rows in any order.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -12,6 +12,7 @@ use arrow::datatypes::{
     DataType, Field, FieldRef, Float64Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType,
 };
 use arrow::error::ArrowError;
+use hashbrown::HashMap;
 use tidegate_events::{Dataset, FieldType, Scalar, timestamp_type};
 
 use crate::error::SinksError;
@@ -49,6 +50,32 @@ pub(crate) fn check_batch(dataset: Dataset, rows: &RecordBatch) -> Result<(), Si
         }
     }
     Ok(())
+}
+
+/// Layouts that were found to be those of their dataset. Batches of a layout share their schema, so each is looked at once.
+#[derive(Debug, Default)]
+pub(crate) struct CheckedLayouts {
+    /// By address; what is held here keeps its address.
+    known: HashMap<(Dataset, usize), SchemaRef>,
+}
+
+/// Layouts that are remembered.
+const CHECKED_MAX: usize = 4_096;
+
+impl CheckedLayouts {
+    /// The same as [`check_batch`].
+    pub(crate) fn check(&mut self, dataset: Dataset, rows: &RecordBatch) -> Result<(), SinksError> {
+        let key = (dataset, Arc::as_ptr(rows.schema_ref()) as usize);
+        if self.known.contains_key(&key) {
+            return Ok(());
+        }
+        check_batch(dataset, rows)?;
+        if self.known.len() >= CHECKED_MAX {
+            self.known.clear();
+        }
+        self.known.insert(key, rows.schema());
+        Ok(())
+    }
 }
 
 /// The columns by which rows are sorted. A null time counts as 0, a null tenant as the empty text.
@@ -103,43 +130,80 @@ pub(crate) struct Column {
     pub(crate) arrays: Vec<Option<ArrayRef>>,
 }
 
-/// The columns that have a value in one of `rows`, core columns first, own fields by name, each widened to the joined type.
-/// `rows` are ascending row numbers, a list for each batch.
-pub(crate) fn joined_columns(
-    dataset: Dataset,
-    batches: &[RecordBatch],
-    rows: &[Vec<u32>],
-) -> Result<Vec<Column>, SinksError> {
-    let core = dataset.core_schema();
-    let mut core_columns: Vec<Option<Vec<Option<ArrayRef>>>> = vec![None; core.fields().len()];
-    let mut own_columns: BTreeMap<&str, Vec<Option<ArrayRef>>> = BTreeMap::new();
-    for (at, (batch, rows)) in batches.iter().zip(rows).enumerate() {
-        for (field, array) in batch.schema_ref().fields().iter().zip(batch.columns()) {
-            if !has_value(array, rows) {
-                continue;
-            }
-            let known = core.fields().find(field.name()).and_then(|(at, _)| core_columns.get_mut(at));
-            let arrays = match known {
-                Some(column) => column.get_or_insert_with(|| vec![None; batches.len()]),
-                None => own_columns.entry(field.name().as_str()).or_insert_with(|| vec![None; batches.len()]),
-            };
-            if let Some(slot) = arrays.get_mut(at) {
+/// One column of a list of batches, all of one type: of most batches a sparse one has nothing.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    pub(crate) field: FieldRef,
+    /// The batches that have it, ascending.
+    pub(crate) parts: Vec<(u32, ArrayRef)>,
+    /// Values in these parts, whatever rows are picked of them.
+    pub(crate) values: usize,
+}
+
+impl Joined {
+    fn new(field: FieldRef) -> Self {
+        Self { field, parts: Vec::new(), values: 0 }
+    }
+
+    /// The same with a place for each of so many batches.
+    pub(crate) fn by_batch(&self, batches: usize) -> Column {
+        let mut arrays = vec![None; batches];
+        for (batch, array) in &self.parts {
+            if let Some(slot) = arrays.get_mut(*batch as usize) {
                 *slot = Some(array.clone());
             }
         }
+        Column { field: self.field.clone(), arrays }
     }
-    let mut columns = Vec::with_capacity(core_columns.len() + own_columns.len());
-    for (field, arrays) in core.fields().iter().zip(core_columns) {
-        if let Some(arrays) = arrays {
-            columns.push(Column { field: field.clone(), arrays });
+}
+
+/// The columns that have a value in one of `rows`, core columns first, own fields by name, each widened to the joined type.
+/// `rows` are ascending row numbers, a list for each batch.
+pub(crate) fn joined_columns<'a>(
+    dataset: Dataset,
+    batches: &'a [RecordBatch],
+    rows: &[Vec<u32>],
+) -> Result<Vec<Joined>, SinksError> {
+    let core = dataset.core_schema();
+    let mut columns: Vec<Joined> = core.fields().iter().cloned().map(Joined::new).collect();
+    let mut numbers: HashMap<&str, usize> =
+        core.fields().iter().enumerate().map(|(at, field)| (field.name().as_str(), at)).collect();
+    // Batches of one layout share their schema, so most names need not be looked up.
+    let mut by_schema: HashMap<*const Schema, Vec<usize>> = HashMap::new();
+    for (at, (batch, rows)) in batches.iter().zip(rows).enumerate() {
+        let schema = batch.schema_ref();
+        let of_schema = by_schema.entry(Arc::as_ptr(schema)).or_insert_with(|| {
+            let number = |field: &'a FieldRef| {
+                *numbers.entry(field.name().as_str()).or_insert_with(|| {
+                    columns.push(Joined::new(field.clone()));
+                    columns.len() - 1
+                })
+            };
+            schema.fields().iter().map(number).collect()
+        });
+        for (number, array) in of_schema.iter().zip(batch.columns()) {
+            if let Some(column) = columns.get_mut(*number).filter(|_| has_value(array, rows)) {
+                column.values += array.len() - array.null_count();
+                column.parts.push((at as u32, array.clone()));
+            }
         }
     }
-    for (name, mut arrays) in own_columns {
-        let data_type = joined_type(name, arrays.iter().flatten())?.data_type();
-        for array in arrays.iter_mut().flatten() {
-            *array = widen(array, &data_type)?;
+    let mut own = columns.split_off(core.fields().len());
+    columns.retain(|column| !column.parts.is_empty());
+    own.retain(|column| !column.parts.is_empty());
+    own.sort_unstable_by(|a, b| a.field.name().cmp(b.field.name()));
+    for mut column in own {
+        let arrays = column.parts.iter().map(|(_, array)| array);
+        let data_type = joined_type(column.field.name(), arrays)?.data_type();
+        for (_, array) in &mut column.parts {
+            if array.data_type() != &data_type {
+                *array = widen(array, &data_type)?;
+            }
         }
-        columns.push(Column { field: Field::new(name, data_type, true).into(), arrays });
+        if column.field.data_type() != &data_type || !column.field.is_nullable() {
+            column.field = Field::new(column.field.name(), data_type, true).into();
+        }
+        columns.push(column);
     }
     Ok(columns)
 }
@@ -155,7 +219,11 @@ fn has_value(array: &ArrayRef, rows: &[u32]) -> bool {
 /// The narrowest type that holds all values of the arrays. Integers that no float can hold turn a float column to text.
 fn joined_type<'a>(name: &str, arrays: impl Iterator<Item = &'a ArrayRef> + Clone) -> Result<FieldType, SinksError> {
     let mut joined: Option<FieldType> = None;
+    let mut last: Option<&DataType> = None;
     for array in arrays.clone() {
+        if last.replace(array.data_type()) == Some(array.data_type()) {
+            continue;
+        }
         let kind = FieldType::from_data_type(array.data_type())
             .ok_or_else(|| SinksError::Invalid(format!("own field {name:?} has the type {}", array.data_type())))?;
         joined = Some(joined.map_or(kind, |joined| joined.join(kind)));
@@ -208,7 +276,7 @@ fn cast_scalars(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError>
 }
 
 /// The schema of the columns.
-pub(crate) fn schema_of(columns: &[Column]) -> SchemaRef {
+pub(crate) fn schema_of(columns: &[Joined]) -> SchemaRef {
     Arc::new(Schema::new(columns.iter().map(|column| column.field.clone()).collect::<Vec<_>>()))
 }
 
@@ -310,5 +378,16 @@ fn gather_rows(column: &Column, pairs: &[(usize, usize)]) -> Result<ArrayRef, Ar
 
 /// Bytes of the rows themselves, without what their buffers hold beside them.
 pub(crate) fn row_bytes(rows: &RecordBatch) -> usize {
-    rows.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or(0)).sum()
+    rows.columns().iter().map(column_bytes).sum()
+}
+
+fn column_bytes(column: &ArrayRef) -> usize {
+    let Some(texts) = column.as_string_opt::<i32>() else {
+        return column.to_data().get_slice_memory_size().unwrap_or(0);
+    };
+    // Nearly all columns are of text, and of few rows: to describe them as any array costs an allocation or two each.
+    let offsets = texts.value_offsets();
+    let [first, last] = [offsets.first(), offsets.last()].map(|offset| offset.copied().unwrap_or(0));
+    let nulls = texts.nulls().map_or(0, |_| texts.len().div_ceil(8));
+    std::mem::size_of_val(offsets) + usize::try_from(last - first).unwrap_or(0) + nulls
 }

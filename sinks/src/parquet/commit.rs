@@ -1,18 +1,20 @@
 //! A commit: rows of a log become files, and with one edit they and the cursor become visible.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch};
+use arrow::datatypes::Schema;
 use tidegate_events::{Dataset, FieldType};
 use tidegate_pipeline::Offset;
 
-use super::columns::{Pick, Picked, SortKeys, joined_columns, schema_of};
-use super::encode::{FileBuild, PageEncoding, TenantCount, file_path};
+use super::columns::{Pick, SortKeys, joined_columns, schema_of};
+use super::encode::{FileBuild, FileRows, PageEncoding, TenantCount, file_path};
 use super::layout::{Split, SplitRule, hour_of};
 use super::manifest::{FileMeta, TenantFields, Why};
 use super::publish::Change;
+use super::sparse::Places;
 use super::store::{LogSource, ParquetStore};
 use crate::error::SinksError;
 
@@ -165,13 +167,14 @@ fn write_dataset(files: &mut NewFiles<'_>, dataset: Dataset, batches: Vec<Record
         }
         let columns = joined_columns(dataset, &batches, &rows)?;
         drop(rows);
-        let schema = schema_of(&columns);
-        let mut build = files.create(dataset, encoding, schema)?;
+        let places = Places::new(batches.iter().map(RecordBatch::num_rows), &picks);
+        let mut build = files.create(dataset, encoding, schema_of(&columns))?;
         let mut tenants = TenantCount::default();
         // Of about one size: a short one at the end would be too small to be joined with others later.
+        let rows_of = FileRows { batches: batches.len(), columns, places, rows: picks.len() };
         let groups = picks.len().div_ceil(encoding.row_group_rows).max(1);
         for group in picks.chunks(picks.len().div_ceil(groups).max(1)) {
-            build.push_group(&columns, &Picked::new(group), &mut tenants)?;
+            build.push_group(&rows_of, group, &mut tenants)?;
         }
         files.finish(build, tenants)?;
     }
@@ -258,9 +261,17 @@ struct FieldsSeen {
 impl FieldsSeen {
     fn observe(&mut self, dataset: Dataset, batches: &[RecordBatch]) -> Result<(), SinksError> {
         let core = dataset.core_schema();
+        // Layouts of which one tenant was seen to have every column: nothing new comes of the same again.
+        let mut whole: HashSet<(*const Schema, String)> = HashSet::new();
         for batch in batches {
             let keys = SortKeys::of(dataset, batch)?;
             let (orgs, org_of_row) = number_orgs(&keys);
+            if let [org] = orgs.as_slice() {
+                let full = batch.columns().iter().all(|column| column.null_count() < column.len());
+                if full && !whole.insert((Arc::as_ptr(batch.schema_ref()), (*org).to_owned())) {
+                    continue;
+                }
+            }
             for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
                 if core.fields().find(field.name()).is_some() {
                     continue;

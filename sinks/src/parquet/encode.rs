@@ -15,12 +15,13 @@ use parquet::schema::types::ColumnPath;
 use tidegate_events::Dataset;
 use tidegate_pipeline::clock::now_us;
 
-use super::columns::{Column, Picked, SortKeys};
+use super::columns::{Joined, Pick, Picked, SortKeys};
 use super::config::ParquetConfig;
 use super::encoding::for_values;
 use super::file_io::{FileWriter, Trouble};
 use super::manifest::{FileMeta, TenantRows};
 use super::place::Place;
+use super::sparse::{Places, SparseEncoder, is_sparse};
 use crate::error::SinksError;
 
 /// The key of the footer under which all tenants of a file stand, when they are too many for the manifest.
@@ -46,6 +47,22 @@ pub(crate) struct FileBuild {
     dataset: Dataset,
     pub(super) properties: WriterPropertiesPtr,
     pub(super) writer: SerializedFileWriter<FileWriter>,
+    /// Made when the first sparse column comes.
+    sparse: Option<SparseEncoder>,
+    zstd_level: i32,
+    /// Rows of the row groups so far.
+    rows: usize,
+}
+
+/// The rows of a file that is made of batches.
+#[derive(Debug)]
+pub(crate) struct FileRows {
+    /// How many batches there are.
+    pub(crate) batches: usize,
+    pub(crate) columns: Vec<Joined>,
+    pub(crate) places: Places,
+    /// Rows of the file.
+    pub(crate) rows: usize,
 }
 
 /// How a file is encoded.
@@ -116,30 +133,38 @@ impl FileBuild {
         let writer = ArrowWriter::try_new(file, schema, Some(properties)).and_then(ArrowWriter::into_serialized_writer);
         let (writer, _) = writer.map_err(|error| trouble.blame(&path, error.into()))?;
         let properties = writer.properties().clone();
-        Ok(Self { path, trouble, id, dataset, properties, writer })
+        let zstd_level = encoding.zstd_level;
+        Ok(Self { path, trouble, id, dataset, properties, writer, sparse: None, zstd_level, rows: 0 })
     }
 
-    /// Adds a row group, one column after the other: at no time is more than one column of it copied.
+    /// Adds a row group of the next rows, one column after the other: at no time is more than one column of it copied.
     pub(crate) fn push_group(
         &mut self,
-        columns: &[Column],
-        picked: &Picked,
+        rows: &FileRows,
+        picks: &[Pick],
         tenants: &mut TenantCount,
     ) -> Result<(), SinksError> {
-        let pushed = self.encode_group(columns, picked, tenants);
+        let pushed = self.encode_group(rows, picks, tenants);
         pushed.map_err(|error| self.trouble.blame(&self.path, error))
     }
 
-    fn encode_group(
-        &mut self,
-        columns: &[Column],
-        picked: &Picked,
-        tenants: &mut TenantCount,
-    ) -> Result<(), SinksError> {
+    fn encode_group(&mut self, rows: &FileRows, picks: &[Pick], tenants: &mut TenantCount) -> Result<(), SinksError> {
+        let picked = Picked::new(picks);
+        let descriptors = self.writer.schema_descr().columns().to_vec();
         let mut group = self.writer.next_row_group()?;
         let (mut orgs, mut times) = (None, None);
-        for column in columns {
-            let array = picked.gather(column)?;
+        for (column, descriptor) in rows.columns.iter().zip(descriptors) {
+            if is_sparse(column, rows.rows) && self.properties.bloom_filter_properties(descriptor.path()).is_none() {
+                let encoder = match &mut self.sparse {
+                    Some(encoder) => encoder,
+                    none => none.insert(SparseEncoder::new(self.zstd_level)?),
+                };
+                let span = (self.rows, self.rows + picks.len());
+                let chunk = encoder.encode(column, &rows.places, span, descriptor)?;
+                group.append_column(&chunk.bytes, chunk.close)?;
+                continue;
+            }
+            let array = picked.gather(&column.by_batch(rows.batches))?;
             let properties = for_values(&self.properties, &column.field, &array);
             let mut writer = column_writer(&column.field, &properties)?;
             write_column(&mut writer, &column.field, &array)?;
@@ -151,6 +176,7 @@ impl FileBuild {
             }
         }
         group.close()?;
+        self.rows += picks.len();
         tenants.add_keys(&SortKeys::from_columns(self.dataset, orgs, times, picked.rows())?);
         Ok(())
     }

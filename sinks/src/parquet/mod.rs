@@ -54,6 +54,7 @@ mod refusal;
 mod retain;
 mod rewrite;
 mod sink;
+mod sparse;
 mod splice;
 mod store;
 mod threads;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef};
 use arrow::datatypes::{FieldRef, Schema};
+use hashbrown::HashMap;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 use parquet::arrow::arrow_writer::{ArrowColumnChunk, ArrowColumnWriter};
 use parquet::file::properties::WriterPropertiesPtr;
@@ -79,13 +80,15 @@ pub(crate) fn rewrite(
             group_rows: 0,
         });
     }
+    let columns: Vec<HashMap<&str, usize>> = source.files.iter().map(column_numbers).collect();
     for (at, field) in source.fields.iter().enumerate() {
         for target in &mut targets {
-            target.wants = target.wanted.contains(&at);
+            // Ascending, as the fields are.
+            target.wants = target.wanted.binary_search(&at).is_ok();
             (target.group, target.group_rows) = (0, 0);
         }
         if targets.iter().any(|target| target.wants) {
-            rewrite_column(source, field, &mut targets, encoding.row_group_rows)?;
+            rewrite_column(source, (field, &columns), &mut targets, encoding.row_group_rows)?;
         }
     }
     for (output, target) in outputs.into_iter().zip(targets) {
@@ -110,17 +113,22 @@ struct Window<'a> {
     bytes: usize,
 }
 
+/// The columns of a file by their names.
+fn column_numbers(file: &FileReader) -> HashMap<&str, usize> {
+    file.schema().fields().iter().enumerate().map(|(at, field)| (field.name().as_str(), at)).collect()
+}
+
 fn rewrite_column(
     source: &Source<'_>,
-    field: &FieldRef,
+    (field, columns): (&FieldRef, &[HashMap<&str, usize>]),
     targets: &mut [Target],
     row_group_rows: usize,
 ) -> Result<(), InputError> {
     let other = |error| InputError { input: usize::MAX, error };
     let mut readers = Vec::with_capacity(source.files.len());
-    for (input, file) in source.files.iter().enumerate() {
-        let column = file.schema().fields().find(field.name()).map(|(column, _)| column);
-        let reader = column.map(|column| file.column(column, CHUNK_ROWS)).transpose();
+    for (input, (file, columns)) in source.files.iter().zip(columns).enumerate() {
+        let column = columns.get(field.name().as_str());
+        let reader = column.map(|column| file.column(*column, CHUNK_ROWS)).transpose();
         readers.push(reader.map_err(|error| InputError { input, error })?);
     }
     let inputs = readers.len();

@@ -6,7 +6,7 @@ use std::time::Instant;
 use metrics::{counter, gauge, histogram};
 use tidegate_pipeline::{Delivery, LogBatch, Offset, Sink, SinkError, SinkFuture};
 
-use super::columns::{check_batch, row_bytes};
+use super::columns::{CheckedLayouts, row_bytes};
 use super::commit::{Commit, Committed, rows_from};
 use super::store::{LogSource, ParquetStore};
 use crate::error::SinksError;
@@ -19,6 +19,7 @@ pub struct ParquetSink {
     store: Arc<ParquetStore>,
     source: LogSource,
     name: &'static str,
+    checked: CheckedLayouts,
     /// Taken and not yet committed, in offset order.
     buffer: Vec<Arc<LogBatch>>,
     buffer_bytes: usize,
@@ -45,6 +46,7 @@ impl ParquetSink {
             store,
             source,
             name,
+            checked: CheckedLayouts::default(),
             buffer: Vec::new(),
             buffer_bytes: 0,
             buffer_rows: 0,
@@ -152,7 +154,7 @@ impl Sink for ParquetSink {
     fn write(&mut self, delivery: Delivery) -> SinkFuture<'_> {
         Box::pin(async move {
             for batch in &delivery.batches {
-                check_batch(batch.dataset, &batch.rows)?;
+                self.checked.check(batch.dataset, &batch.rows)?;
             }
             let taken = self.take(delivery).await;
             taken.map_err(|error| self.told(error))

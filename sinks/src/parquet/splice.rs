@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hashbrown::HashMap;
 use parquet::column::writer::ColumnCloseResult;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::page_index::column_index::ColumnIndexMetaData;
@@ -45,9 +46,10 @@ pub(crate) fn can_join(
         of_one && hour_of(file.time_min) == hour && hour_of(file.time_max) == hour
     };
     let bytes: u64 = files.iter().map(|file| file.bytes).sum();
+    let types: HashMap<&str, &FieldRef> = fields.iter().map(|field| (field.name().as_str(), field)).collect();
     let same_type = |file: &FileReader| {
         let mut columns = file.schema().fields().iter();
-        columns.all(|column| fields.iter().any(|field| field == column))
+        columns.all(|column| types.get(column.name().as_str()) == Some(&column))
     };
     files.iter().all(alike)
         && bytes <= store.config.target_file_bytes
@@ -69,8 +71,10 @@ pub(crate) fn join(
         let failed = |error| InputError { input, error };
         let bytes = reader.checked_bytes(file.crc).map_err(failed)?;
         let metadata = read_metadata(&bytes).map_err(failed)?;
+        let columns = reader.schema().fields().iter().enumerate();
+        let numbers: HashMap<&str, usize> = columns.map(|(at, field)| (field.name().as_str(), at)).collect();
         for group in 0..metadata.num_row_groups() {
-            let columns = fields.iter().map(|field| reader.schema().index_of(field.name()).ok());
+            let columns = fields.iter().map(|field| numbers.get(field.name().as_str()).copied());
             let source = Group { bytes: &bytes, metadata: &metadata, group };
             build.join_group(fields, columns, &source).map_err(failed)?;
         }
