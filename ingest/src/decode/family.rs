@@ -1,11 +1,11 @@
 //! A set of column builders that events of similar layouts share; each flush makes it one batch.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{RecordBatch, RecordBatchOptions};
-use arrow::datatypes::{Field, Schema};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{Field, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
+use rustc_hash::FxHashMap;
 use tidegate_events::Dataset;
 use tidegate_pipeline::EventBatch;
 
@@ -25,16 +25,35 @@ pub(super) const SOURCE: usize = 4;
 pub(super) struct Family {
     pub(super) dataset: Dataset,
     pub(super) core: Vec<CoreColumn>,
-    own: Vec<(FieldId, Column)>,
-    by_field: HashMap<FieldId, usize>,
+    own: Vec<Own>,
+    by_field: FxHashMap<FieldId, usize>,
     rows: Vec<RowRef>,
     keys: Vec<u128>,
+    /// That of the last batch: the next one is likely to have the same columns.
+    schema: SchemaRef,
+}
+
+/// The builder of an own field.
+#[derive(Debug)]
+struct Own {
+    id: FieldId,
+    column: Column,
+    /// As it was in the last batch that had it.
+    field: Option<FieldRef>,
 }
 
 impl Family {
     pub(super) fn new(dataset: Dataset) -> Self {
         let core = dataset.core_schema().fields().iter().map(|field| CoreColumn::new(field.data_type(), 0)).collect();
-        Self { dataset, core, own: Vec::new(), by_field: HashMap::new(), rows: Vec::new(), keys: Vec::new() }
+        Self {
+            dataset,
+            core,
+            own: Vec::new(),
+            by_field: FxHashMap::default(),
+            rows: Vec::new(),
+            keys: Vec::new(),
+            schema: Arc::new(Schema::empty()),
+        }
     }
 
     /// Rows so far.
@@ -57,7 +76,7 @@ impl Family {
         let next = self.own.len();
         let column = *self.by_field.entry(field).or_insert(next);
         if column == next {
-            self.own.push((field, Column::with_capacity(0)));
+            self.own.push(Own { id: field, column: Column::with_capacity(0), field: None });
         }
         column
     }
@@ -93,8 +112,8 @@ impl Family {
     #[inline]
     pub(super) fn own_atom(&mut self, column: usize, atom: Atom<'_>) {
         let row = self.rows.len();
-        if let Some((_, column)) = self.own.get_mut(column) {
-            column.append(row, atom);
+        if let Some(own) = self.own.get_mut(column) {
+            own.column.append(row, atom);
         }
     }
 
@@ -102,16 +121,16 @@ impl Family {
     #[inline]
     pub(super) fn own_text(&mut self, column: usize, text: &str) {
         let row = self.rows.len();
-        if let Some((_, column)) = self.own.get_mut(column) {
-            column.append_text(row, text);
+        if let Some(own) = self.own.get_mut(column) {
+            own.column.append_text(row, text);
         }
     }
 
     /// Sets an own field in the row that is open to a list.
     pub(super) fn own_list(&mut self, column: usize, items: &[Atom<'_>]) {
         let row = self.rows.len();
-        if let Some((_, column)) = self.own.get_mut(column) {
-            column.append_list(row, items);
+        if let Some(own) = self.own.get_mut(column) {
+            own.column.append_list(row, items);
         }
     }
 
@@ -147,14 +166,14 @@ impl Family {
                 Err(error) => failed = Some((field.name().clone(), error)),
             }
         }
-        for (field, column) in &mut self.own {
-            match column.finish(count) {
+        for own in &mut self.own {
+            match own.column.finish(count) {
                 Ok(Some(array)) => {
-                    fields.push(Arc::new(Field::new(&**names.name(*field), array.data_type().clone(), true)));
+                    fields.push(own.field(&array, names));
                     arrays.push(array);
                 }
                 Ok(None) => {}
-                Err(error) => failed = Some((names.name(*field).to_string(), error)),
+                Err(error) => failed = Some((names.name(own.id).to_string(), error)),
             }
         }
         if let Some((name, error)) = failed {
@@ -164,8 +183,25 @@ impl Family {
             });
         }
         let options = RecordBatchOptions::new().with_row_count(Some(count));
-        let batch = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options)?;
+        let same = |(one, other): (&FieldRef, &FieldRef)| Arc::ptr_eq(one, other);
+        if self.schema.fields().len() != fields.len() || !self.schema.fields().iter().zip(&fields).all(same) {
+            self.schema = Arc::new(Schema::new(fields));
+        }
+        let batch = RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)?;
         let batch = EventBatch { dataset: self.dataset, rows: batch, keys };
         Ok(Some((batch, rows)))
+    }
+}
+
+impl Own {
+    /// The field of this array, which is as a rule that of the last one.
+    fn field(&mut self, array: &ArrayRef, names: &Names) -> FieldRef {
+        match &self.field {
+            Some(field) if field.data_type() == array.data_type() => field.clone(),
+            _ => {
+                let field = Field::new(&**names.name(self.id), array.data_type().clone(), true);
+                self.field.insert(Arc::new(field)).clone()
+            }
+        }
     }
 }

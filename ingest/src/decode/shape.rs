@@ -13,8 +13,10 @@
 //! Only texts that the parser took are learnt, and a value is taken only where a scalar stood before. So what matches is valid JSON of the
 //! same structure, and its columns are those that the parser and the walk would have given: a test compares the two.
 
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use hashbrown::{DefaultHashBuilder, HashTable};
 use simd_json::Node as TapeNode;
 
 use super::names::{FieldId, Names, Node, ROOT};
@@ -24,8 +26,11 @@ use crate::column::Atom;
 
 /// Values of a shape. A longer event is parsed in full.
 const VALUES_MAX: usize = 1_024;
-/// Steps that may follow one step: with more, trying them costs more than parsing.
+/// Steps after one step that are tried one after the other: with more, trying them costs more than parsing.
 const NEXT_MAX: usize = 24;
+/// With so many of these, further steps are looked up by the first key in their text instead, of which there may be so many.
+const TRIED_MAX: usize = 6;
+const BY_KEY_MAX: usize = 4_096;
 /// Bytes of all steps, and cells and items of all shapes, for each step that there may be.
 const STEP_BYTES: usize = 64;
 const STEP_PLACES: usize = 4;
@@ -43,6 +48,8 @@ struct Step {
     end: u32,
     /// The likeliest first.
     next: Vec<u32>,
+    /// Further ones, with the hash of their text up to the end of its first key.
+    by_key: Option<Box<HashTable<(u64, u32)>>>,
     /// The shape that this step ends.
     shape: Option<u32>,
 }
@@ -90,12 +97,14 @@ pub(super) struct Shapes {
     steps_max: usize,
     credit: i32,
     pause: u32,
+    /// Keys are chosen by strangers, who must not be able to make them collide.
+    hasher: DefaultHashBuilder,
 }
 
 impl Shapes {
     /// None, with room for `steps_max` steps. With 0, every event is parsed in full.
     pub(super) fn new(steps_max: usize) -> Self {
-        let root = Step { start: 0, end: 0, next: Vec::new(), shape: None };
+        let root = Step { start: 0, end: 0, next: Vec::new(), by_key: None, shape: None };
         Self {
             steps: vec![root],
             texts: Vec::new(),
@@ -105,6 +114,7 @@ impl Shapes {
             steps_max,
             credit: CREDIT_MAX,
             pause: 0,
+            hasher: DefaultHashBuilder::default(),
         }
     }
 
@@ -161,18 +171,28 @@ impl Shapes {
         let known = self.steps.get(step)?;
         for (place, next) in known.next.iter().enumerate() {
             let next = *next as usize;
-            let Step { start, end, shape, .. } = *self.steps.get(next)?;
-            let text = self.texts.get(start as usize..end as usize)?;
-            // One step may begin as another does: `,"a":` of `,"a":null` and `,"a":{"b":`.
-            let scalar = || shape.is_some() || !matches!(rest.get(text.len()), Some(b'{' | b'[' | b' '));
-            if begins_with(rest, text) && scalar() {
+            if let Some(length) = self.stands(next, rest) {
                 if place > 0 {
                     self.steps.get_mut(step)?.next.swap(0, place);
                 }
-                return Some((next, at + text.len()));
+                return Some((next, at + length));
             }
         }
-        None
+        let by_key = known.by_key.as_ref()?;
+        let hash = self.hasher.hash_one(first_key(rest)?);
+        let (_, next) = by_key.find(hash, |(of, next)| *of == hash && self.stands(*next as usize, rest).is_some())?;
+        let next = *next as usize;
+        Some((next, at + self.stands(next, rest)?))
+    }
+
+    /// The length of a step's text, if it stands here.
+    #[inline]
+    fn stands(&self, step: usize, rest: &[u8]) -> Option<usize> {
+        let Step { start, end, shape, .. } = *self.steps.get(step)?;
+        let text = self.texts.get(start as usize..end as usize)?;
+        // One step may begin as another does: `,"a":` of `,"a":null` and `,"a":{"b":`.
+        let scalar = || shape.is_some() || !matches!(rest.get(text.len()), Some(b'{' | b'[' | b' '));
+        (begins_with(rest, text) && scalar()).then_some(text.len())
     }
 
     /// Notes whether a look helped.
@@ -293,7 +313,8 @@ impl Shapes {
             return;
         }
         let number = self.shapes.len() as u32;
-        if let Some(last) = self.steps.get_mut(step).filter(|last| last.next.is_empty() && last.shape.is_none()) {
+        let is_end = |last: &&mut Step| last.next.is_empty() && last.by_key.is_none() && last.shape.is_none();
+        if let Some(last) = self.steps.get_mut(step).filter(is_end) {
             last.shape = Some(number);
             self.places += places;
             self.shapes.push(shape);
@@ -303,14 +324,25 @@ impl Shapes {
     /// The step of this text after `step`, which is made when there is none and there is room.
     fn step_to(&mut self, step: usize, text: &[u8]) -> Option<usize> {
         let known = self.steps.get(step)?;
-        let same = |next: &&u32| {
-            let next = self.steps.get(**next as usize);
-            next.and_then(|next| self.texts.get(next.start as usize..next.end as usize)) == Some(text)
+        let text_of = |next: u32| {
+            let next = self.steps.get(next as usize);
+            next.and_then(|next| self.texts.get(next.start as usize..next.end as usize))
         };
-        if let Some(next) = known.next.iter().find(same) {
+        if let Some(next) = known.next.iter().find(|next| text_of(**next) == Some(text)) {
             return Some(*next as usize);
         }
-        if known.next.len() >= NEXT_MAX || known.shape.is_some() {
+        let hash = first_key(text).map(|key| self.hasher.hash_one(key));
+        if let (Some(by_key), Some(hash)) = (&known.by_key, hash)
+            && let Some((_, next)) = by_key.find(hash, |(of, next)| *of == hash && text_of(*next) == Some(text))
+        {
+            return Some(*next as usize);
+        }
+        let hash = hash.filter(|_| known.next.len() >= TRIED_MAX);
+        let full = match hash {
+            Some(_) => known.by_key.as_ref().is_some_and(|by_key| by_key.len() >= BY_KEY_MAX),
+            None => known.next.len() >= NEXT_MAX,
+        };
+        if full || known.shape.is_some() {
             return None;
         }
         let bytes = self.texts.len() + text.len();
@@ -322,10 +354,25 @@ impl Shapes {
         let start = u32::try_from(self.texts.len()).ok()?;
         self.texts.extend_from_slice(text);
         let end = u32::try_from(self.texts.len()).ok()?;
-        self.steps.push(Step { start, end, next: Vec::new(), shape: None });
-        self.steps.get_mut(step)?.next.push(u32::try_from(next).ok()?);
+        let number = u32::try_from(next).ok()?;
+        self.steps.push(Step { start, end, next: Vec::new(), by_key: None, shape: None });
+        let known = self.steps.get_mut(step)?;
+        match hash {
+            Some(hash) => {
+                known.by_key.get_or_insert_default().insert_unique(hash, (hash, number), |(hash, _)| *hash);
+            }
+            None => known.next.push(number),
+        }
         Some(next)
     }
+}
+
+/// A text up to the second quotation mark in it: what stands between two values up to the end of its first key. `None` when there is no key.
+#[inline]
+fn first_key(text: &[u8]) -> Option<&[u8]> {
+    let mut marks = memchr::memchr_iter(b'"', text);
+    marks.next()?;
+    text.get(..=marks.next()?)
 }
 
 /// `starts_with` for texts of a few bytes: eight at a time here, in the place of a call that works out how to compare them.

@@ -206,3 +206,18 @@ fn shapes_that_find_no_room_are_parsed() {
         check(&mut both, &[body]);
     }
 }
+
+#[test]
+fn events_that_go_on_in_hundreds_of_ways_are_known_by_their_next_key() {
+    let mut both = both(DecodeConfig::default());
+    let line = |kind: usize, at: usize| match kind % 3 {
+        0 => format!("{{\"id\":{at},\"field_{kind:03}\":\"v{at}\",\"next\":{kind}}}\n"),
+        1 => format!("{{\"id\":{at},\"field_{:03}\":{{\"a\":{at}}}}}\n", kind - 1),
+        _ => format!("{{\"id\":{at},\"field_{:03}\":[\"v{at}\"],\"odd \\\"{kind}\":null}}\n", kind - 2),
+    };
+    for round in 0..3 {
+        let known: String = (0..300).map(|kind| line(kind, kind + round)).collect();
+        let broken: String = (0..300).map(|kind| line(kind, round).replacen("\":", "\"", kind % 4)).collect();
+        check(&mut both, &[known, broken]);
+    }
+}
