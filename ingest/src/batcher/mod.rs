@@ -47,7 +47,7 @@ pub struct BatcherConfig {
     /// Bytes of bodies that are decoded together; a single body may be larger.
     pub group_bytes_max: usize,
     /// Bytes of waiting bodies that are decoded although the log is still making the rows before them durable. Fewer wait
-    /// until it has, and become one group.
+    /// until it has, and become one group. After a group of very many columns `group_bytes_max` counts instead.
     pub group_bytes_eager: usize,
     /// Rows that are appended together; a single body may have more.
     pub group_rows_max: usize,

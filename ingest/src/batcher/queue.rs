@@ -11,6 +11,11 @@ use tidegate_pipeline::{Problem, Stage};
 use super::{BatcherConfig, Job, settle};
 use crate::metrics as names;
 
+/// A group of this many columns in which a column has fewer than so many rows is paid for by the column: bodies that come while the
+/// log has it wait and become one group, as each would bring the same columns again.
+const WIDE_COLUMNS: usize = 768;
+const WIDE_ROWS: usize = 16;
+
 /// The bodies of one partition.
 #[derive(Debug, Default)]
 struct Lane {
@@ -19,6 +24,8 @@ struct Lane {
     bytes: usize,
     /// Groups that the log has and has not answered for.
     appending: usize,
+    /// Whether the last of them was one of very many columns.
+    wide: bool,
 }
 
 #[derive(Debug, Default)]
@@ -97,9 +104,11 @@ impl Queue {
         Ok(())
     }
 
-    /// Says that the log of a partition has a group, until the guard is dropped.
-    pub(super) fn appending(self: &Arc<Self>, partition: usize) -> Appending {
-        self.waiting.lock().lanes[partition].appending += 1;
+    /// Says that the log of a partition has a group of so many rows and columns (of all its batches), until the guard is dropped.
+    pub(super) fn appending(self: &Arc<Self>, partition: usize, (rows, columns): (usize, usize)) -> Appending {
+        let lane = &mut self.waiting.lock().lanes[partition];
+        lane.appending += 1;
+        lane.wide = columns >= WIDE_COLUMNS && rows < columns.saturating_mul(WIDE_ROWS);
         Appending(self.clone(), partition)
     }
 
@@ -111,7 +120,8 @@ impl Queue {
 
     fn is_ready(&self, waiting: &Jobs, partition: usize) -> bool {
         let lane = &waiting.lanes[partition];
-        let enough = lane.appending == 0 || lane.bytes >= self.group_bytes_eager || waiting.closed;
+        let eager = if lane.wide { self.group_bytes_eager.max(self.group_bytes_max) } else { self.group_bytes_eager };
+        let enough = lane.appending == 0 || lane.bytes >= eager || waiting.closed;
         enough && !lane.jobs.is_empty()
     }
 
@@ -169,6 +179,9 @@ mod tests {
     use super::super::tests::job;
     use super::*;
 
+    /// Rows and columns of a common group.
+    const NARROW: (usize, usize) = (2_000, 30);
+
     fn queue(eager: usize) -> Arc<Queue> {
         queue_of(1, eager)
     }
@@ -206,29 +219,52 @@ mod tests {
     fn while_the_log_is_busy_only_enough_bodies_are_a_group() {
         let queue = queue(6);
         let ready = |queue: &Queue| queue.is_ready(&queue.waiting.lock(), 0);
-        let appending = queue.appending(0);
+        let appending = queue.appending(0, NARROW);
         queue.put(0, job("abc")).expect("open");
         assert!(!ready(&queue));
         queue.put(0, job("abc")).expect("open");
         assert!(ready(&queue), "six bytes are enough");
         assert_eq!(lengths(queue.take()), Some(vec![3, 3]));
         queue.put(0, job("abc")).expect("open");
-        let second = queue.appending(0);
+        let second = queue.appending(0, NARROW);
         drop(appending);
         assert!(!ready(&queue), "the log has another group");
         drop(second);
         assert!(ready(&queue));
-        let last = queue.appending(0);
+        let last = queue.appending(0, NARROW);
         queue.close();
         assert_eq!(lengths(queue.take()), Some(vec![3]), "what waits at the end is not forgotten");
         drop(last);
     }
 
     #[test]
+    fn after_a_group_of_very_many_columns_more_bodies_become_one_group() {
+        for (group, wide) in [
+            (NARROW, false),
+            ((1, 20), false),
+            ((2_000, WIDE_COLUMNS - 1), false),
+            ((2_000, WIDE_COLUMNS), true),
+            ((WIDE_COLUMNS * WIDE_ROWS, WIDE_COLUMNS), false),
+        ] {
+            let queue = queue(6);
+            let ready = |queue: &Queue| queue.is_ready(&queue.waiting.lock(), 0);
+            let appending = queue.appending(0, group);
+            queue.put(0, job("abcdef")).expect("open");
+            assert_eq!(ready(&queue), !wide, "{group:?}");
+            queue.put(0, job("ab")).expect("open");
+            assert!(ready(&queue), "the bound of a group is enough: {group:?}");
+            assert_eq!(lengths(queue.take()), Some(vec![6, 2]));
+            queue.put(0, job("a")).expect("open");
+            drop(appending);
+            assert!(ready(&queue), "the log has answered: {group:?}");
+        }
+    }
+
+    #[test]
     fn a_partition_whose_log_is_busy_holds_up_no_other() {
         let queue = queue_of(3, 100);
         let taken = |queue: &Queue| queue.take().map(|taken| (taken.partition, taken.jobs.len()));
-        let _hangs = queue.appending(1);
+        let _hangs = queue.appending(1, NARROW);
         for (partition, text) in [(1, "a"), (0, "b"), (2, "c"), (1, "d"), (0, "e")] {
             queue.put(partition, job(text)).expect("open");
         }
@@ -246,7 +282,7 @@ mod tests {
     #[test]
     fn a_thread_that_waits_for_the_log_is_woken_by_its_answer() {
         let queue = queue(100);
-        let appending = queue.appending(0);
+        let appending = queue.appending(0, NARROW);
         queue.put(0, job("abc")).expect("open");
         let thread = std::thread::spawn({
             let queue = queue.clone();

@@ -219,7 +219,8 @@ impl<D: Decode> Worker<D> {
             group.settle(Ok(Appended::default()));
         } else {
             let appended_at = Instant::now();
-            let appending = self.queue.appending(self.partition);
+            let columns = batches.iter().map(|batch| batch.rows.num_columns()).sum();
+            let appending = self.queue.appending(self.partition, (group_rows, columns));
             let reply = self.partitions.log(self.partition).append(Append { batches, ack });
             self.runtime.spawn(async move {
                 let appended = reply.await.unwrap_or(Err(tidegate_pipeline::AppendError::Closed));
