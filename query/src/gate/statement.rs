@@ -8,8 +8,8 @@ use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{
     Expr, GroupByExpr, ObjectName, Query, Select, SetExpr, Statement as SqlStatement, TableFactor, Visit, Visitor,
 };
-use datafusion::sql::sqlparser::dialect::GenericDialect;
 
+use super::stepped::Stepped;
 use crate::config::QueryConfig;
 use crate::error::{QueryError, from_datafusion};
 
@@ -23,12 +23,17 @@ const GROUPING_SETS_MAX: u64 = 256;
 /// # Errors
 /// Whose fault: always the client's.
 pub(crate) fn parse(sql: &str, config: &QueryConfig) -> Result<Statement, QueryError> {
+    let dialect = Stepped::new(sql.len());
     let refuse = |error: DataFusionError| match from_datafusion(&error) {
+        _ if dialect.is_spent() => QueryError::TooComplex {
+            message: "the statement can be read in too many ways: is there a mistake in it? If not, nest it less"
+                .into(),
+        },
         QueryError::Internal => QueryError::Syntax("the statement cannot be parsed".into()),
         told => told,
     };
     let mut statements = DFParserBuilder::new(sql)
-        .with_dialect(&GenericDialect {})
+        .with_dialect(&dialect)
         .with_recursion_limit(PARSER_DEPTH_MAX)
         .build()
         .map_err(refuse)?
