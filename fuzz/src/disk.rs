@@ -1,6 +1,7 @@
 //! Files that come back from the disk: a segment of the log, an edit of the store's manifest. As they are, and with their
 //! checksums put right, so that what lies behind the checksum is reached too.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
@@ -75,8 +76,25 @@ fn check_log(bytes: &[u8]) {
     append(&log, "neighbour").expect("a log with damage takes events");
     drop(log);
     rows.push("neighbour".to_owned());
-    assert_eq!(readable(&open_log(&fs)), rows, "a second start finds the same");
+    let again = readable(&open_log(&fs));
+    assert_eq!(again.last(), rows.last(), "what was appended is there");
+    if !has_schemas_of_one_id(bytes) {
+        assert_eq!(again, rows, "a second start finds the same");
+    }
     look(&fs);
+}
+
+/// Whether schemas that differ have one id. Then it may depend on which of them is met first what can be read; the id is a hash
+/// of the schema with a secret, so that only a forger gets there.
+fn has_schemas_of_one_id(bytes: &[u8]) -> bool {
+    let mut known: HashMap<&[u8], &[u8]> = HashMap::new();
+    let frames = (FRAMES_START as usize..bytes.len()).step_by(ALIGN as usize).filter_map(|at| bytes.get(at..));
+    let schemas =
+        frames.filter(|frame| frame.starts_with(&FRAME_MAGIC) && frame.get(16) == Some(&1)).filter_map(|frame| {
+            let len = u32::from_le_bytes(frame.get(8..12)?.try_into().ok()?) as usize;
+            Some((frame.get(24..32)?, frame.get(FRAME_HEADER_LEN..)?.get(..len)?))
+        });
+    schemas.filter(|(id, schema)| *known.entry(id).or_insert(schema) != *schema).count() > 0
 }
 
 fn look(fs: &SimFs) {
