@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::server::{Server, event};
-use crate::timescale::{query, until, url};
+use crate::timescale::{drop_schema, query, until, url};
 
 /// Where a delivery is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,5 +193,5 @@ fn killed_in_each_phase_of_a_delivery_every_event_is_in_the_database_once() {
     }
     assert_eq!(stored().into_iter().collect::<BTreeSet<String>>(), sent);
     server.kill();
-    query(&format!("DROP SCHEMA {schema} CASCADE"));
+    drop_schema(&schema);
 }

@@ -18,7 +18,7 @@ use crate::redis_nodes::lasting;
 use crate::redis_world::RedisServer;
 use crate::s3_server::{CREDENTIALS, Ill, S3Server};
 use crate::server::{Caller, PATIENCE, Server, on_demand};
-use crate::timescale::{proxied, query, until};
+use crate::timescale::{drop_schema, proxied, query, until};
 
 const TIMESCALE: &str = "timescale:ingest";
 const REDIS: &str = "redis:ingest";
@@ -315,7 +315,7 @@ fn outages_of_a_destination_harm_no_other_and_are_made_up_for() {
     }
     everywhere(&server, &around, &ledger, &schema);
     server.stop();
-    query(&format!("DROP SCHEMA {schema} CASCADE"));
+    drop_schema(&schema);
 }
 
 /// Every event is in every destination, once.

@@ -17,7 +17,7 @@ use crate::faulty_proxy::Mode;
 use crate::fluvio_world::{Cluster, address};
 use crate::server::{Caller, PATIENCE, Server, on_demand};
 use crate::tenants::key;
-use crate::timescale::{proxied, query, url};
+use crate::timescale::{drop_schema, proxied, query, url};
 
 pub const TENANTS: [&str; 6] = ["acme", "beta", "coro", "delta", "echo", "foxtrot"];
 const PARTITIONS: &str = "4";
@@ -105,7 +105,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            query(&format!("DROP SCHEMA IF EXISTS {} CASCADE", self.schema));
+            drop_schema(&self.schema);
         }
     }
 }
