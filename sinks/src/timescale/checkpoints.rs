@@ -2,7 +2,7 @@
 //!
 //! A checkpoint that is [left](LeasedCheckpoint::leave) goes with the rows: the next transaction of the sink that
 //! [takes it along](super::TimescaleSink::take_along) writes rows, cursor and checkpoint together. Where no rows come, where it is
-//! large, or where such a transaction failed, [`write_left`](LeasedCheckpoint::write_left) writes it on its own; either way looks at
+//! large, or where it could not be written so, [`write_left`](LeasedCheckpoint::write_left) writes it on its own; either way looks at
 //! the lease in the same transaction. Nobody waits for it: while the database is away the newest one stays here.
 
 use std::sync::Arc;
