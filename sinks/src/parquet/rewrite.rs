@@ -114,7 +114,7 @@ struct Window<'a> {
 }
 
 /// The columns of a file by their names.
-fn column_numbers(file: &FileReader) -> HashMap<&str, usize> {
+pub(crate) fn column_numbers(file: &FileReader) -> HashMap<&str, usize> {
     file.schema().fields().iter().enumerate().map(|(at, field)| (field.name().as_str(), at)).collect()
 }
 

@@ -27,6 +27,7 @@ use super::layout::hour_of;
 use super::manifest::FileMeta;
 use super::merge::InputError;
 use super::read::FileReader;
+use super::rewrite::column_numbers;
 use super::store::ParquetStore;
 use crate::error::SinksError;
 
@@ -71,8 +72,7 @@ pub(crate) fn join(
         let failed = |error| InputError { input, error };
         let bytes = reader.checked_bytes(file.crc).map_err(failed)?;
         let metadata = read_metadata(&bytes).map_err(failed)?;
-        let columns = reader.schema().fields().iter().enumerate();
-        let numbers: HashMap<&str, usize> = columns.map(|(at, field)| (field.name().as_str(), at)).collect();
+        let numbers = column_numbers(reader);
         for group in 0..metadata.num_row_groups() {
             let columns = fields.iter().map(|field| numbers.get(field.name().as_str()).copied());
             let source = Group { bytes: &bytes, metadata: &metadata, group };
