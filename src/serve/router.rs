@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 use subtle::ConstantTimeEq;
 use tidegate_events::IdGenerator;
-use tidegate_ingest::http::{BodyPace, Drained, HttpConfig, Ingest, listen, read_body};
+use tidegate_ingest::http::{BodyPace, Drained, HttpConfig, InFlight, Ingest, listen, read_body};
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::keys::{DEFAULT_ORG, Keys, Principal, Role};
 use tidegate_pipeline::{Health, Problem};
@@ -34,10 +34,18 @@ use super::{STUCK_MAX, openapi};
 
 /// Bytes of a statement with its JSON around it; the gate has a tighter bound on the statement itself.
 const SQL_BODY_BYTES_MAX: usize = 1 << 20;
+/// Bytes of all bodies at once that are no events, at least; the largest one that is taken fits in a quarter of it.
+const BODIES_BYTES_MAX: usize = 128 << 20;
+/// Bodies up to this size may use what is kept for small ones.
+const SMALL_BODY_BYTES: usize = 64 << 10;
 /// Bytes of feedback on an alert.
 const FEEDBACK_BODY_BYTES_MAX: usize = 16 << 10;
 /// Bytes of a request to make a key.
 const KEYS_BODY_BYTES_MAX: usize = 4096;
+
+/// What somebody without the token is told of a stage that is degraded.
+const WITHHELD: &str =
+    "degraded; the log of the server says why, and /readyz to whoever sends the token of its data folder";
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -52,6 +60,8 @@ pub struct Router {
     health: Health,
     /// For `/metrics`.
     metrics: PrometheusHandle,
+    /// The bytes of all bodies that are no events: those have a budget of their own, and neither can use up the other's.
+    inflight: Arc<InFlight>,
     /// Makes the ids of requests that bring none.
     request_ids: Mutex<IdGenerator>,
     /// What anyone may read, written out once: without a key it must cost next to nothing.
@@ -102,7 +112,9 @@ impl Router {
         health: &Health,
         metrics: PrometheusHandle,
     ) -> Self {
+        let largest = offered.reading.as_ref().map_or(0, |reading| reading.threat_detection.body_bytes_max());
         Self {
+            inflight: InFlight::new(BODIES_BYTES_MAX.max(largest.saturating_mul(4)), SMALL_BODY_BYTES),
             keys: keys.clone(),
             local_token: file.token().to_owned(),
             offered,
@@ -166,7 +178,7 @@ impl Router {
         match route.door {
             Door::Welcome => reply::whole(StatusCode::OK, "application/json", self.pages.welcome.clone()),
             Door::Healthz => reply::json(StatusCode::OK, &json!({"status": "ok"})),
-            Door::Readyz => self.readyz(),
+            Door::Readyz => self.readyz(authority, request.headers()),
             Door::Metrics => {
                 reply::whole(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())
             }
@@ -175,13 +187,13 @@ impl Router {
                 Some(ingest) => ingest.handle(request, &principal, request_id).await,
                 None => elsewhere(request_id),
             },
-            Door::Keys => match whole_body(request, KEYS_BODY_BYTES_MAX).await {
+            Door::Keys => match whole_body(request, KEYS_BODY_BYTES_MAX, &self.inflight).await {
                 Ok(request) => self.keys_door.handle(request, &principal, request_id).await,
                 Err(problem) => reply::problem(&problem, request_id),
             },
             Door::Sql | Door::Read | Door::Feed | Door::Feedback | Door::ThreatDetection => match &self.offered.reading
             {
-                Some(reading) => reading.dispatch(route, request, &principal, request_id).await,
+                Some(reading) => reading.dispatch(route, request, &self.inflight, &principal, request_id).await,
                 None => elsewhere(request_id),
             },
         }
@@ -224,10 +236,14 @@ impl Router {
         given.is_some_and(|given| given.ct_eq(self.local_token.as_bytes()).into())
     }
 
-    fn readyz(&self) -> Response<Body> {
+    /// Which stages are stuck, anyone may know. What is wrong with a stage may have what a database said of somebody's row, so it
+    /// is for whoever has the machine: without keys whoever is on it, with keys who has the token of the data folder.
+    fn readyz(&self, authority: Option<&str>, headers: &HeaderMap) -> Response<Body> {
+        let trusted = self.is_local(headers) || (self.keys.is_open() && guard_loopback(authority, headers).is_ok());
+        let shown = |detail: String| if trusted { detail } else { WITHHELD.to_owned() };
         let stuck = self.health.stuck(Instant::now(), STUCK_MAX);
         let details: serde_json::Map<_, _> =
-            self.health.details().into_iter().map(|(stage, detail)| (stage, json!(detail))).collect();
+            self.health.details().into_iter().map(|(stage, detail)| (stage, json!(shown(detail)))).collect();
         let status = if stuck.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let word = if stuck.is_empty() { "ready" } else { "stuck" };
         reply::json(status, &json!({"status": word, "stuck": stuck, "details": details}))
@@ -252,20 +268,23 @@ impl Reading {
         &self,
         route: &'static Route,
         request: Request<Incoming>,
+        inflight: &Arc<InFlight>,
         principal: &Principal,
         request_id: &str,
     ) -> Response<Body> {
         match route.door {
-            Door::Sql => match whole_body(request, SQL_BODY_BYTES_MAX).await {
+            Door::Sql => match whole_body(request, SQL_BODY_BYTES_MAX, inflight).await {
                 Ok(request) => self.query.handle_sql(request, principal, request_id).await,
                 Err(problem) => reply::problem(&problem, request_id),
             },
             Door::Feed => self.feed.handle(request, principal, request_id).await,
-            Door::Feedback => match whole_body(request, FEEDBACK_BODY_BYTES_MAX).await {
+            Door::Feedback => match whole_body(request, FEEDBACK_BODY_BYTES_MAX, inflight).await {
                 Ok(request) => self.feedback.handle(request, principal, request_id).await,
                 Err(problem) => reply::problem(&problem, request_id),
             },
-            Door::ThreatDetection => self.threat_detection.handle(route, request, principal, request_id).await,
+            Door::ThreatDetection => {
+                self.threat_detection.handle(route, request, inflight, principal, request_id).await
+            }
             _ => self.read(route, &request, principal, request_id).await,
         }
     }
@@ -327,10 +346,14 @@ fn is_loopback(authority: &str) -> bool {
 }
 
 /// The request with its body read, within the bounds of bytes and pace that every body has.
-async fn whole_body(request: Request<Incoming>, bytes_max: usize) -> Result<Request<Full<Bytes>>, Problem> {
+async fn whole_body(
+    request: Request<Incoming>,
+    bytes_max: usize,
+    inflight: &Arc<InFlight>,
+) -> Result<Request<Full<Bytes>>, Problem> {
     let (head, body) = request.into_parts();
-    let body = read_body(body, bytes_max, BodyPace::default()).await?;
-    Ok(Request::from_parts(head, Full::new(Bytes::from(body))))
+    let body = read_body(body, bytes_max, BodyPace::default(), inflight).await?;
+    Ok(Request::from_parts(head, Full::new(body)))
 }
 
 fn class(status: StatusCode) -> &'static str {

@@ -112,3 +112,31 @@ fn a_rule_file_that_cannot_be_read_keeps_its_rule_in_force() {
     client.bulk("/v2/events/bulk?source=custom", &[event("a", "evil"), event("b", "worse")]);
     client.wait_for("SELECT count(*) FROM alerts", 2);
 }
+
+#[test]
+fn what_is_wrong_with_a_stage_is_told_to_whoever_has_the_machine_alone() {
+    // Nobody listens at that port.
+    let server = Server::start(&[("SINKS__REDIS__URL", "redis://127.0.0.1:1")]);
+    let mut client = server.client();
+    let started = std::time::Instant::now();
+    let details = |headers: &[(&str, &str)], client: &mut crate::server::Caller| {
+        let reply = client.send("GET", "/readyz", headers, b"");
+        assert_eq!(reply.status.as_u16(), 200, "a destination beside the store: {:?}", reply.body);
+        reply.json()["details"].to_string()
+    };
+    while !details(&[], &mut client).contains("127.0.0.1:1") {
+        assert!(started.elapsed() < crate::server::PATIENCE, "without keys it is told: {}", details(&[], &mut client));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // A page in a browser on this machine is not whoever has it.
+    assert!(!details(&[("origin", "https://evil.example")], &mut client).contains("127.0.0.1:1"));
+    let admin = crate::tenants::key(&server, "acme", "admin");
+    for mut client in [server.client(), server.client_with(&admin)] {
+        let told = details(&[], &mut client);
+        assert!(told.contains("redis") && told.contains("degraded") && !told.contains("127.0.0.1:1"), "{told}");
+    }
+    let file = std::fs::read_to_string(server.data_dir().join("server.json")).expect("the server's file");
+    let file: serde_json::Value = serde_json::from_str(&file).expect("JSON");
+    let mut owner = server.client_with(file["token"].as_str().expect("a token"));
+    assert!(details(&[], &mut owner).contains("127.0.0.1:1"), "the token of the data folder");
+}

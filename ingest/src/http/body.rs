@@ -29,6 +29,9 @@ const FRAME_KEPT_BYTES: usize = 16 * 1024;
 const FRAMES_FREE: u64 = 4096;
 const FRAME_BYTES_MIN: u64 = 8;
 
+/// Room that a body gets at a time which does not come in one frame.
+const PART_BYTES: usize = 64 * 1024;
+
 /// How slow a body may be.
 #[derive(Debug, Clone, Copy)]
 pub struct BodyPace {
@@ -180,18 +183,63 @@ pub(crate) async fn read_sent(
     Ok(sent)
 }
 
-/// Reads a whole body of at most `bytes_max` bytes: for endpoints whose bodies are small.
+/// Reads a whole body of at most `bytes_max` bytes, in one piece: for endpoints whose bodies are small. It counts against
+/// `inflight` until the last clone of the bytes is dropped.
 ///
 /// # Errors
-/// 400, 408 or 413, for the client.
-pub async fn read_body(body: Incoming, bytes_max: usize, pace: BodyPace) -> Result<Vec<u8>, Problem> {
-    let mut whole = Vec::new();
+/// 400, 408, 413 or 429, for the client.
+pub async fn read_body(
+    body: Incoming,
+    bytes_max: usize,
+    pace: BodyPace,
+    inflight: &Arc<InFlight>,
+) -> Result<Bytes, Problem> {
+    let mut held = inflight.enter().ok_or_else(busy)?;
+    let (mut parts, mut bytes) = (Vec::new(), 0);
     read_frames(body, bytes_max, pace, |frame| {
-        whole.extend_from_slice(&frame);
-        Ok(())
+        bytes += frame.len();
+        append(&mut parts, &mut held, &frame)
     })
     .await?;
-    Ok(whole)
+    if parts.len() > 1 {
+        if !held.grow(bytes) {
+            return Err(busy());
+        }
+        let rooms: usize = parts.iter().map(Vec::capacity).sum();
+        parts = vec![parts.concat()];
+        held.shrink(rooms);
+    }
+    Ok(Bytes::from_owner(Counted { bytes: parts.pop().unwrap_or_default(), _held: held }))
+}
+
+/// The bytes of a body, with their share of the budget.
+struct Counted {
+    bytes: Vec<u8>,
+    _held: Held,
+}
+
+/// Adds a frame. The room for it is what counts, and it is given in parts: one that grows by copying would be several times what
+/// came, until the allocator has taken back what was given up.
+fn append(parts: &mut Vec<Vec<u8>>, held: &mut Held, frame: &[u8]) -> Result<(), Problem> {
+    if let Some(last) = parts.last_mut().filter(|last| last.capacity() - last.len() >= frame.len()) {
+        last.extend_from_slice(frame);
+        return Ok(());
+    }
+    // The first frame of a small body is all of it.
+    let room = if parts.is_empty() { frame.len() } else { frame.len().max(PART_BYTES) };
+    if !held.grow(room) {
+        return Err(busy());
+    }
+    let mut part = Vec::with_capacity(room);
+    part.extend_from_slice(frame);
+    parts.push(part);
+    Ok(())
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 async fn read_frames(

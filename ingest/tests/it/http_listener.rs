@@ -9,7 +9,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
-use tidegate_ingest::http::{BodyPace, HttpConfig, Peer, ReplyBody, json, problem, read_body};
+use tidegate_ingest::http::{BodyPace, HttpConfig, InFlight, Peer, ReplyBody, json, problem, read_body};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -34,7 +34,7 @@ async fn echo(seen: Arc<Mutex<Vec<String>>>, request: Request<Incoming>) -> Resp
         "/unread" => json(StatusCode::PAYLOAD_TOO_LARGE, r#"{"too":"large"}"#.into(), ""),
         _ => {
             let pace = BodyPace { gap_max: Duration::from_millis(300), rate_bytes_min: 1000 };
-            match read_body(request.into_body(), 1 << 20, pace).await {
+            match read_body(request.into_body(), 1 << 20, pace, &InFlight::new(1 << 24, 1 << 10)).await {
                 Ok(body) => json(StatusCode::OK, format!(r#"{{"line":"{line}","bytes":{}}}"#, body.len()), "id"),
                 Err(wrong) => problem(&wrong, "id"),
             }

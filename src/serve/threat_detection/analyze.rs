@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::{Response, StatusCode};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tidegate_events::{Alert, Dataset, alerts_to_batch};
-use tidegate_ingest::decode::{Body as EventBody, BodyFormat, Decoder};
-use tidegate_ingest::http::{BodyPace, read_body};
+use tidegate_ingest::decode::{Body as EventBody, BodyFormat, DecodeConfig, Decoder};
+use tidegate_ingest::http::{BodyPace, InFlight, read_body};
 use tidegate_pipeline::clock::now_us;
 use tidegate_pipeline::keys::Principal;
 use tidegate_pipeline::{LogBatch, Problem};
@@ -78,12 +79,17 @@ impl Drop for Gone {
 
 impl ThreatDetection {
     /// Answers with what a rule makes of events.
-    pub(super) async fn analyze(&self, body: Incoming, principal: &Principal) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn analyze(
+        &self,
+        body: Incoming,
+        inflight: &Arc<InFlight>,
+        principal: &Principal,
+    ) -> Result<Response<Body>, Refusal> {
         let place = self.analyses.enter(&principal.org_id).ok_or_else(|| {
             Problem::new(429, "too_many_analyses", "as many analyses run as may")
                 .hint("try again in a moment, or raise threat_detection.analyses_max and tenant_analyses_max")
         })?;
-        let body = read_body(body, self.config.analyze_body_bytes_max, BodyPace::default()).await?;
+        let body = read_body(body, self.config.analyze_body_bytes_max, BodyPace::default(), inflight).await?;
         let config = self.config.of_analysis(&self.rules);
         let reader = Reader { principal: principal.clone(), shelf: self.shelf.clone(), config };
         let (analysis, principal) = self.compile(move || reader.read(body)).await??;
@@ -103,9 +109,12 @@ impl ThreatDetection {
         place: Place,
     ) -> Result<Response<Body>, Refusal> {
         let gone = Gone(Arc::default());
+        // Beyond that events are not decoded only to be refused: what follows counts as one more.
+        let body_events_max = self.decode.body_events_max.min(self.config.analyze_events_max);
+        let decode = DecodeConfig { body_events_max, ..self.decode.clone() };
         let run = EventsRun {
             org_id: principal.org_id.clone(),
-            decoder: Decoder::new(self.mappings.clone(), self.decode.clone(), getrandom::u64().unwrap_or(1)),
+            decoder: Decoder::new(self.mappings.clone(), decode, getrandom::u64().unwrap_or(1)),
             events_max: self.config.analyze_events_max,
             shown_max: self.config.analyze_matches_max,
             deadline: Instant::now() + Duration::from_millis(self.config.analyze_ms_max),
@@ -126,7 +135,7 @@ impl ThreatDetection {
 
 impl Reader {
     /// Reads and compiles what is asked, and says as whom. Blocks.
-    fn read(self, body: Vec<u8>) -> Result<(Analysis, Principal), Refusal> {
+    fn read(self, body: Bytes) -> Result<(Analysis, Principal), Refusal> {
         let asked: Asked = serde_json::from_slice(&body).map_err(|error| {
             Problem::new(400, "invalid_body", format!("the body is not what this endpoint takes: {error}")).hint(
                 r#"send {"rule": "title: …", "events": [{…}, …]} or {"rule": "…", "from": "2026-01-31T00:00:00Z"}"#,
@@ -228,7 +237,7 @@ impl EventsRun {
             return Err(Problem::new(400, "invalid_body", error.reason).into());
         }
         if result.items as usize > self.events_max {
-            let message = format!("{} events came, at most {} may", result.items, self.events_max);
+            let message = format!("more than {} events came", self.events_max);
             let hint = "send fewer, or raise threat_detection.analyze_events_max";
             return Err(Problem::new(413, "too_many_events", message).hint(hint).into());
         }

@@ -25,7 +25,7 @@ use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
 use tidegate_ingest::decode::DecodeConfig;
-use tidegate_ingest::http::{BodyPace, QueryString, read_body};
+use tidegate_ingest::http::{BodyPace, InFlight, QueryString, read_body};
 use tidegate_ingest::mapping::Mappings;
 use tidegate_pipeline::Problem;
 use tidegate_pipeline::keys::Principal;
@@ -121,15 +121,21 @@ impl ThreatDetection {
         }
     }
 
-    /// Answers a request whose key allows what the route needs.
+    /// Bytes of the largest body that is taken.
+    pub fn body_bytes_max(&self) -> usize {
+        self.text_bytes_max(true).max(self.config.analyze_body_bytes_max)
+    }
+
+    /// Answers a request whose key allows what the route needs. Its body counts against `inflight`.
     pub async fn handle(
         &self,
         route: &Route,
         request: Request<Incoming>,
+        inflight: &Arc<InFlight>,
         principal: &Principal,
         request_id: &str,
     ) -> Response<Body> {
-        let answer = self.answer(route, request, principal).await;
+        let answer = self.answer(route, request, inflight, principal).await;
         answer.unwrap_or_else(|refusal| {
             metrics::counter!(RULES_REFUSED, "code" => refusal.code()).increment(1);
             refusal.into_response(request_id)
@@ -140,6 +146,7 @@ impl ThreatDetection {
         &self,
         route: &Route,
         request: Request<Incoming>,
+        inflight: &Arc<InFlight>,
         principal: &Principal,
     ) -> Result<Response<Body>, Refusal> {
         self.shelf.ready().await?;
@@ -168,31 +175,24 @@ impl ThreatDetection {
             ("DELETE", _) => self.remove(&id, &head.headers, principal).await,
             (_, RULE_ENABLE) => self.switch(&id, true, principal).await,
             (_, RULE_DISABLE) => self.switch(&id, false, principal).await,
-            ("PUT", _) => {
-                let text = self.text(&head.headers, body).await?;
-                self.replace(&id, text, &head.headers, principal).await
+            (_, ANALYZE) => self.analyze(body, inflight, principal).await,
+            (method, path) => {
+                // The share of the budget is held until the answer is there.
+                let body = read_body(body, self.text_bytes_max(is_json(&head.headers)), BodyPace::default(), inflight);
+                let body = body.await?;
+                let text = text_in(&head.headers, &body)?;
+                match (method, path) {
+                    ("PUT", _) => self.replace(&id, text, &head.headers, principal).await,
+                    (_, VALIDATE) => self.validate(text, principal).await,
+                    _ => self.create(text, principal).await,
+                }
             }
-            (_, ANALYZE) => self.analyze(body, principal).await,
-            (_, VALIDATE) => self.validate(self.text(&head.headers, body).await?, principal).await,
-            _ => self.create(self.text(&head.headers, body).await?, principal).await,
         }
     }
 
-    /// The YAML text in a body: the body itself, or `{"text": …}` when it says that it is JSON.
-    async fn text(&self, headers: &HeaderMap, body: Incoming) -> Result<String, Refusal> {
-        let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        let json = kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
-        // Each byte of the text may be escaped as six in JSON.
-        let bytes_max = self.rules.file_bytes_max.saturating_mul(if json { 6 } else { 1 }).saturating_add(64);
-        let body = read_body(body, bytes_max, BodyPace::default()).await?;
-        if json {
-            let body: RuleBody = serde_json::from_slice(&body).map_err(|error| {
-                Problem::new(400, "invalid_body", format!("the body is not {{\"text\": …}}: {error}"))
-                    .hint("send the YAML itself as application/yaml, or {\"text\": \"title: …\"} as application/json")
-            })?;
-            return Ok(body.text);
-        }
-        String::from_utf8(body).map_err(|_| Problem::new(400, "invalid_body", "the rule is not UTF-8").into())
+    /// Bytes of a body with a rule in it. Each byte of the text may be escaped as six in JSON.
+    fn text_bytes_max(&self, json: bool) -> usize {
+        self.rules.file_bytes_max.saturating_mul(if json { 6 } else { 1 }).saturating_add(64)
     }
 
     /// The ids of the rules that a tenant turned off.
@@ -222,6 +222,24 @@ impl ThreatDetection {
             Problem::new(500, "internal", "the rule could not be compiled; the server's log says why").into()
         })
     }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// The YAML text in a body: the body itself, or `{"text": …}` when it says that it is JSON.
+fn text_in(headers: &HeaderMap, body: &[u8]) -> Result<String, Problem> {
+    if is_json(headers) {
+        let body: RuleBody = serde_json::from_slice(body).map_err(|error| {
+            Problem::new(400, "invalid_body", format!("the body is not {{\"text\": …}}: {error}"))
+                .hint("send the YAML itself as application/yaml, or {\"text\": \"title: …\"} as application/json")
+        })?;
+        return Ok(body.text);
+    }
+    let text = std::str::from_utf8(body).map_err(|_| Problem::new(400, "invalid_body", "the rule is not UTF-8"))?;
+    Ok(text.to_owned())
 }
 
 /// The path of all rules.
