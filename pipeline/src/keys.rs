@@ -293,6 +293,13 @@ impl Keys {
         Ok((secret, record))
     }
 
+    /// Whether there is such a key of the tenant, and it was not revoked: for those who were let in a while ago.
+    pub fn holds(&self, org_id: &str, key_id: &str) -> bool {
+        self.with_current(|table| {
+            table.keys.get(key_id).is_some_and(|known| !known.revoked && &*known.principal.org_id == org_id)
+        })
+    }
+
     /// All keys, of one tenant or of all, revoked ones too, by tenant and id.
     pub fn list(&self, org_id: Option<&str>) -> Vec<KeyRecord> {
         let all = self.registry.all(KIND);

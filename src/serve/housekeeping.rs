@@ -39,6 +39,9 @@ const SAVE_EVERY: Duration = Duration::from_secs(60);
 /// The same while the registry alone keeps much of the log.
 const SAVE_EARLY: Duration = Duration::from_secs(5);
 
+/// Work of the store that goes on for longer is told of.
+const LONG: Duration = Duration::from_secs(60);
+
 /// Before a database that could not be kept in order is tried again.
 const DATABASE_AGAIN: Duration = Duration::from_secs(2);
 
@@ -64,7 +67,8 @@ impl Housekeeping {
     }
 }
 
-/// Starts the tasks. One that ends by itself shows in `/readyz` as the stage `housekeeping`.
+/// Starts the tasks. One that ends by itself shows in `/readyz` as the stage `housekeeping`, logs that cannot forget as
+/// `forgetting`, and what takes long in the store as a detail: events are taken without it.
 pub(super) fn start(
     parts: &Parts,
     Stores { store, timescale }: Stores,
@@ -84,11 +88,12 @@ pub(super) fn start(
     };
     let stage = health.stage("housekeeping");
     let mut tasks = JoinSet::new();
-    tasks.spawn(forget.run(metrics));
+    tasks.spawn(forget.run(metrics, health.stage("forgetting")));
     tasks.spawn(watch_rules(rules));
     if let Store::Parquet(store) = store {
-        tasks.spawn(compact(store.clone(), stopping.clone()));
-        tasks.spawn(retain(store, config.retention.clone(), stopping.clone()));
+        tasks.spawn(compact(store.clone(), stopping.clone(), health.stage_aside("compaction")));
+        let stage = health.stage_aside("retention");
+        tasks.spawn(retain(store, config.retention.clone(), stopping.clone(), stage));
     }
     if let (Some(timescale), Some(settings)) = (timescale, &config.sinks.timescale) {
         tasks.spawn(keep_database(timescale, settings.refresh_s, health.stage_aside("timescale:housekeeping")));
@@ -116,11 +121,13 @@ struct Forget {
 }
 
 impl Forget {
-    async fn run(self, metrics: PrometheusHandle) {
+    async fn run(self, metrics: PrometheusHandle, stage: Arc<Stage>) {
         let mut ticks = tokio::time::interval(FORGET_EVERY);
         let mut saved = Instant::now();
         loop {
+            stage.waiting(0, Instant::now());
             ticks.tick().await;
+            stage.waiting(1, Instant::now());
             metrics.run_upkeep();
             // Files and locks that wait for the disk: not on a thread that serves sockets.
             let needed = tokio::task::block_in_place(|| {
@@ -184,7 +191,7 @@ pub(super) async fn watch_rules(rules: Arc<Mutex<RulesSync>>) {
     }
 }
 
-async fn compact(store: Arc<ParquetStore>, stopping: Arc<AtomicBool>) {
+async fn compact(store: Arc<ParquetStore>, stopping: Arc<AtomicBool>, stage: Arc<Stage>) {
     let mut ticks = tokio::time::interval(COMPACT_EVERY);
     loop {
         ticks.tick().await;
@@ -194,11 +201,11 @@ async fn compact(store: Arc<ParquetStore>, stopping: Arc<AtomicBool>) {
             at.sweep()?;
             Ok(())
         };
-        aside(&store, "compaction", work).await;
+        aside(&store, &stage, work).await;
     }
 }
 
-async fn retain(store: Arc<ParquetStore>, config: RetentionConfig, stopping: Arc<AtomicBool>) {
+async fn retain(store: Arc<ParquetStore>, config: RetentionConfig, stopping: Arc<AtomicBool>, stage: Arc<Stage>) {
     let mut ticks = tokio::time::interval(RETAIN_EVERY);
     loop {
         ticks.tick().await;
@@ -208,7 +215,7 @@ async fn retain(store: Arc<ParquetStore>, config: RetentionConfig, stopping: Arc
             at.sweep()?;
             Ok(())
         };
-        aside(&store, "retention", work).await;
+        aside(&store, &stage, work).await;
     }
 }
 
@@ -235,11 +242,26 @@ pub(super) async fn keep_database(store: Arc<TimescaleStore>, every_s: u64, stag
     }
 }
 
-/// Runs work that blocks on files on a thread of the store.
-async fn aside(store: &ParquetStore, what: &str, work: impl FnOnce() -> Result<(), SinksError> + Send + 'static) {
-    match store.spawn_upkeep(work).await {
+/// Runs work that blocks on files on a thread of the store, and says so when it takes long.
+async fn aside(store: &ParquetStore, stage: &Stage, work: impl FnOnce() -> Result<(), SinksError> + Send + 'static) {
+    let started = Instant::now();
+    let work = store.spawn_upkeep(work);
+    tokio::pin!(work);
+    let done = loop {
+        match tokio::time::timeout(LONG, &mut work).await {
+            Ok(done) => break done,
+            Err(_) => {
+                let took_s = started.elapsed().as_secs();
+                stage.set_detail(Some(format!(
+                    "under way for {took_s} s: a large backlog, or the disk does not answer"
+                )));
+            }
+        }
+    };
+    stage.set_detail(None);
+    match done {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, what, "failed; it is tried again"),
-        Err(error) => tracing::error!(%error, what, "ended early; it is tried again"),
+        Ok(Err(error)) => tracing::warn!(%error, what = stage.name(), "failed; it is tried again"),
+        Err(error) => tracing::error!(%error, what = stage.name(), "ended early; it is tried again"),
     }
 }

@@ -192,6 +192,7 @@ impl Server {
             move |from| changes_log.changes_from(from),
         )
         .context("open the registry")?;
+        registry.report_health(health.stage("registry"));
         let keys = Arc::new(Keys::new(registry.clone()));
         let (listener, address) = bind(config.listen, keys.is_open()).await?;
 
@@ -464,10 +465,6 @@ fn backfill(query: Arc<Query>) -> tidegate_sinks::feed::Backfill {
 fn recheck(keys: Arc<Keys>) -> tidegate_sinks::feed::Recheck {
     Arc::new(move |principal| {
         // Who joined while no key existed may stay for just as long.
-        (&*principal.key_id == LOCAL && keys.is_open())
-            || keys
-                .list(Some(&principal.org_id))
-                .iter()
-                .any(|key| key.key_id == *principal.key_id && key.revoked_us.is_none())
+        (&*principal.key_id == LOCAL && keys.is_open()) || keys.holds(&principal.org_id, &principal.key_id)
     })
 }

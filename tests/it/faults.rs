@@ -12,6 +12,7 @@ use tempfile::TempDir;
 /// Where a number is in the file that the library looks at.
 const DELAY_MS: u64 = 0;
 const ERROR: u64 = 1;
+const FAILED: u64 = 2;
 const CLOCK_S: u64 = 3;
 const ALLOWED: u64 = 4;
 const PATH_AT: u64 = 64;
@@ -59,6 +60,7 @@ impl Faults {
 
     /// Syncs fail as a broken disk's do, after so many more.
     pub fn fail_after(&self, syncs: i64) {
+        self.tell(FAILED, 0);
         self.tell(ALLOWED, syncs);
         self.tell(ERROR, i64::from(rustix::io::Errno::IO.raw_os_error()));
     }
@@ -72,6 +74,13 @@ impl Faults {
     /// The server's wall clock is off by this many seconds from now on.
     pub fn clock(&self, seconds: i64) {
         self.tell(CLOCK_S, seconds);
+    }
+
+    /// How many syncs have failed since that was asked for.
+    pub fn failed(&self) -> i64 {
+        let mut bytes = [0; 8];
+        self.told.read_exact_at(&mut bytes, FAILED * 8).expect("the file of faults");
+        i64::from_ne_bytes(bytes)
     }
 
     fn tell(&self, at: u64, value: i64) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::server::{Caller, Server};
+use crate::server::{Caller, NoAnswer, Server};
 
 /// What clients sent, and what they were told.
 #[derive(Debug, Default)]
@@ -21,8 +21,10 @@ pub struct Ledger {
     pub answers: BTreeMap<u16, Vec<Duration>>,
     /// Refusals with 429 or 503 that did not say when to come again.
     pub refusals_without_retry: usize,
-    /// Requests whose connection broke after they were sent, or before.
+    /// Requests whose connection broke while they were sent or answered.
     pub broken: usize,
+    /// Requests that nobody listened for.
+    pub unheard: usize,
 }
 
 impl Ledger {
@@ -35,6 +37,12 @@ impl Ledger {
         }
         self.refusals_without_retry += other.refusals_without_retry;
         self.broken += other.broken;
+        self.unheard += other.unheard;
+    }
+
+    /// Requests that got no answer, for whatever reason.
+    pub fn unanswered(&self) -> usize {
+        self.broken + self.unheard
     }
 
     /// How many answers had this status.
@@ -146,21 +154,30 @@ fn send(stop: &AtomicBool, url: &str, prefix: &str, (pace, every): (Pace, Durati
         let ids: Vec<_> = (at..at + pace.events).map(|at| (format!("{prefix}-{at}"), at)).collect();
         at += pace.events;
         let mut body = Vec::new();
-        for (id, at) in &ids {
+        let now_us = tidegate_pipeline::clock::now_us();
+        for ((id, at), time_us) in ids.iter().zip(now_us..) {
             let mut event = ledger_event(id, *at);
             event["padding"] = json!(padding);
+            event["lane"] = json!(prefix.rsplit('-').next());
+            event["time"] = json!(chrono::DateTime::from_timestamp_micros(time_us).map(|time| time.to_rfc3339()));
             body.extend_from_slice(format!("{event}\n").as_bytes());
         }
         ledger.issued.extend(ids.iter().map(|(id, _)| id.clone()));
         let started = Instant::now();
         let headers = [("content-type", "application/x-ndjson")];
-        let Some(reply) = client.try_send("POST", "/v2/events/bulk?source=ledger", &headers, &body) else {
-            ledger.broken += 1;
-            if pace.until_refused {
-                return ledger;
+        let reply = match client.attempt("POST", "/v2/events/bulk?source=ledger", &headers, &body) {
+            Ok(reply) => reply,
+            Err(reason) => {
+                match reason {
+                    NoAnswer::Nobody => ledger.unheard += 1,
+                    NoAnswer::Broken(_) => ledger.broken += 1,
+                }
+                if pace.until_refused {
+                    return ledger;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
             }
-            std::thread::sleep(Duration::from_millis(20));
-            continue;
         };
         let status = reply.status.as_u16();
         ledger.answers.entry(status).or_default().push(started.elapsed());

@@ -118,9 +118,23 @@ impl Server {
 
     /// Resident memory of the process in bytes.
     pub fn memory(&self) -> u64 {
-        let pid = self.child.as_ref().expect("a running server").id();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most that it was since [`forget_memory_peak`](Self::forget_memory_peak).
+    pub fn memory_peak(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    /// From now on the peak of the memory is counted anew.
+    pub fn forget_memory_peak(&self) {
+        // See proc_pid_clear_refs(5).
+        std::fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("a process of ours");
+    }
+
+    fn status_bytes(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process lives");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of it");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
@@ -247,6 +261,15 @@ fn without_settings(command: &mut Command) {
     }
 }
 
+/// Why a request has no answer.
+#[derive(Debug)]
+pub enum NoAnswer {
+    /// Nobody listens: it was not sent.
+    Nobody,
+    /// The connection broke, or the answer did not come in time.
+    Broken(String),
+}
+
 /// A blocking client.
 pub struct Caller {
     runtime: tokio::runtime::Runtime,
@@ -261,18 +284,38 @@ impl Caller {
         Self { runtime, client: Client::new(&config).expect("a client") }
     }
 
-    /// One request; `None` when the connection broke.
+    /// One request; `None` when there was no answer.
     pub fn try_send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Reply> {
+        self.attempt(method, path, headers, body).ok()
+    }
+
+    /// One request, or why there was no answer.
+    pub fn attempt(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<Reply, NoAnswer> {
         let method: Method = method.parse().expect("a method");
         let headers: Vec<_> =
             headers.iter().map(|(name, value)| (name.parse::<HeaderName>().expect("a header name"), *value)).collect();
         let body = Bytes::copy_from_slice(body);
-        self.runtime.block_on(self.client.fetch(method, path, &headers, body)).ok()
+        self.runtime.block_on(self.client.fetch(method, path, &headers, body)).map_err(|error| {
+            let refused = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::ConnectionRefused;
+            match error.chain().filter_map(|cause| cause.downcast_ref()).any(refused) {
+                true => NoAnswer::Nobody,
+                false => NoAnswer::Broken(format!("{error:#}")),
+            }
+        })
     }
 
     /// One request that must get an answer.
     pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
-        self.try_send(method, path, headers, body).unwrap_or_else(|| panic!("{method} {path}: no answer"))
+        self.attempt(method, path, headers, body).unwrap_or_else(|why| match why {
+            NoAnswer::Nobody => panic!("{method} {path}: nobody listens"),
+            NoAnswer::Broken(reason) => panic!("{method} {path}: no answer: {reason}"),
+        })
     }
 
     /// `GET`, any status.

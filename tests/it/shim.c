@@ -1,7 +1,7 @@
 /* Loaded before libc (LD_PRELOAD) into the server under test: slow and failing syncs, and a wall clock that is off. What it
  * does is told, while it runs, by the file that FAULTS names: 8 numbers of 64 bits, then the part of a path that a synced
  * file must have (all files if empty).
- *   0 milliseconds that a sync takes longer   1 errno with which it then fails, or 0   2 (free)
+ *   0 milliseconds that a sync takes longer   1 errno with which it then fails, or 0   2 how many have failed so
  *   3 seconds that the wall clock is off       4 how many syncs may still succeed before they fail
  */
 #define _GNU_SOURCE
@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 struct faults {
-    int64_t delay_ms, error, free, clock_s, allowed, spare[3];
+    int64_t delay_ms, error, failed, clock_s, allowed, spare[3];
     char path[192];
 };
 
@@ -49,7 +49,10 @@ static int fault(int fd) {
     if (!faults || !concerns(fd)) return 0;
     /* In steps, so that a test that ends the delay ends it for those who wait, too. */
     for (int64_t waited = 0; waited < faults->delay_ms; waited += 10) usleep(10000);
-    if (faults->error && __atomic_sub_fetch(&faults->allowed, 1, __ATOMIC_SEQ_CST) < 0) return (int)faults->error;
+    if (faults->error && __atomic_sub_fetch(&faults->allowed, 1, __ATOMIC_SEQ_CST) < 0) {
+        __atomic_add_fetch(&faults->failed, 1, __ATOMIC_SEQ_CST);
+        return (int)faults->error;
+    }
     return 0;
 }
 

@@ -13,6 +13,7 @@
 mod change;
 mod entries;
 mod follow;
+mod work;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,6 +31,7 @@ pub use entries::{Entries, Entry, Kinds};
 
 use crate::error::{AppendError, PipelineError};
 use crate::fs::Fs;
+use crate::health::Stage;
 use crate::keys::DEFAULT_ORG;
 use crate::log::{Ack, Append, EventBatch, LogBatch, Offset, StreamLog};
 use crate::metrics as names;
@@ -80,6 +82,7 @@ struct Shared {
     /// Rows below are applied, as far as the log was read.
     applied: watch::Sender<Offset>,
     turn: Arc<Mutex<Turn>>,
+    work: work::Work,
 }
 
 /// What only the one who changes something needs.
@@ -155,6 +158,7 @@ impl Registry {
             follows: AtomicBool::new(false),
             applied: watch::Sender::new(applied),
             turn: Arc::new(Mutex::new(turn)),
+            work: work::Work::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -169,6 +173,11 @@ impl Registry {
         Ok(files.load(parse_snapshot)?.value.map_or(0, |snapshot| snapshot.offset))
     }
 
+    /// Says how changes and saves get on, from now on.
+    pub fn report_health(&self, stage: Arc<Stage>) {
+        self.shared.work.report_to(stage);
+    }
+
     /// Makes changes: durable in the log, then visible to all. All of them or none. Goes on to its end even when the caller is
     /// gone. Writes a snapshot once the changes since the last one are an eighth of all things. Needs a runtime.
     ///
@@ -178,7 +187,10 @@ impl Registry {
     /// read back what it wrote: it is changed once it can.
     pub async fn apply(&self, changes: Vec<Change>) -> Result<(), PipelineError> {
         let shared = self.shared.clone();
-        let task = tokio::spawn(async move { shared.apply(changes).await });
+        let task = tokio::spawn(async move {
+            let _working = shared.work.begin();
+            shared.clone().apply(changes).await
+        });
         task.await.unwrap_or_else(|error| Err(PipelineError::Invalid(format!("the change was not made: {error}"))))
     }
 
@@ -188,6 +200,7 @@ impl Registry {
     /// # Errors
     /// [`PipelineError::Io`] when it cannot be written.
     pub async fn save(&self) -> Result<(), PipelineError> {
+        let _working = self.shared.work.begin();
         let turn = self.shared.turn.clone().lock_owned().await;
         self.shared.save(turn).await
     }

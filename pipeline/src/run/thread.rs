@@ -255,6 +255,8 @@ impl State {
 
     /// Writes a checkpoint. One that fails costs a longer replay, no more: it is told about and tried again later.
     fn checkpoint(&mut self) {
+        // It may be all that is to be done, and the disk may hang: then this thread says nothing more.
+        self.health.stage.waiting(1, Instant::now());
         let states = self.stations.save();
         let checkpoint = Checkpoint {
             offset: self.offset,
@@ -274,6 +276,7 @@ impl State {
                 self.health.set("checkpoint", error.to_string());
             }
         }
+        self.health.stage.progressed(Instant::now());
         self.publish();
     }
 

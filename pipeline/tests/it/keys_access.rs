@@ -117,8 +117,11 @@ async fn a_revoked_key_is_refused_at_once_and_the_server_does_not_open_again() {
     let keys = keys();
     let (secret, id) = make(&keys, "acme", Role::Admin).await;
     assert!(bearer(&keys, &secret).is_ok());
+    let holds = |org: &str, id: &str| keys.holds(org, id);
+    assert!(holds("acme", &id) && !holds("acme-2", &id) && !holds("acme", "aaaaaaaaaaaa"));
     let record = keys.revoke(&id, Some("acme"), "local", 9).await.expect("revoked").expect("a key");
     assert_eq!(record.revoked_us, Some(9));
+    assert!(!holds("acme", &id), "who was let in has to go");
     assert_eq!(bearer(&keys, &secret), Err(AuthError::Revoked));
     assert_eq!(keys.authenticate(None), Err(AuthError::Missing));
     assert!(!keys.is_open());
