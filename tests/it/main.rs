@@ -1,6 +1,7 @@
 //! End-to-end tests of the program, in one binary.
 
 mod bodies;
+mod body_budget;
 mod bombs;
 mod cli_args;
 mod cli_commands;
@@ -20,12 +21,14 @@ mod faults;
 #[allow(dead_code, reason = "not every fault is brought here")]
 mod faulty_proxy;
 mod feed;
+mod feed_tenants;
 mod feedback;
 mod fluvio_topics;
 #[path = "../../sinks/tests/it/fluvio_world.rs"]
 #[allow(dead_code, reason = "the tests of the sink use more of it")]
 mod fluvio_world;
 mod history;
+mod hostile_sql;
 mod hot_cold;
 mod ledger;
 mod object_store;

@@ -98,7 +98,7 @@ fn an_object_store_that_is_away_harms_nobody_and_is_caught_up_with() {
         std::thread::sleep(time);
         let (done, cpu) = (load.stop(), server.cpu() - cpu);
         assert_eq!(
-            (done.broken, done.count(429), done.count(503)),
+            (done.unanswered(), done.count(429), done.count(503)),
             (0, 0, 0),
             "{round}: every request is answered with 200"
         );

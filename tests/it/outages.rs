@@ -177,7 +177,11 @@ impl<'a> Run<'a> {
     fn end(self, ledger: &mut Ledger) -> Stretch {
         let (time, cpu) = (self.started.elapsed(), self.server.cpu() - self.cpu);
         let done = self.load.stop();
-        assert_eq!((done.broken, done.count(429), done.count(503)), (0, 0, 0), "every request is answered with 200");
+        assert_eq!(
+            (done.unanswered(), done.count(429), done.count(503)),
+            (0, 0, 0),
+            "every request is answered with 200"
+        );
         let events = done.acknowledged.len() as f64;
         let longest = done.longest(200);
         ledger.merge(done);

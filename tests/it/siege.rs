@@ -3,6 +3,7 @@
 //!
 //! `TIDEGATE_SIEGE_S=1800 cargo test --release --test it siege -- --nocapture` besieges for half an hour.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -51,17 +52,27 @@ impl Drop for Limit {
     }
 }
 
+/// The server gives followers up that do not read, so each is replaced after this long: there are always as many.
+const FOLLOWED: Duration = Duration::from_secs(8);
+/// Followers at once.
+const FOLLOWERS: usize = 500;
+
 /// Followers of the feed that do not read, and clients that do not behave: 60 new ones a second.
 async fn besiege(url: &str, stop: &AtomicBool) {
     let address: std::net::SocketAddr = url.trim_start_matches("http://").parse().expect("an address");
-    let mut followers = Vec::new();
+    let mut followers = VecDeque::new();
     let follow = KINDS.last().expect("those who follow").0;
     for at in 0.. {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        if followers.len() < 500 {
-            followers.push(misbehave(address, follow, "").await);
+        while followers.front().is_some_and(|(since, _): &(Instant, _)| since.elapsed() > FOLLOWED) {
+            followers.pop_front();
+        }
+        if followers.len() < FOLLOWERS
+            && let Some(stream) = misbehave(address, follow, "").await
+        {
+            followers.push_back((Instant::now(), stream));
         }
         let (first, drip) = KINDS[at % (KINDS.len() - 1)];
         tokio::spawn(async move {
@@ -75,15 +86,16 @@ async fn besiege(url: &str, stop: &AtomicBool) {
     }
 }
 
-/// Bombs and questions, one after the other.
-fn trouble(url: &str, stop: &AtomicBool) -> u64 {
+/// Bombs and questions, one after the other; how many of each were answered.
+fn trouble(url: &str, stop: &AtomicBool) -> (u64, u64) {
     let mut bomb = zstd::Encoder::new(Vec::new(), 1).expect("an encoder");
     std::io::copy(&mut std::io::Read::take(std::io::repeat(b' '), 1 << 30), &mut bomb).expect("memory");
     let bomb = bomb.finish().expect("memory");
-    let (mut client, mut answered) = (Caller::new(url, None), 0);
+    let (mut client, mut bombs, mut questions) = (Caller::new(url, None), 0, 0);
     while !stop.load(Ordering::Relaxed) {
         let headers = [("content-type", "application/x-ndjson"), ("content-encoding", "zstd")];
         let refused = client.try_send("POST", "/v2/events/bulk", &headers, &bomb);
+        bombs += u64::from(refused.is_some());
         assert!(refused.is_none_or(|reply| matches!(reply.status.as_u16(), 413 | 429)), "a bomb was taken");
         for statement in [
             "SELECT mark, count(*), max(n) FROM security_events GROUP BY mark",
@@ -91,11 +103,19 @@ fn trouble(url: &str, stop: &AtomicBool) -> u64 {
             "SELECT sum(length(repeat(padding, 1000))) FROM security_events",
         ] {
             let asked = client.try_send("POST", "/v2/sql", &[("content-type", "text/plain")], statement.as_bytes());
-            answered += u64::from(asked.is_some());
+            questions += u64::from(asked.is_some());
         }
         std::thread::sleep(Duration::from_millis(200));
     }
-    answered
+    (bombs, questions)
+}
+
+/// How many follow the feed, as the server counts them.
+fn followers(client: &mut Caller) -> Option<u64> {
+    let page = client.try_send("GET", "/metrics", &[], b"")?;
+    let page = String::from_utf8(page.body.to_vec()).ok()?;
+    let line = page.lines().find_map(|line| line.strip_prefix("tidegate_sinks_feed_subscribers "))?;
+    line.trim().parse().ok()
 }
 
 #[test]
@@ -119,9 +139,10 @@ fn a_siege_under_a_limit_of_memory_is_outlived() {
     let _limit = Limit::of(&server);
     let open_before = server.open_files();
     let stop = AtomicBool::new(false);
-    let (mut most, mut asked) = (0, 0);
+    let (mut most, mut most_followers) = (0, 0);
+    let mut looks = server.client();
     let started = Instant::now();
-    let ledger = std::thread::scope(|scope| {
+    let (ledger, (bombs, questions)) = std::thread::scope(|scope| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let (url, ending) = (&server.url, &stop);
         scope.spawn(move || runtime.block_on(besiege(url, ending)));
@@ -130,25 +151,27 @@ fn a_siege_under_a_limit_of_memory_is_outlived() {
         while started.elapsed() < Duration::from_secs(seconds) {
             std::thread::sleep(Duration::from_millis(100));
             most = most.max(server.memory());
+            most_followers = most_followers.max(followers(&mut looks).unwrap_or_default());
         }
         let ledger = load.stop();
         stop.store(true, Ordering::Relaxed);
-        asked = troubled.join().expect("who asks");
-        ledger
+        (ledger, troubled.join().expect("who asks"))
     });
     println!(
-        "{:.0?} of siege: {} events acknowledged, {} answers 200, {} 429, {} 503, {} broken; {asked} questions answered; memory \
-         at most {} MiB, files {} (before {open_before})",
+        "{:.0?} of siege: {} events acknowledged, {} answers 200, {} 429, {} 503, {} broken; {bombs} bombs and {questions} questions \
+         answered; at most {most_followers} followers, memory at most {} MiB, files {} (before {open_before})",
         started.elapsed(),
         ledger.acknowledged.len(),
         ledger.count(200),
         ledger.count(429),
         ledger.count(503),
-        ledger.broken,
+        ledger.unanswered(),
         most >> 20,
         server.open_files(),
     );
     assert!(ledger.count(200) as u64 > seconds, "{} requests were taken", ledger.count(200));
+    assert!(bombs > 0 && questions > 0, "{bombs} bombs and {questions} questions were answered");
+    assert!(most_followers as usize > FOLLOWERS / 2, "only {most_followers} followed");
     assert_eq!(ledger.refusals_without_retry, 0);
     assert!(most < MEMORY_MAX / 100 * 85, "{most} bytes");
     let calm = Instant::now();

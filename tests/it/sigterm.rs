@@ -72,9 +72,8 @@ fn a_drain_under_load_loses_nothing_and_breaks_no_connection() {
             all.merge(ledger);
         }
         let kept = load.stop();
-        // The last request of a kept connection finds nobody, is refused, or is answered; a connection that broke in the
-        // middle of a request would show as more than one a client.
-        assert!(kept.broken <= 4, "round {round}: {} of 4 clients saw more than the end", kept.broken);
+        // The last request of a kept connection is answered, or finds nobody; none breaks off.
+        assert_eq!(kept.broken, 0, "round {round}: requests on kept connections broke off");
         all.merge(kept);
         server.run(&[("STARTER_PACK", "false")]);
     }
