@@ -1,7 +1,8 @@
 //! The accept loop: bounded connections, timers on each, and a drain that resets no client that behaves.
 //!
 //! HTTP/1.1 and HTTP/2 with prior knowledge share the port. A connection is ended when it has no request for
-//! `idle_ms_max`, when a request head takes longer than `head_ms_max`, or when the peer does not read for `write_ms_max`.
+//! `idle_ms_max`, when a request head takes longer than `head_ms_max`, or when the peer does not read for `write_ms_max`,
+//! or after that less than `write_rate_bytes_min` a second.
 //! Bodies have timers of their own, see [`body`](super::body).
 
 use std::future::Future;
@@ -50,6 +51,9 @@ pub struct HttpConfig {
     pub idle_ms_max: u64,
     /// Without the peer reading any byte of what we write.
     pub write_ms_max: u64,
+    /// Bytes a second that the peer must read of what we write on average, counted over the time in which we wait for it after a
+    /// first `write_ms_max`.
+    pub write_rate_bytes_min: u64,
     /// For requests under way to finish once the server is told to stop.
     pub drain_ms_max: u64,
     /// After the server is told to stop, for connections without a request: a request that comes within it is served,
@@ -71,6 +75,7 @@ impl Default for HttpConfig {
             head_bytes_max: 64 * 1024,
             idle_ms_max: 75_000,
             write_ms_max: 20_000,
+            write_rate_bytes_min: 4_096,
             drain_ms_max: 8_000,
             drain_quiet_ms: 300,
             linger_ms_max: 2_000,
@@ -134,6 +139,7 @@ where
             head: Duration::from_millis(config.head_ms_max),
             idle: Duration::from_millis(config.idle_ms_max),
             write: Duration::from_millis(config.write_ms_max),
+            write_rate: config.write_rate_bytes_min,
         },
         tick: Duration::from_millis(
             (config.head_ms_max.min(config.idle_ms_max).min(config.write_ms_max) / 4).clamp(20, 2_500),
@@ -391,8 +397,8 @@ where
         if close && version != Version::HTTP_2 && response.status() != hyper::StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        serving.waits_for_peer(true);
-        Ok(response.map(|body| Counted { body, _rearm: Rearm(progress), serving }))
+        serving.waits_for_peer(Some(0));
+        Ok(response.map(|body| Counted { body, rest: Bytes::new(), _rearm: Rearm(progress), serving }))
     }
 }
 
@@ -432,9 +438,15 @@ impl Drop for Rearm {
     }
 }
 
+/// On HTTP/2 so many bytes of an answer are handed out at a time: what is handed out is not seen any more until it has been
+/// taken, and a request whose last bytes are handed out counts as answered.
+const PIECE_BYTES: usize = 64 * 1024;
+
 /// An answer's body that keeps its request counted until it is sent or dropped.
 struct Counted {
     body: ReplyBody,
+    /// What is left of a frame that is handed out in pieces.
+    rest: Bytes,
     _rearm: Rearm,
     serving: Serving,
 }
@@ -445,16 +457,31 @@ impl Body for Counted {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
-        this.serving.waits_for_peer(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        let mut polled = match this.rest.is_empty() {
+            true => Pin::new(&mut this.body).poll_frame(cx),
+            false => Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut this.rest))))),
+        };
+        let mut handed_out = None;
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled {
+            if let Some(data) = frame.data_mut().filter(|data| this.serving.is_http2() && data.len() > PIECE_BYTES) {
+                this.rest = data.split_off(PIECE_BYTES);
+            }
+            handed_out = Some(frame.data_ref().map_or(0, Bytes::len));
+        }
+        this.serving.waits_for_peer(handed_out);
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (rest, mut hint) = (self.rest.len() as u64, self.body.size_hint());
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint.set_lower(hint.lower() + rest);
+        hint
     }
 }

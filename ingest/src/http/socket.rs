@@ -27,12 +27,50 @@ pub(crate) struct Progress {
     requests: AtomicU32,
     idle_since: AtomicU64,
     head_since: AtomicU64,
-    write_blocked_since: AtomicU64,
+    /// What is being written to the socket.
+    writing: Mutex<Writing>,
     http2: AtomicBool,
-    /// Since when each answer on HTTP/2 that is not asked for more waits for its peer, by the number of its request.
-    stalled: Mutex<BTreeMap<u32, u64>>,
+    /// The answers on HTTP/2 that are not asked for more, by the number of their request.
+    streams: Mutex<BTreeMap<u32, Writing>>,
     next_request: AtomicU32,
     pub(crate) head: Mutex<HeadWatch>,
+}
+
+/// How the peer takes what is written, from when it first made us wait until it has taken all. Only the time in which a
+/// write waits for it counts, so that a feed of few bytes is not slow.
+#[derive(Debug, Default)]
+struct Writing {
+    /// A write waits since then; see [`Progress`].
+    since: u64,
+    waited_ms: u64,
+    taken_bytes: u64,
+}
+
+impl Writing {
+    fn waits(&mut self, now: u64) {
+        if self.since == 0 {
+            self.since = now;
+        }
+    }
+
+    fn took(&mut self, now: impl FnOnce() -> u64, bytes: usize) {
+        if self.since != 0 {
+            self.waited_ms += now().saturating_sub(self.since);
+            self.since = 0;
+            self.taken_bytes += bytes as u64;
+        } else if self.waited_ms > 0 {
+            self.taken_bytes += bytes as u64;
+        }
+    }
+
+    /// Whether the peer takes nothing for too long, or too little.
+    fn is_overdue(&self, now: u64, patience: Patience) -> bool {
+        let grace = u64::try_from(patience.write.as_millis()).unwrap_or(u64::MAX);
+        let waiting = if self.since == 0 { 0 } else { now.saturating_sub(self.since) };
+        let graced = self.waited_ms.saturating_add(waiting).saturating_sub(grace);
+        let owed = u128::from(patience.write_rate) * u128::from(graced) / 1000;
+        waiting > grace || (waiting > 0 && u128::from(self.taken_bytes) < owed)
+    }
 }
 
 /// Why the supervisor ends a connection.
@@ -42,7 +80,7 @@ pub(crate) enum Overdue {
     Idle,
     /// A request head that did not arrive within its bound.
     Head,
-    /// A peer that does not read what it asked for.
+    /// A peer that does not read what it asked for, or hardly.
     Write,
 }
 
@@ -52,6 +90,8 @@ pub(crate) struct Patience {
     pub(crate) head: Duration,
     pub(crate) idle: Duration,
     pub(crate) write: Duration,
+    /// Bytes a second that are to be taken on average once a write has waited for `write`.
+    pub(crate) write_rate: u64,
 }
 
 impl Progress {
@@ -62,9 +102,9 @@ impl Progress {
             idle_since: AtomicU64::new(1),
             // A new connection owes its first request as if it had begun: silence is no better than a trickle.
             head_since: AtomicU64::new(1),
-            write_blocked_since: AtomicU64::new(0),
+            writing: Mutex::default(),
             http2: AtomicBool::new(false),
-            stalled: Mutex::default(),
+            streams: Mutex::default(),
             next_request: AtomicU32::new(0),
             head: Mutex::new(HeadWatch::new(head_bytes_max)),
         }
@@ -92,22 +132,28 @@ impl Progress {
         }
     }
 
-    fn wrote(&self, blocked: bool) {
-        if !blocked {
-            self.write_blocked_since.store(0, Ordering::Relaxed);
-        } else if self.write_blocked_since.load(Ordering::Relaxed) == 0 {
-            self.write_blocked_since.store(self.now(), Ordering::Relaxed);
+    fn wrote(&self, polled: &Poll<io::Result<usize>>) {
+        let mut writing = self.writing.lock();
+        match polled {
+            Poll::Pending => writing.waits(self.now()),
+            Poll::Ready(Ok(bytes)) => writing.took(|| self.now(), *bytes),
+            Poll::Ready(Err(_)) => {}
         }
+    }
+
+    /// All that there was to write has been taken by the operating system.
+    fn flushed(&self) {
+        *self.writing.lock() = Writing::default();
     }
 
     /// Which bound the connection is over, if any.
     pub(crate) fn overdue(&self, patience: Patience) -> Option<Overdue> {
         let now = self.now();
         let over = |since: u64, bound: Duration| since != 0 && u128::from(now - since.min(now)) > bound.as_millis();
-        if over(self.write_blocked_since.load(Ordering::Relaxed), patience.write) {
+        if self.writing.lock().is_overdue(now, patience) {
             return Some(Overdue::Write);
         }
-        if self.stalled.lock().values().any(|since| over(*since, patience.write)) {
+        if self.streams.lock().values().any(|writing| writing.is_overdue(now, patience)) {
             return Some(Overdue::Write);
         }
         if self.requests.load(Ordering::Relaxed) > 0 {
@@ -130,24 +176,34 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    /// Says whose turn it is: the peer's, to make room for what was handed out, or ours, to bring more. On HTTP/1 the socket
-    /// itself shows it; on HTTP/2 a peer may close the window of one stream and keep reading the others.
-    pub(crate) fn waits_for_peer(&self, waits: bool) {
+    /// Says whose turn it is: the peer's, to make room for what was handed out (its bytes, now), or ours, to bring more. On HTTP/1
+    /// the socket itself shows it; on HTTP/2 a peer may close the window of one stream and keep reading the others.
+    pub(crate) fn waits_for_peer(&self, handed_out: Option<usize>) {
         if !self.http2 {
             return;
         }
-        let mut stalled = self.progress.stalled.lock();
-        if waits {
-            stalled.insert(self.number, self.progress.now());
-        } else {
-            stalled.remove(&self.number);
+        let mut streams = self.progress.streams.lock();
+        match handed_out {
+            Some(bytes) => {
+                let writing = streams.entry(self.number).or_default();
+                // We are asked for more only when the peer has made room for all before.
+                writing.took(|| self.progress.now(), 0);
+                writing.taken_bytes += bytes as u64;
+                writing.waits(self.progress.now());
+            }
+            None => _ = streams.remove(&self.number),
         }
+    }
+
+    /// Whether the request came over HTTP/2.
+    pub(crate) fn is_http2(&self) -> bool {
+        self.http2
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.waits_for_peer(false);
+        self.waits_for_peer(None);
         self.progress.idle_since.store(self.progress.now(), Ordering::Relaxed);
         self.progress.requests.fetch_sub(1, Ordering::Relaxed);
     }
@@ -194,7 +250,7 @@ impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.tcp).poll_write(cx, buf);
-        this.progress.wrote(polled.is_pending());
+        this.progress.wrote(&polled);
         polled
     }
 
@@ -205,7 +261,7 @@ impl AsyncWrite for Socket {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs);
-        this.progress.wrote(polled.is_pending());
+        this.progress.wrote(&polled);
         polled
     }
 
@@ -214,7 +270,10 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+        // Whoever writes flushes once it has written all it had; what is left then is the operating system's.
+        let this = self.get_mut();
+        this.progress.flushed();
+        Pin::new(&mut this.tcp).poll_flush(cx)
     }
 
     /// Ends our side, then reads and forgets what the peer still sends, for a while. Closing a socket with unread bytes
@@ -252,8 +311,12 @@ impl AsyncWrite for Socket {
 mod tests {
     use super::*;
 
-    const PATIENCE: Patience =
-        Patience { head: Duration::from_secs(10), idle: Duration::from_secs(60), write: Duration::from_secs(30) };
+    const PATIENCE: Patience = Patience {
+        head: Duration::from_secs(10),
+        idle: Duration::from_secs(60),
+        write: Duration::from_secs(30),
+        write_rate: 1_000,
+    };
 
     #[tokio::test(start_paused = true)]
     async fn each_bound_bites_in_its_own_state() {
@@ -273,10 +336,10 @@ mod tests {
         let serving = progress.begin(false);
         tokio::time::advance(Duration::from_secs(600)).await;
         assert_eq!(progress.overdue(PATIENCE), None, "a long request is not idle");
-        progress.wrote(true);
+        progress.wrote(&Poll::Pending);
         tokio::time::advance(Duration::from_secs(31)).await;
         assert_eq!(progress.overdue(PATIENCE), Some(Overdue::Write));
-        progress.wrote(false);
+        progress.wrote(&Poll::Ready(Ok(1)));
         drop(serving);
         assert_eq!(progress.overdue(PATIENCE), None, "idle from now on");
         tokio::time::advance(Duration::from_secs(61)).await;
@@ -287,17 +350,58 @@ mod tests {
     async fn a_stalled_stream_of_http2_is_overdue() {
         let progress = Arc::new(Progress::new(1024));
         let (one, two) = (progress.begin(true), progress.begin(true));
-        one.waits_for_peer(true);
-        two.waits_for_peer(true);
-        two.waits_for_peer(false);
+        one.waits_for_peer(Some(1 << 20));
+        two.waits_for_peer(Some(1));
+        two.waits_for_peer(None);
         tokio::time::advance(Duration::from_secs(31)).await;
         assert_eq!(progress.overdue(PATIENCE), Some(Overdue::Write));
         drop(one);
         assert_eq!(progress.overdue(PATIENCE), None);
         let old = progress.begin(false);
-        old.waits_for_peer(true);
+        old.waits_for_peer(Some(1));
         tokio::time::advance(Duration::from_secs(31)).await;
         assert_eq!(progress.overdue(PATIENCE), None, "HTTP/1 is seen at the socket");
+    }
+
+    /// The peer takes `bytes` after each wait of so many seconds, `times` over; whether that is too slow.
+    async fn is_slow(bytes: usize, wait_s: u64, times: usize, flushes: bool) -> [bool; 2] {
+        let (socket, stream) = (Arc::new(Progress::new(1024)), Arc::new(Progress::new(1024)));
+        let (_one, two) = (socket.begin(false), stream.begin(true));
+        let mut slow = [false; 2];
+        for _ in 0..times {
+            two.waits_for_peer(Some(bytes));
+            socket.wrote(&Poll::Pending);
+            tokio::time::advance(Duration::from_secs(wait_s)).await;
+            for (slow, progress) in slow.iter_mut().zip([&socket, &stream]) {
+                *slow |= progress.overdue(PATIENCE) == Some(Overdue::Write);
+            }
+            socket.wrote(&Poll::Ready(Ok(bytes)));
+            if flushes {
+                socket.flushed();
+                two.waits_for_peer(None);
+                // Nothing to write is no slowness of the peer's.
+                tokio::time::advance(Duration::from_secs(600)).await;
+            }
+        }
+        slow
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_too_little_is_overdue() {
+        for (bytes, wait_s, times, flushes, slow) in [
+            // A kilobyte now and then, which keeps the bound of silence from biting.
+            (1_000, 15, 20, false, true),
+            (14_000, 15, 100, false, true),
+            (15_000, 15, 100, false, false),
+            (31_000, 29, 100, false, false),
+            (1_000, 15, 2, false, false),
+            // Little, but all that there is.
+            (100, 15, 20, true, false),
+            (100, 31, 1, true, true),
+        ] {
+            let found = is_slow(bytes, wait_s, times, flushes).await;
+            assert_eq!(found, [slow; 2], "{bytes} bytes after {wait_s} s, {times} times, {flushes}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -166,8 +166,44 @@ async fn a_client_that_does_not_read_its_answer_is_cut() {
     assert_eq!(server.drained().await.cut, 0, "the connection is gone");
 }
 
+/// Reads so many bytes each 50 ms of an answer of 64 MiB; how long until the connection ends, at most `watched`.
+async fn sip(bytes: usize, rate_bytes_min: u64, watched: Duration) -> Duration {
+    let config = HttpConfig { write_ms_max: 2_000, write_rate_bytes_min: rate_bytes_min, ..quick() };
+    let (server, _) = start(config).await;
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    // Little room on the way, so that what is read shows soon at the other side.
+    socket.set_recv_buffer_size(16 * 1024).expect("a small buffer");
+    let mut tcp = socket.connect(server.at).await.expect("connects");
+    tcp.write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+    let mut sip = vec![0; bytes];
+    let started = Instant::now();
+    while started.elapsed() < watched {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if !matches!(tokio::io::AsyncReadExt::read(&mut tcp, &mut sip).await, Ok(1..)) {
+            break;
+        }
+    }
+    started.elapsed()
+}
+
+#[tokio::test]
+async fn a_client_that_sips_its_answer_is_cut() {
+    let (slow, steady) = tokio::join!(
+        sip(32 * 1024, 8 << 20, Duration::from_secs(30)),
+        sip(32 * 1024, 16 * 1024, Duration::from_secs(8)),
+    );
+    assert!(slow < Duration::from_secs(20), "it never paused for long, and read a fraction of the rate: {slow:?}");
+    assert!(steady >= Duration::from_secs(8), "a reader above the rate was cut after {steady:?}");
+}
+
 #[tokio::test]
 async fn a_stream_of_http2_whose_window_stays_closed_is_cut() {
+    for path in ["/frames", "/large"] {
+        check_closed_window(path).await;
+    }
+}
+
+async fn check_closed_window(path: &str) {
     let (server, _) = start(quick()).await;
     let tcp = TcpStream::connect(server.at).await.expect("connects");
     let (mut client, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
@@ -177,14 +213,14 @@ async fn a_stream_of_http2_whose_window_stays_closed_is_cut() {
         .expect("a handshake");
     let connection = tokio::spawn(connection);
     let ask = |path: &str| Request::get(format!("http://x{path}")).body(Empty::<Bytes>::new()).expect("a request");
-    let unread = client.send_request(ask("/frames")).await.expect("an answer");
+    let unread = client.send_request(ask(path)).await.expect("an answer");
     let started = Instant::now();
     while !connection.is_finished() && started.elapsed() < Duration::from_secs(5) {
         // Others on the connection are read: the socket itself is not blocked.
         let _ = client.send_request(ask("/a")).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(connection.is_finished(), "still there after {:?}", started.elapsed());
+    assert!(connection.is_finished(), "{path}: still there after {:?}", started.elapsed());
     drop(unread);
 }
 
