@@ -9,6 +9,7 @@
 //! A decoder that panics is replaced. The bodies that it held are then decoded one by one, so that only the body that
 //! causes the panic fails.
 
+mod answering;
 mod inflating;
 mod partitions;
 mod queue;

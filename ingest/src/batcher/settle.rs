@@ -6,10 +6,11 @@ use tidegate_pipeline::{Ack, AppendError, Appended, EventBatch, Problem};
 use tokio::sync::oneshot;
 
 use crate::decode::{Rejected, RowRef};
+use crate::http::Held;
 use crate::metrics as names;
 
 /// What became of the items of one request.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Settled {
     /// Items stored by this request.
     pub accepted: usize,
@@ -21,6 +22,8 @@ pub struct Settled {
     pub stored: Vec<StoredItem>,
     /// When they were acknowledged, where the log has another level than the one that was asked for.
     pub ack: Option<Ack>,
+    /// What the answer takes of the budget of all requests.
+    pub(crate) held: Option<Held>,
 }
 
 /// An item that is stored, now or before.
@@ -56,6 +59,8 @@ pub(crate) struct Waiting {
     pub(crate) rejected: Vec<Rejected>,
     /// Why nothing of the body could be read.
     pub(crate) broken: Option<Problem>,
+    /// What its rows and its answer take of the budget of all requests.
+    pub(crate) held: Option<Held>,
 }
 
 /// The requests of one append, and where their rows are in it.
@@ -114,7 +119,8 @@ impl Group {
             accepted_total += accepted as u64;
             duplicates_total += duplicates as u64;
             rejected_total += rejected.len() as u64;
-            let _ = waiting.reply.send(Ok(Settled { accepted, duplicates, rejected, stored, ack: appended.ack }));
+            let held = waiting.held;
+            let _ = waiting.reply.send(Ok(Settled { accepted, duplicates, rejected, stored, ack: appended.ack, held }));
         }
         metrics::counter!(names::EVENTS_STORED_TOTAL).increment(accepted_total);
         metrics::counter!(names::EVENTS_DUPLICATE_TOTAL).increment(duplicates_total);
@@ -186,7 +192,7 @@ mod tests {
         for (items, detail) in [(3, true), (2, false), (2, true)] {
             let (reply, receiver) = oneshot::channel();
             receivers.push(receiver);
-            waiting.push(Waiting { reply, detail, items, rejected: Vec::new(), broken: None });
+            waiting.push(Waiting { reply, detail, items, rejected: Vec::new(), broken: None, held: None });
         }
         waiting[2].rejected = vec![Rejected { index: 0, code: "invalid_json", reason: "no".into() }];
         let batches = [
@@ -219,7 +225,7 @@ mod tests {
             [(AppendError::Full("x".into()), 429), (AppendError::Failed("x".into()), 503), (AppendError::Closed, 503)]
         {
             let (reply, mut receiver) = oneshot::channel();
-            let waiting = Waiting { reply, detail: false, items: 1, rejected: Vec::new(), broken: None };
+            let waiting = Waiting { reply, detail: false, items: 1, rejected: Vec::new(), broken: None, held: None };
             Group::new(vec![waiting], &[], Vec::new()).settle(Err(error));
             assert_eq!(receiver.try_recv().expect("answered").expect_err("refused").status, status);
         }

@@ -4,29 +4,31 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tidegate_pipeline::{Ack, Append, Appended, Problem};
+use arrow::array::Array;
+use tidegate_pipeline::{Ack, Append, Appended, EventBatch, Problem};
 use tokio::runtime::Handle;
 
+use super::answering::{DETAIL_BYTES, charge, fail, too_large, waiting};
 use super::inflating::inflated;
 use super::partitions::Partitions;
 use super::queue::{Queue, Taken};
-use super::settle::{Group, Waiting};
+use super::settle::Group;
 use super::{BatcherConfig, Job};
-use crate::decode::{Body, BodyResult, Decoded, Decoder};
+use crate::decode::{Body, BodyResult, Decoded, Decoder, Room};
 use crate::error::IngestError;
 use crate::metrics as names;
 
 /// What a decode thread needs of a decoder: [`Decoder`], and one that fails on demand in the tests.
 pub(super) trait Decode {
-    fn push(&mut self, body: Body) -> BodyResult;
+    fn push(&mut self, body: Body, room: Room<'_>) -> BodyResult;
     fn flush(&mut self) -> Result<Decoded, IngestError>;
     fn buffered_bytes(&self) -> usize;
     fn buffered_rows(&self) -> usize;
 }
 
 impl Decode for Decoder {
-    fn push(&mut self, body: Body) -> BodyResult {
-        self.push(body)
+    fn push(&mut self, body: Body, room: Room<'_>) -> BodyResult {
+        self.push_within(body, room)
     }
 
     fn flush(&mut self) -> Result<Decoded, IngestError> {
@@ -49,6 +51,8 @@ pub(super) struct Worker<D> {
     inflated_bytes_max: usize,
     group_bytes_max: usize,
     group_rows_max: usize,
+    /// Of one batch of rows.
+    batch_bytes_max: usize,
     partitions: Partitions,
     /// Of the bodies at hand.
     partition: usize,
@@ -60,6 +64,8 @@ pub(super) struct Worker<D> {
 struct Member {
     job: Job,
     result: BodyResult,
+    /// Bytes of the body's share of the budget that its rows and its answer take.
+    made: usize,
 }
 
 impl<D: Decode> Worker<D> {
@@ -76,6 +82,7 @@ impl<D: Decode> Worker<D> {
             inflated_bytes_max: config.inflated_bytes_max,
             group_bytes_max: config.group_bytes_max,
             group_rows_max: config.group_rows_max,
+            batch_bytes_max: BATCH_BYTES_MAX,
             partitions,
             partition: 0,
             queue,
@@ -113,7 +120,7 @@ impl<D: Decode> Worker<D> {
         let mut started = Instant::now();
         for mut job in jobs {
             match self.push(&mut job) {
-                Push::Pushed(result) => group.push(Member { job, result }),
+                Push::Pushed(result, made) => group.push(Member { job, result, made }),
                 Push::Refused(problem) => {
                     let _ = job.reply.send(Err(problem));
                 }
@@ -140,7 +147,7 @@ impl<D: Decode> Worker<D> {
         for mut job in jobs {
             let started = Instant::now();
             match self.push(&mut job) {
-                Push::Pushed(result) => self.flush(vec![Member { job, result }], ack, started),
+                Push::Pushed(result, made) => self.flush(vec![Member { job, result, made }], ack, started),
                 Push::Refused(problem) => {
                     let _ = job.reply.send(Err(problem));
                 }
@@ -154,6 +161,7 @@ impl<D: Decode> Worker<D> {
 
     /// Inflates a body and gives it to the decoder.
     fn push(&mut self, job: &mut Job) -> Push {
+        job.sent.begin_again();
         let bytes = match inflated(job, self.inflated_bytes_max) {
             Ok(bytes) => bytes,
             Err(problem) => return Push::Refused(problem),
@@ -169,8 +177,16 @@ impl<D: Decode> Worker<D> {
             idempotency_key: job.idempotency_key.clone(),
             request_id: job.request_id.clone(),
         };
-        match catch_unwind(AssertUnwindSafe(|| self.decoder.push(body))) {
-            Ok(result) => Push::Pushed(result),
+        let mut made = 0;
+        let held = &mut job.sent.held;
+        let mut grant = |bytes: usize| {
+            charge(held, bytes)?;
+            made += bytes;
+            Ok(())
+        };
+        let room = Room { grant: &mut grant, item_bytes: if job.detail { DETAIL_BYTES } else { 0 } };
+        match catch_unwind(AssertUnwindSafe(|| self.decoder.push(body, room))) {
+            Ok(result) => Push::Pushed(result, made),
             Err(_) => {
                 metrics::counter!(names::DECODE_PANICS_TOTAL).increment(1);
                 Push::Panicked
@@ -182,6 +198,9 @@ impl<D: Decode> Worker<D> {
     fn flush(&mut self, members: Vec<Member>, ack: Ack, started: Instant) {
         let decoded = catch_unwind(AssertUnwindSafe(|| self.decoder.flush()));
         let failed = match decoded {
+            Ok(Ok(decoded)) if decoded.batches.iter().any(|batch| takes_more(batch, self.batch_bytes_max)) => {
+                return self.apart(members, ack, too_large);
+            }
             Ok(Ok(decoded)) => return self.append(members, decoded, ack, started),
             Ok(Err(error)) => error.to_string(),
             Err(_) => {
@@ -191,9 +210,14 @@ impl<D: Decode> Worker<D> {
         };
         tracing::error!(error = failed, bodies = members.len(), "a group of bodies could not be decoded");
         self.decoder = (self.new_decoder)();
+        self.apart(members, ack, fail);
+    }
+
+    /// Decodes the bodies of a group that cannot be appended each by itself; an only one is given up.
+    fn apart(&mut self, members: Vec<Member>, ack: Ack, give_up: fn(Job)) {
         let mut jobs: Vec<Job> = members.into_iter().map(|member| member.job).collect();
         match jobs.pop() {
-            Some(only) if jobs.is_empty() => fail(only),
+            Some(only) if jobs.is_empty() => give_up(only),
             last => {
                 jobs.extend(last);
                 self.one_by_one(jobs, ack);
@@ -207,9 +231,9 @@ impl<D: Decode> Worker<D> {
         let requests = request_ids(&members);
         let waiting = members
             .into_iter()
-            .map(|Member { job, result }| {
+            .map(|Member { job, result, made }| {
                 sent_bytes += job.sent.len();
-                waiting(job, result)
+                waiting(job, result, made)
             })
             .collect();
         let Decoded { batches, rows } = decoded;
@@ -238,6 +262,19 @@ impl<D: Decode> Worker<D> {
     }
 }
 
+/// A frame of the log has at most 1 GiB; its metadata and the padding of its buffers are part of that. A group with a batch
+/// that has more would be refused as a whole, those of other tenants too.
+const BATCH_BYTES_MAX: usize = (1 << 30) - (64 << 20);
+
+fn takes_more(batch: &EventBatch, bytes_max: usize) -> bool {
+    let keys = size_of_val(batch.keys.as_slice());
+    // What the buffers have room for is quickly known, and more than what is in them.
+    batch.rows.get_array_memory_size().saturating_add(keys) > bytes_max
+        && batch.rows.columns().iter().fold(keys, |sum, column| {
+            sum.saturating_add(column.to_data().get_slice_memory_size().unwrap_or(usize::MAX))
+        }) > bytes_max
+}
+
 /// The ids of the requests of a group, where somebody reads them: with the offsets of their rows an event's way through the
 /// log, the checkpoints and the store can be followed.
 fn request_ids(members: &[Member]) -> Option<String> {
@@ -256,24 +293,10 @@ fn follow(requests: Option<&str>, appended: &Result<Appended, tidegate_pipeline:
 }
 
 enum Push {
-    Pushed(BodyResult),
+    /// And how many bytes were taken for what was made of it.
+    Pushed(BodyResult, usize),
     Refused(Problem),
     Panicked,
-}
-
-/// What the request waits for. The bytes of the body are given back here.
-fn waiting(job: Job, result: BodyResult) -> Waiting {
-    let items = result.items as usize;
-    let broken =
-        result.error.map(|error| Problem::new(400, error.code, error.reason).hint("nothing of this body was stored"));
-    Waiting { reply: job.reply, detail: job.detail, items, rejected: result.rejected, broken }
-}
-
-fn fail(job: Job) {
-    tracing::error!(request_id = &*job.request_id, org_id = &*job.org_id, "a body made the decoder fail");
-    let problem = Problem::new(500, "decode_failed", "the server failed to decode this body; nothing of it was stored")
-        .hint("the log of the server has the reason under this request id; please report it with the body");
-    let _ = job.reply.send(Err(problem));
 }
 
 #[cfg(test)]
@@ -282,7 +305,7 @@ mod tests {
     use arrow::datatypes::{DataType, Field, Schema};
     use tidegate_events::Dataset;
     use tidegate_pipeline::log::MemoryLog;
-    use tidegate_pipeline::{EventBatch, LogReader, PipelineError, StreamLog};
+    use tidegate_pipeline::{LogReader, PipelineError, StreamLog};
 
     use super::*;
     use crate::batcher::tests::{Answer, job_with_answer};
@@ -295,7 +318,7 @@ mod tests {
     }
 
     impl Decode for Fragile {
-        fn push(&mut self, body: Body) -> BodyResult {
+        fn push(&mut self, body: Body, _: Room<'_>) -> BodyResult {
             let text = String::from_utf8(body.bytes).expect("text");
             assert!(text != "panic", "on purpose");
             self.bodies.push(text);
@@ -377,6 +400,31 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_body_too_large_for_the_log_costs_its_neighbours_nothing() {
+        for at in 0..3 {
+            let mut texts = vec!["a".to_owned(), "b".to_owned()];
+            texts.insert(at, "x".repeat(10_000));
+            let log = Arc::new(MemoryLog::new(16, 1 << 20));
+            let config = BatcherConfig::default();
+            let parts = (Partitions::one(log.clone()), queue(&config));
+            let mut worker = Worker::new(Box::new(Fragile::default), &config, parts, Handle::current());
+            worker.batch_bytes_max = 5_000;
+            let (jobs, answers): (Vec<Job>, Vec<Answer>) =
+                texts.iter().map(|text| job_with_answer(text, Ack::Disk)).unzip();
+            worker.decode(jobs, Ack::Disk);
+            for (text, answer) in texts.iter().zip(answers) {
+                match answer.await.expect("an answer") {
+                    Ok(settled) => assert_eq!(settled.stored[0].event_id, *text),
+                    Err(problem) => {
+                        assert_eq!((problem.status, problem.code, text.len()), (413, "body_too_large", 10_000));
+                    }
+                }
+            }
+            assert_eq!(log.bounds().next, 2, "each neighbour is stored once");
+        }
+    }
+
     /// Panics at its first append.
     struct PanicsOnce(MemoryLog, std::sync::atomic::AtomicBool);
 
@@ -454,7 +502,7 @@ mod tests {
                 idempotency_key: None,
                 request_id: "r".into(),
             };
-            Decode::push(&mut decoder, body);
+            Decode::push(&mut decoder, body, Room { grant: &mut |_| Ok(()), item_bytes: 0 });
             bytes += text.len();
             let measured = (Decode::buffered_bytes(&decoder), Decode::buffered_rows(&decoder));
             assert_eq!(measured, (bytes, rows), "dead letters are rows too: {text}");

@@ -40,10 +40,6 @@ pub(super) struct ArrowPlan {
     time: Option<usize>,
 }
 
-/// The most bytes that the values of one column may have once a dictionary or shared views are written out, as a multiple of
-/// what a batch may have.
-const EXPANDED_BYTES_MAX: usize = 256 << 20;
-
 impl ArrowPlan {
     /// Works out the columns; an error names the first that cannot be kept.
     pub(super) fn new(
@@ -54,10 +50,10 @@ impl ArrowPlan {
     ) -> Result<Self, String> {
         let mut inputs = Vec::new();
         for (at, field) in schema.fields().iter().enumerate() {
-            flatten(field.name(), field.data_type(), vec![at], origin.dataset, &mut inputs)?;
+            flatten(field.name(), field.data_type(), vec![at], (origin.dataset, config), &mut inputs)?;
         }
         let own = inputs.iter().filter(|input| input.core.is_none());
-        if own.clone().count() > config.event_fields_max {
+        if own.count() > config.event_fields_max {
             return Err(format!("there are more than {} own columns", config.event_fields_max));
         }
         for (at, input) in inputs.iter().enumerate() {
@@ -66,7 +62,7 @@ impl ArrowPlan {
                 return Err(format!("there are two columns for {:?}", input.name));
             }
             let name = &input.name;
-            if name.is_empty() || name.len() > config.field_name_bytes_max || name == REST_COLUMN {
+            if name.is_empty() || name == REST_COLUMN {
                 return Err(format!("a column cannot have the name {name:?}"));
             }
         }
@@ -90,43 +86,52 @@ impl ArrowPlan {
         raw
     }
 
-    /// The rows of a batch; `first_item` is the index of its first row in the body.
+    /// The names of the columns of the stream, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.inputs.iter().map(|input| input.name.as_str())
+    }
+
+    /// The columns of a batch, in the order of their names.
+    pub(super) fn columns(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>, String> {
+        self.inputs.iter().map(|input| pick(batch, &input.path)).collect()
+    }
+
+    /// Columns of texts and numbers as events, whose indexes in the body are `items`.
     pub(super) fn events(
         &self,
-        batch: &RecordBatch,
+        columns: &[ArrayRef],
+        items: &[u32],
         origin: &Origin,
-        first_item: u32,
         ids: &mut IdGenerator,
     ) -> Result<EventBatch, String> {
-        let rows = batch.num_rows();
+        let rows = items.len();
         let schema = self.dataset.core_schema();
         let mut core: Vec<Option<ArrayRef>> = vec![None; schema.fields().len()];
         let mut own: Vec<(String, ArrayRef)> = Vec::new();
-        for (at, input) in self.inputs.iter().enumerate() {
-            let array = pick(batch, &input.path)?;
+        for (at, (input, array)) in self.inputs.iter().zip(columns).enumerate() {
             if array.null_count() == rows {
                 continue;
             }
             if self.time == Some(at) {
-                core[TIME] = Some(to_times(&array)?);
+                core[TIME] = Some(to_times(array)?);
             }
             let Some(place) = input.core else {
-                own.push((input.name.clone(), to_own(&array, input.kind)?));
+                own.push((input.name.clone(), to_own(array, input.kind)?));
                 continue;
             };
             // A number called `event_id` is the kind of an event in Windows' logs, not its id.
             let no_id = place == EVENT_ID && !is_text(array.data_type());
             let ours = matches!(place, RECEIVED_TIME | ORG_ID) || (place == SOURCE && origin.source.is_some()) || no_id;
-            let filled = if ours { None } else { Some(to_core(&array, schema.field(place).data_type())?) };
+            let filled = if ours { None } else { Some(to_core(array, schema.field(place).data_type())?) };
             // What a core column does not hold just as it was sent is kept under another name.
             if filled.as_ref().is_none_or(|(_, exact)| !exact) {
-                own.push((self.raw_name(&input.name), to_own(&array, input.kind)?));
+                own.push((self.raw_name(&input.name), to_own(array, input.kind)?));
             }
             if let (Some(slot), Some((array, _))) = (core.get_mut(place), filled) {
                 *slot = Some(array);
             }
         }
-        let keys = fill_every_dataset(&mut core, rows, origin, first_item, ids);
+        let keys = fill_every_dataset(&mut core, items, origin, ids);
         let fields = schema.fields().iter().zip(core);
         let core = fields.filter_map(|(field, array)| array.map(|array| (field.clone(), array)));
         let own =
@@ -138,30 +143,44 @@ impl ArrowPlan {
     }
 }
 
-/// Adds the columns of a field, those of a struct each under its dotted name.
+/// Adds the columns of a field, those of a struct each under its dotted name. Both are bounded as they are made: names of
+/// structs in structs are written out for each of their columns.
 fn flatten(
     name: &str,
     data_type: &DataType,
     path: Vec<usize>,
-    dataset: Dataset,
+    (dataset, config): (Dataset, &DecodeConfig),
     inputs: &mut Vec<Input>,
 ) -> Result<(), String> {
+    let shown = |text: &str| text.chars().take(100).collect::<String>();
+    let max = config.field_name_bytes_max;
+    let too_long = |name: &str| Err(format!("the name of column {:?}… is longer than {max} bytes", shown(name)));
+    if name.len() > max {
+        return too_long(name);
+    }
     if let DataType::Struct(children) = data_type {
         for (at, child) in children.iter().enumerate() {
+            if name.len() + 1 + child.name().len() > max {
+                return too_long(child.name());
+            }
             let name = format!("{name}.{}", child.name());
             let path = path.iter().copied().chain([at]).collect();
-            flatten(&name, child.data_type(), path, dataset, inputs)?;
+            flatten(&name, child.data_type(), path, (dataset, config), inputs)?;
         }
         return Ok(());
     }
-    let unsupported = || format!("column {name:?} has the type {data_type}, which is not supported; send it as text");
     if let DataType::Null = data_type {
         return Ok(());
     }
+    let unsupported = || {
+        let kind = shown(&data_type.to_string());
+        format!("column {name:?} has the type {kind}, which is not supported; send it as text")
+    };
     let kind = own_type(data_type).ok_or_else(unsupported)?;
     let core = core_place(name, dataset);
     inputs.push(Input { name: name.to_owned(), path, core, kind });
-    Ok(())
+    let most = config.event_fields_max.saturating_add(dataset.core_schema().fields().len());
+    if inputs.len() > most { Err(format!("there are more than {most} columns")) } else { Ok(()) }
 }
 
 /// The core column of this name, or of this name in FOCUS.
@@ -204,7 +223,7 @@ fn is_text(data_type: &DataType) -> bool {
     matches!(data_type, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
 }
 
-/// The array at a path; the nulls of a struct are those of its children too. Dictionaries are written out.
+/// The array at a path; the nulls of a struct are those of its children too.
 fn pick(batch: &RecordBatch, path: &[usize]) -> Result<ArrayRef, String> {
     let missing = || "a batch has other columns than the schema".to_owned();
     let (first, rest) = path.split_first().ok_or_else(missing)?;
@@ -216,36 +235,7 @@ fn pick(batch: &RecordBatch, path: &[usize]) -> Result<ArrayRef, String> {
         let joined = child.to_data().into_builder().nulls(nulls).build();
         array = arrow::array::make_array(joined.map_err(|error| error.to_string())?);
     }
-    check_expansion(&array)?;
-    match array.data_type() {
-        DataType::Dictionary(_, values) => cast(&array, values),
-        _ => Ok(array),
-    }
-}
-
-/// Keys of a dictionary, or views, may name the same long text again and again: a small body must not become a large column.
-fn check_expansion(array: &ArrayRef) -> Result<(), String> {
-    let bytes: usize = match array.data_type() {
-        DataType::Utf8View => array.as_string_view().views().iter().map(|view| *view as u32 as usize).sum(),
-        DataType::Dictionary(..) => match array.as_any_dictionary_opt() {
-            Some(dictionary) if !dictionary.values().is_empty() => {
-                let values = cast(dictionary.values(), &DataType::Utf8)?;
-                let values: &StringArray = values.as_string_opt().ok_or("a dictionary cannot be read")?;
-                let keys = dictionary.normalized_keys();
-                let valid = |at: &usize| array.is_valid(*at);
-                let lengths = keys.iter().enumerate().filter(|(at, _)| valid(at));
-                lengths.map(|(_, key)| if *key < values.len() { values.value(*key).len() } else { 0 }).sum()
-            }
-            _ => 0,
-        },
-        _ => 0,
-    };
-    if bytes > EXPANDED_BYTES_MAX {
-        return Err(format!(
-            "a column has {bytes} bytes of text once it is written out, more than {EXPANDED_BYTES_MAX}"
-        ));
-    }
-    Ok(())
+    Ok(array)
 }
 
 fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, String> {
@@ -355,11 +345,11 @@ fn to_core(array: &ArrayRef, data_type: &DataType) -> Result<(ArrayRef, bool), S
 /// Fills the columns that every row has; the de-duplication keys of the rows.
 fn fill_every_dataset(
     core: &mut [Option<ArrayRef>],
-    rows: usize,
+    items: &[u32],
     origin: &Origin,
-    first_item: u32,
     ids: &mut IdGenerator,
 ) -> Vec<u128> {
+    let rows = items.len();
     let of = |place: usize, core: &[Option<ArrayRef>]| core.get(place).cloned().flatten();
     let received = origin.received_us;
     let times = of(TIME, core).or_else(|| of(charge_period_start(origin.dataset), core));
@@ -372,7 +362,7 @@ fn fill_every_dataset(
     let own_ids = own_ids.as_ref().and_then(|ids| ids.as_string_opt::<i32>());
     let mut event_ids = StringBuilder::with_capacity(rows, rows * 36);
     let mut keys = Vec::with_capacity(rows);
-    for row in 0..rows {
+    for (row, item) in items.iter().enumerate() {
         let own = own_ids.filter(|ids| ids.is_valid(row)).map(|ids| ids.value(row)).filter(|id| !id.is_empty());
         let dataset = origin.dataset as u8;
         match (own, &origin.idempotency_key) {
@@ -381,7 +371,7 @@ fn fill_every_dataset(
                 keys.push(dedup_key(&origin.org_id, dataset, id));
             }
             (None, Some(key)) => {
-                let id = format!("{key}:{}", first_item as usize + row);
+                let id = format!("{key}:{item}");
                 event_ids.append_value(&id);
                 keys.push(dedup_key(&origin.org_id, dataset, &id));
             }

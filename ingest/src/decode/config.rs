@@ -18,6 +18,12 @@ pub struct DecodeConfig {
     pub field_name_bytes_max: usize,
     /// The most events of one body; what comes after them is rejected (`too_many_events`) as one item.
     pub body_events_max: usize,
+    /// The most rejected events of one body, each of which is in the answer and in `dead_letters`. A body with more is refused as
+    /// a whole (`too_many_rejected`), and nothing of it is stored.
+    pub rejected_items_max: usize,
+    /// The most bytes that all columns of one Arrow body may take once dictionaries and views are written out and numbers that are
+    /// kept as text are text. A body with more is refused as a whole (`body_too_large`).
+    pub values_bytes_max: usize,
     /// The most of a rejected event's text that is kept in `dead_letters`.
     pub dead_letter_bytes_max: usize,
     /// The most sets of columns (each becomes a batch) that are built at a time for events of different layouts.
@@ -38,6 +44,8 @@ impl Default for DecodeConfig {
             fields_max: 2_000,
             field_name_bytes_max: 1_024,
             body_events_max: 2_000_000,
+            rejected_items_max: 10_000,
+            values_bytes_max: 256 << 20,
             dead_letter_bytes_max: 1 << 16,
             layout_families_max: 32,
             layouts_max: 4_096,

@@ -13,7 +13,10 @@
 //! index in the body and a reason, and kept as a row of `dead_letters`. The JSON policy is in `docs/mappings.md`.
 
 mod arrow_columns;
+mod arrow_rows;
 mod arrow_stream;
+mod arrow_values;
+mod budget;
 mod config;
 mod cost;
 mod csv;
@@ -24,6 +27,7 @@ mod layout;
 pub mod metrics;
 mod names;
 mod plan;
+mod rejected;
 mod rest;
 mod rows;
 mod scalar;
@@ -32,6 +36,7 @@ mod shape;
 mod tabular;
 mod walk;
 
+pub use budget::Room;
 pub use config::DecodeConfig;
 
 use std::ops::Range;
@@ -43,6 +48,7 @@ use tidegate_pipeline::EventBatch;
 
 pub(crate) use crate::error::IngestError;
 use crate::mapping::Mappings;
+use budget::Budget;
 use cost::CostRow;
 use dead_letter::DeadLetters;
 use json::{JsonParser, Malformed};
@@ -111,7 +117,8 @@ pub struct Rejected {
 /// Why nothing of a body can be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BodyError {
-    /// `empty_body`, `unknown_csv_header`, `malformed_csv`, `malformed_arrow`, `unsupported_column`, `wrong_dataset`.
+    /// `empty_body`, `unknown_csv_header`, `malformed_csv`, `malformed_arrow`, `unsupported_column`, `too_many_fields`,
+    /// `wrong_dataset`, `too_many_rejected`, `body_too_large`, or what [`Room::grant`] said.
     pub code: &'static str,
     /// For the sender.
     pub reason: String,
@@ -158,6 +165,8 @@ pub struct Decoder {
     arrow: Vec<(EventBatch, Vec<RowRef>)>,
     arrow_rows: usize,
     bodies: u32,
+    /// Bodies since the last flush of which nothing is to be stored.
+    refused: Vec<u32>,
     bytes: usize,
 }
 
@@ -180,6 +189,7 @@ struct Reading<'b> {
     /// The same bytes as text, where events may be of a known shape.
     text: Option<&'b str>,
     result: BodyResult,
+    budget: Budget<'b>,
 }
 
 impl Decoder {
@@ -198,12 +208,18 @@ impl Decoder {
             mappings,
             config,
             bodies: 0,
+            refused: Vec::new(),
             bytes: 0,
         }
     }
 
     /// Decodes a body into the open builders. It never fails its neighbours.
     pub fn push(&mut self, body: Body) -> BodyResult {
+        self.push_within(body, Room { grant: &mut |_| Ok(()), item_bytes: 0 })
+    }
+
+    /// As [`push`](Self::push), asking for room for what the body costs beside its bytes.
+    pub fn push_within(&mut self, body: Body, room: Room<'_>) -> BodyResult {
         let number = self.bodies;
         self.bodies += 1;
         self.bytes += body.bytes.len();
@@ -224,7 +240,9 @@ impl Decoder {
             && body.dataset != Dataset::CostEvents
             && self.config.shape_steps_max > 0;
         let text = if shaped { std::str::from_utf8(&body.bytes).ok() } else { None };
-        let mut reading = Reading { origin, bytes: &body.bytes, text, result: BodyResult::default() };
+        let room = Room { grant: &mut *room.grant, item_bytes: room.item_bytes };
+        let budget = Budget::new(room, body.format, body.bytes.len(), self.config.body_events_max);
+        let mut reading = Reading { origin, bytes: &body.bytes, text, result: BodyResult::default(), budget };
         let read = if matches!(body.dataset, Dataset::SecurityEvents | Dataset::CostEvents) {
             match body.format {
                 BodyFormat::Single => self.single(&mut reading),
@@ -237,7 +255,10 @@ impl Decoder {
             Err(BodyError { code: "wrong_dataset", reason })
         };
         let mut result = reading.result;
-        if let Err(error) = read {
+        if let Some(error) = reading.budget.into_refusal() {
+            self.refused.push(number);
+            result = BodyResult { error: Some(error), ..BodyResult::default() };
+        } else if let Err(error) = read {
             result.error = Some(error);
         }
         result
@@ -257,10 +278,14 @@ impl Decoder {
         let dead = self.dead.flush(&self.rows.walker.names);
         let arrow = std::mem::take(&mut self.arrow);
         self.arrow_rows = 0;
+        let refused = std::mem::take(&mut self.refused);
         let mut decoded = Decoded::default();
         for (batch, rows) in self.rows.flush()?.into_iter().chain(arrow).chain(dead?) {
             decoded.batches.push(batch);
             decoded.rows.push(rows);
+        }
+        if !refused.is_empty() {
+            decoded.forget(&refused)?;
         }
         Ok(decoded)
     }
@@ -337,8 +362,8 @@ impl Decoder {
         let bytes = reading.bytes;
         let (mut more, mut known, mut unknown) = (false, 0usize, 0usize);
         while let Some(start) = scan::object_start(bytes, at, more) {
-            if reading.result.items as usize >= self.config.body_events_max {
-                break;
+            if reading.result.items as usize >= reading.budget.items() && self.has_no_room(reading, start) {
+                return None;
             }
             if let Some(end) = self.known(reading, start, |_, _| true) {
                 known += 1;
@@ -378,7 +403,13 @@ impl Decoder {
             _ => None,
         };
         let room = config.body_events_max.saturating_sub(first as usize);
-        let elements = array.and_then(|array| object_elements(&tape.0, array, room));
+        let mut elements = array.and_then(|array| object_elements(&tape.0, array, room));
+        if let Some(elements) = &mut elements
+            && first as usize + elements.len() > reading.budget.items()
+            && !reading.budget.cover(first as usize + elements.len())
+        {
+            elements.clear();
+        }
         for (item, range) in elements.iter().flatten().enumerate() {
             let event = tape.0.get(range.clone()).unwrap_or_default();
             rows.event(&reading.origin, first + item as u32, (event, None), &[]);
@@ -479,17 +510,6 @@ impl Decoder {
         at
     }
 
-    /// Whether the body has all the events it may have; if so, what follows from `at` on is rejected as one item.
-    fn is_full(&mut self, reading: &mut Reading<'_>, at: usize) -> bool {
-        if (reading.result.items as usize) < self.config.body_events_max {
-            return false;
-        }
-        let reason = format!("the body has more than {} events; send it in parts", self.config.body_events_max);
-        let end = reading.bytes.len();
-        self.reject(reading, at..end, Malformed { code: "too_many_events", reason });
-        true
-    }
-
     /// One event, which is rejected if it cannot be read.
     fn event(&mut self, reading: &mut Reading<'_>, range: Range<usize>) {
         if let Err(malformed) = self.try_event(reading, range.clone()) {
@@ -525,16 +545,6 @@ impl Decoder {
         parser.give_back(tape);
         reading.result.items += 1;
         Ok(())
-    }
-
-    /// Answers for an event that is not stored, and keeps it as a dead letter.
-    #[cold]
-    fn reject(&mut self, reading: &mut Reading<'_>, range: Range<usize>, malformed: Malformed) {
-        let payload = reading.bytes.get(range).unwrap_or_default();
-        let index = reading.result.items;
-        reading.result.items += 1;
-        self.dead.push(&reading.origin, index, &malformed, payload, &mut self.rows.ids);
-        reading.result.rejected.push(Rejected { index, code: malformed.code, reason: malformed.reason });
     }
 }
 

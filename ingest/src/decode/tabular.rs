@@ -1,11 +1,15 @@
 //! Bodies with columns: CSV, row by row through the same cells as JSON; Arrow streams, column by column.
 
+use arrow::array::RecordBatch;
 use simd_json::Node as TapeNode;
 use tidegate_events::{Dataset, focus};
 
-use super::arrow_stream::{self, Frames};
+use super::arrow_columns::ArrowPlan;
+use super::arrow_rows::{BadRow, RowBounds, Sorted};
+use super::arrow_stream::{Next, Stream};
 use super::csv::{CsvReader, Record};
 use super::json::Malformed;
+use super::rejected::too_many_events;
 use super::{BodyError, Decoder, Reading, RowRef, empty_body, scan};
 
 /// A CSV file may have this many columns: FOCUS has 57, and no provider adds a thousand of its own.
@@ -80,51 +84,81 @@ impl Decoder {
 
     /// An Arrow IPC stream.
     pub(super) fn arrow(&mut self, reading: &mut Reading<'_>) -> Result<(), BodyError> {
-        let bytes = reading.bytes;
-        let frames = Frames::check(bytes, self.config.body_events_max);
         let malformed = |reason: String| BodyError { code: "malformed_arrow", reason };
-        let whole = bytes.get(..frames.whole_bytes).unwrap_or_default();
-        let mut reader =
-            arrow_stream::open(whole).map_err(|reason| malformed(frames.broken.clone().unwrap_or(reason)))?;
-        let plan = arrow_stream::plan(&reader.schema(), &reading.origin, &self.mappings, &self.config)?;
+        let mut stream = Stream::open(reading.bytes).map_err(malformed)?;
+        let unsupported = |reason| BodyError { code: "unsupported_column", reason };
+        let plan = ArrowPlan::new(stream.schema(), &reading.origin, &self.mappings, &self.config);
+        let plan = plan.map_err(unsupported)?;
         self.rows.admit(reading.origin.scope, plan.own_names())?;
-        let mut broken = frames.broken;
-        loop {
-            let batch = match arrow_stream::next(&mut reader) {
-                Ok(Some(batch)) => batch,
-                Ok(None) => break,
-                Err(reason) => {
-                    broken = Some(reason);
+        let values_max = self.config.values_bytes_max;
+        while !reading.budget.is_refused() {
+            let left = reading.budget.items_max().saturating_sub(reading.result.items as usize);
+            let budget = &mut reading.budget;
+            let next = stream.next(left, &mut |bytes| budget.charge_columns(0, bytes as u64, values_max));
+            match next {
+                Next::Batch(batch) => self.arrow_batch(reading, &plan, &batch),
+                Next::Bad(rows, reason) => {
+                    let malformed = Malformed { code: "malformed_arrow", reason };
+                    self.reject_rows(reading, rows.min(left.max(1)), &malformed);
+                }
+                Next::TooMany => {
+                    self.reject(reading, 0..0, too_many_events(reading.budget.items_max()));
                     break;
                 }
-            };
-            if batch.num_rows() == 0 {
-                continue;
-            }
-            let first = reading.result.items;
-            let origin = &reading.origin;
-            match plan.batch(&batch, origin, first, &mut self.rows.ids) {
-                Ok(events) => {
-                    let rows = (first..first + batch.num_rows() as u32).map(|item| RowRef { body: origin.body, item });
-                    self.arrow_rows += batch.num_rows();
-                    self.arrow.push((events, rows.collect()));
-                    reading.result.items += batch.num_rows() as u32;
-                }
-                Err(reason) => {
-                    broken = Some(reason);
+                Next::Broken(reason) if reading.result.items == 0 => return Err(malformed(reason)),
+                Next::Broken(reason) => {
+                    let reason = format!("the stream cannot be read after row {}: {reason}", reading.result.items);
+                    self.reject(reading, 0..0, Malformed { code: "malformed_arrow", reason });
                     break;
                 }
+                Next::End => break,
             }
         }
-        match broken {
-            None if reading.result.items == 0 => Err(empty_body()),
-            None => Ok(()),
-            Some(reason) if reading.result.items == 0 => Err(malformed(reason)),
-            Some(reason) => {
-                let reason = format!("the stream cannot be read after row {}: {reason}", reading.result.items);
-                self.reject(reading, 0..0, Malformed { code: "malformed_arrow", reason });
-                Ok(())
+        if reading.result.items == 0 { Err(empty_body()) } else { Ok(()) }
+    }
+
+    /// The rows of a batch: those that can be are stored, each of the others is rejected.
+    fn arrow_batch(&mut self, reading: &mut Reading<'_>, plan: &ArrowPlan, batch: &RecordBatch) {
+        let (rows, first) = (batch.num_rows(), reading.result.items);
+        if rows == 0 {
+            return;
+        }
+        let bounds = RowBounds {
+            event_bytes_max: self.config.event_bytes_max,
+            payload_bytes_max: self.config.dead_letter_bytes_max,
+            bad_max: self.config.rejected_items_max.saturating_sub(reading.result.rejected.len()),
+        };
+        let (budget, values_max) = (&mut reading.budget, self.config.values_bytes_max);
+        let mut room = |rows: usize, bytes: u64| budget.charge_columns(rows, bytes, values_max);
+        let sorted = plan.sort(batch, (&reading.origin, first), bounds, &mut room, &mut self.rows.ids);
+        let Sorted { events, bad } = match sorted {
+            Ok(sorted) => sorted,
+            Err(reason) => {
+                return self.reject_rows(reading, rows, &Malformed { code: "malformed_arrow", reason });
             }
+        };
+        for BadRow { item, why, payload } in bad {
+            // Its text is made here, beside the body's own bytes.
+            if !reading.budget.charge_columns(0, payload.len() as u64, values_max) {
+                return;
+            }
+            self.reject_item(reading, item, why, &payload);
+        }
+        reading.result.items = first + rows as u32;
+        if let Some((events, items)) = events {
+            let body = reading.origin.body;
+            self.arrow_rows += items.len();
+            self.arrow.push((events, items.into_iter().map(|item| RowRef { body, item }).collect()));
+        }
+    }
+
+    /// Rejects so many rows that cannot be read.
+    fn reject_rows(&mut self, reading: &mut Reading<'_>, rows: usize, malformed: &Malformed) {
+        for _ in 0..rows {
+            if reading.budget.is_refused() {
+                return;
+            }
+            self.reject(reading, 0..0, malformed.clone());
         }
     }
 }

@@ -104,6 +104,16 @@ impl Held {
         self.budget.large_bytes_max().saturating_sub(self.bytes)
     }
 
+    /// Gives all but `bytes` back.
+    pub(crate) fn keep(&mut self, bytes: usize) {
+        self.shrink(self.bytes.saturating_sub(bytes));
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Gives `bytes` back.
     pub(crate) fn shrink(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
@@ -137,6 +147,11 @@ impl Sent {
     /// Its length.
     pub(crate) fn len(&self) -> usize {
         self.bytes
+    }
+
+    /// Gives back what an earlier try to decode it took beside its own bytes.
+    pub(crate) fn begin_again(&mut self) {
+        self.held.keep(BODY_OVERHEAD_BYTES.saturating_add(self.bytes));
     }
 
     /// Its bytes in one piece. The parts stay, so that a body can be decoded a second time.

@@ -125,6 +125,6 @@ impl Ingest {
             Problem::new(503, "not_stored", "the events were not stored")
                 .hint("send them again after Retry-After seconds")
         })??;
-        Ok(reply::settled(&settled, ack, request_id))
+        Ok(reply::settled(settled, ack, request_id))
     }
 }

@@ -10,6 +10,7 @@ use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use tidegate_pipeline::{Ack, Problem};
 
+use super::body::Held;
 use crate::batcher::{ItemState, Settled};
 
 /// The body of every answer.
@@ -23,7 +24,11 @@ const RETRY_AFTER_S: &str = "1";
 
 /// A JSON answer.
 pub fn json(status: StatusCode, body: String, request_id: &str) -> Response<ReplyBody> {
-    let body = Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed_unsync();
+    json_bytes(status, Bytes::from(body), request_id)
+}
+
+fn json_bytes(status: StatusCode, body: Bytes, request_id: &str) -> Response<ReplyBody> {
+    let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -48,7 +53,7 @@ pub fn problem(problem: &Problem, request_id: &str) -> Response<ReplyBody> {
 
 /// The answer to a bulk request that was decoded: 200 when everything is stored, 207 when some of it is, 400 when nothing
 /// is.
-pub(crate) fn settled(settled: &Settled, ack: Ack, request_id: &str) -> Response<ReplyBody> {
+pub(crate) fn settled(mut settled: Settled, ack: Ack, request_id: &str) -> Response<ReplyBody> {
     let rejected = settled.rejected.len();
     let stored = settled.accepted + settled.duplicates;
     let status = match (rejected, stored) {
@@ -63,7 +68,7 @@ pub(crate) fn settled(settled: &Settled, ack: Ack, request_id: &str) -> Response
         r#"{{"accepted":{},"duplicates":{},"rejected":{rejected},"items":["#,
         settled.accepted, settled.duplicates
     );
-    write_items(&mut body, settled);
+    write_items(&mut body, &settled);
     body.push(']');
     if status == StatusCode::BAD_REQUEST {
         let problem = Problem::new(400, "all_rejected", "no item of the request could be stored")
@@ -73,12 +78,29 @@ pub(crate) fn settled(settled: &Settled, ack: Ack, request_id: &str) -> Response
         body.push_str(error.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).unwrap_or_default());
     }
     body.push('}');
-    let mut response = json(status, body, request_id);
+    let held = settled.held.take().filter(|held| held.bytes() > 0);
+    let body = match held {
+        Some(held) => Bytes::from_owner(Accounted { text: body, _held: held }),
+        None => Bytes::from(body),
+    };
+    let mut response = json_bytes(status, body, request_id);
     if stored > 0 {
         let ack = settled.ack.unwrap_or(ack);
         response.headers_mut().insert(TIDEGATE_ACK, HeaderValue::from_static(ack.as_str()));
     }
     response
+}
+
+/// The text of an answer with what it takes of the budget of all requests, given back when its last byte has been sent.
+struct Accounted {
+    text: String,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Accounted {
+    fn as_ref(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
 }
 
 fn write_items(body: &mut String, settled: &Settled) {

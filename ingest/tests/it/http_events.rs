@@ -20,11 +20,11 @@ use tidegate_pipeline::{Ack, Health};
 use crate::http_log::{Mood, TestLog};
 use crate::http_wire::{Answer, Server};
 
-struct Door {
-    server: Server,
-    log: Arc<TestLog>,
+pub struct Door {
+    pub server: Server,
+    pub log: Arc<TestLog>,
     batcher: Arc<Batcher>,
-    ingest: Arc<Ingest>,
+    pub ingest: Arc<Ingest>,
     health: Health,
 }
 
@@ -36,7 +36,7 @@ async fn answer(ingest: Arc<Ingest>, request: Request<Incoming>) -> Response<Rep
 }
 
 impl Door {
-    async fn open(config: IngestConfig, batcher: BatcherConfig) -> Self {
+    pub async fn open(config: IngestConfig, batcher: BatcherConfig) -> Self {
         Self::open_on(config, batcher, |log| Partitions::one(log)).await
     }
 
@@ -61,17 +61,17 @@ impl Door {
         Self { server, log, batcher, ingest, health }
     }
 
-    async fn with_defaults() -> Self {
+    pub async fn with_defaults() -> Self {
         Self::open(IngestConfig::default(), BatcherConfig { decode_threads: 1, ..BatcherConfig::default() }).await
     }
 
-    async fn post(&self, path: &str, headers: &str, body: &[u8]) -> Answer {
+    pub async fn post(&self, path: &str, headers: &str, body: &[u8]) -> Answer {
         let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
         self.server.ask(&[head.as_bytes(), body].concat()).await
     }
 
     /// All values of a text column of what was stored in a dataset.
-    fn texts(&self, dataset: Dataset, column: &str) -> Vec<String> {
+    pub fn texts(&self, dataset: Dataset, column: &str) -> Vec<String> {
         let stored = self.log.stored();
         let of = stored.iter().filter(|(_, batch)| batch.dataset == dataset);
         let columns = of.filter_map(|(_, batch)| batch.rows.column_by_name(column).cloned());
@@ -100,7 +100,7 @@ fn arrow_stream() -> Vec<u8> {
     writer.into_inner().expect("memory")
 }
 
-fn encoded(encoding: &str, body: &[u8]) -> Vec<u8> {
+pub fn encoded(encoding: &str, body: &[u8]) -> Vec<u8> {
     let mut sent = Vec::new();
     match encoding {
         "gzip" => {
