@@ -24,6 +24,8 @@ fn narrow() -> DecodeConfig {
         fields_max: 10,
         field_name_bytes_max: 12,
         body_events_max: 5,
+        rejected_items_max: 3,
+        values_bytes_max: 2_000,
         dead_letter_bytes_max: 40,
         layout_families_max: 2,
         layouts_max: 3,

@@ -1,5 +1,6 @@
 //! Every target on its crashes, its corpus and on mutants of them: two seconds each, longer with `TIDEGATE_FUZZ_SECONDS`.
 
+mod arrow_seeds;
 mod campaign;
 mod mutate;
 

@@ -8,6 +8,7 @@ use arrow::datatypes::Int32Type;
 use arrow::ipc::writer::StreamWriter;
 use std::sync::Arc;
 
+use crate::arrow_seeds::arrow_seeds;
 use crate::campaign::folder;
 
 fn write(target: &str, name: &str, bytes: &[u8]) {
@@ -48,6 +49,9 @@ fn write_the_seeds_that_are_not_text() {
         ("ChargePeriodStart", text(["2024-01-01", "x"])),
     ];
     write("arrow_body", "cost.arrows", &stream(cost));
+    for (name, bytes) in arrow_seeds() {
+        write("arrow_body", &format!("{name}.arrows"), &bytes);
+    }
 
     let event = br#"{"time":"2024-01-01T00:00:00Z","actor":"kim"}"#.repeat(20);
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
