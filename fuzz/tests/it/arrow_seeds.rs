@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryArray, BinaryViewArray, Decimal128Array, DictionaryArray, FixedSizeListArray, Int8Array, Int64Array,
-    LargeListArray, ListArray, NullArray, RecordBatch, RecordBatchOptions, StringArray, StringViewArray, UInt64Array,
+    ArrayRef, BinaryArray, BinaryViewArray, Decimal128Array, DictionaryArray, FixedSizeListArray, Int8Array,
+    Int64Array, LargeListArray, ListArray, NullArray, RecordBatch, RecordBatchOptions, StringArray, StringViewArray,
+    UInt64Array,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Int8Type, Schema};
