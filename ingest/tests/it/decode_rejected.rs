@@ -1,10 +1,8 @@
 //! Bodies with very many bad events: refused as a whole, before their rejections cost more than they do.
 
-use std::time::Instant;
-
 use tidegate_ingest::decode::{BodyFormat, DecodeConfig};
 
-use super::decoding::{Case, decode_with, decoder};
+use super::decoding::{Case, computed, decode_with, decoder};
 
 /// A body of so many bad items, and one good one before and after, in each form.
 fn forms(bad: usize) -> Vec<(&'static str, Case)> {
@@ -50,11 +48,11 @@ fn a_body_with_more_bad_events_than_the_bound_is_refused_as_a_whole() {
 
 #[test]
 fn two_million_bad_lines_cost_no_more_than_ten_thousand() {
-    let started = Instant::now();
+    let started = computed();
     let outcome = decode_with(&mut decoder(DecodeConfig::default()), &[Case::json("1\n".repeat(2_000_000))]);
     assert_eq!(outcome.results[0].error.as_ref().map(|error| error.code), Some("too_many_rejected"));
     assert!(outcome.decoded.batches.is_empty());
-    assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
+    assert!((computed() - started).as_secs() < 5, "{:?}", (computed() - started));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the tests of decoding share: bodies in, cells out as text.
 
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::TimestampMicrosecondType;
@@ -88,6 +89,12 @@ pub fn decode_with(decoder: &mut Decoder, cases: &[Case]) -> Outcome {
     let outcome = Outcome { results, decoded };
     outcome.check_shape();
     outcome
+}
+
+/// What this thread has computed so far: what a test took on a busy machine is no measure. Without `/proc` always zero.
+pub fn computed() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    Duration::from_nanos(stat.split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0))
 }
 
 /// The bytes of a file under `tests/fixtures`.
