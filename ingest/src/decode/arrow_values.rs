@@ -109,9 +109,12 @@ fn text_bytes(data_type: &DataType) -> u64 {
     }
 }
 
+/// The items of a list's rows, and which of them a row has.
+type Children<'a> = (ArrayRef, Box<dyn Fn(usize) -> Range<usize> + 'a>);
+
 /// The children of each row of a list.
-fn children(array: &dyn Array) -> Option<(ArrayRef, Box<dyn Fn(usize) -> Range<usize> + '_>)> {
-    fn of<O: OffsetSizeTrait>(list: &GenericListArray<O>) -> (ArrayRef, Box<dyn Fn(usize) -> Range<usize> + '_>) {
+fn children(array: &dyn Array) -> Option<Children<'_>> {
+    fn of<O: OffsetSizeTrait>(list: &GenericListArray<O>) -> Children<'_> {
         let offset = move |at: usize| list.value_offsets().get(at).map_or(0, |offset| offset.as_usize());
         (list.values().clone(), Box::new(move |row| offset(row)..offset(row + 1)))
     }
