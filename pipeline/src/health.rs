@@ -16,6 +16,8 @@ pub struct Stage {
     /// Nanoseconds after `started`.
     progressed_ns: AtomicU64,
     detail: RwLock<Option<String>>,
+    /// What of the stage is down for good.
+    down: RwLock<Vec<String>>,
     aside: bool,
 }
 
@@ -42,6 +44,12 @@ impl Stage {
     /// A word on a degraded state for `/readyz`, or `None` when all is well.
     pub fn set_detail(&self, detail: Option<String>) {
         *self.detail.write() = detail;
+    }
+
+    /// The parts of the stage that are down and do not come back by themselves: it counts as stuck, with the name of each,
+    /// whether work waits or not.
+    pub fn set_down(&self, parts: Vec<String>) {
+        *self.down.write() = parts;
     }
 
     /// The name of the stage.
@@ -75,18 +83,24 @@ impl Health {
             started: Instant::now(),
             progressed_ns: AtomicU64::new(0),
             detail: RwLock::new(None),
+            down: RwLock::default(),
             aside,
         });
         self.stages.write().push(stage.clone());
         stage
     }
 
-    /// The stages that at `now` have had work waiting without progress for longer than `bound`.
+    /// The stages that at `now` have had work waiting without progress for longer than `bound`, and those of which something is down:
+    /// `stage` or `stage: part`.
     pub fn stuck(&self, now: Instant, bound: Duration) -> Vec<String> {
-        let stuck = |stage: &&Arc<Stage>| {
-            !stage.aside && stage.waiting.load(Ordering::Relaxed) > 0 && stage.idle_since(now) > bound
-        };
-        self.stages.read().iter().filter(stuck).map(|stage| stage.name.clone()).collect()
+        let mut stuck = Vec::new();
+        for stage in self.stages.read().iter().filter(|stage| !stage.aside) {
+            if stage.waiting.load(Ordering::Relaxed) > 0 && stage.idle_since(now) > bound {
+                stuck.push(stage.name.clone());
+            }
+            stuck.extend(stage.down.read().iter().map(|part| format!("{}: {part}", stage.name)));
+        }
+        stuck
     }
 
     /// The stages with a word on a degraded state: (name, detail).
@@ -119,5 +133,24 @@ mod tests {
         aside.set_detail(Some("away".to_owned()));
         assert!(health.stuck(after(1_000), bound).is_empty(), "the process is ready without it");
         assert_eq!(health.details(), [("redis".to_owned(), "away".to_owned())]);
+    }
+
+    #[test]
+    fn a_stage_of_which_a_part_is_down_is_stuck_without_any_work() {
+        let (health, now) = (Health::default(), Instant::now());
+        let (stage, aside) = (health.stage("run"), health.stage_aside("redis"));
+        stage.set_down(vec!["operator a".to_owned(), "operator b".to_owned()]);
+        aside.set_down(vec!["all".to_owned()]);
+        assert_eq!(health.stuck(now, Duration::MAX), ["run: operator a", "run: operator b"]);
+        stage.waiting(1, now);
+        assert_eq!(health.stuck(now + Duration::from_secs(2), Duration::from_secs(1))[0], "run");
+        stage.progressed(now + Duration::from_secs(2));
+        assert_eq!(
+            health.stuck(now + Duration::from_secs(2), Duration::from_secs(1)).len(),
+            2,
+            "progress mends nothing"
+        );
+        stage.set_down(Vec::new());
+        assert!(health.stuck(now, Duration::MAX).is_empty());
     }
 }

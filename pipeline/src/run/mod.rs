@@ -10,8 +10,8 @@
 //! - **Replay gives the same rows.** Operators see batches and a [watermark](watermark::Watermark) that depends on the
 //!   batches alone; an alert's `received_time` is the latest one of the batch that caused it. The clock is read for
 //!   health, metrics and the pace of checkpoints only.
-//! - **One bad operator harms only itself.** One that panics is parked until a restart; the reason is in [`RunStatus`], in
-//!   the stage's detail and in a metric.
+//! - **One bad operator harms only itself.** One that panics is parked until a restart; the stage is down until
+//!   then, and the reason is in [`RunStatus`], in the stage's detail and in a metric.
 //! - **Nothing is dropped.** While the output log is full or failing, the loop waits and tries again; so it falls behind,
 //!   which its stage and the lag metric show, and the ingest log keeps what it has not seen.
 

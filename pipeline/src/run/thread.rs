@@ -289,9 +289,14 @@ impl State {
 
     fn publish(&mut self) {
         let (needed_from, output_needed_from) = self.checkpoints.needed_from();
-        for parked in self.stations.parked() {
-            self.health.set("parked", format!("{} {}", parked.operator, parked.reason));
+        let parked = self.stations.parked();
+        if !parked.is_empty() {
+            let told: Vec<String> =
+                parked.iter().map(|parked| format!("{} {}", parked.operator, parked.reason)).collect();
+            self.health.set("parked", told.join(", "));
         }
+        let down = parked.iter().map(|parked| format!("operator {} is parked", parked.operator));
+        self.health.stage.set_down(down.collect());
         *self.shared.write() = RunStatus {
             offset: self.offset,
             checkpoint_offset: self.checkpoints.newest_offset(),
@@ -331,6 +336,7 @@ pub(super) fn run(mut state: State, mut stop: watch::Receiver<Stop>) -> Result<(
             // It was dropped, perhaps long before: what it was doing then was told after whoever dropped it had cleared the stage.
             state.health.stage.waiting(0, Instant::now());
             state.health.stage.set_detail(None);
+            state.health.stage.set_down(Vec::new());
             Ok(())
         }
         Err(Left::Failed(error)) => {

@@ -69,6 +69,11 @@ impl Run {
         batches.iter().flat_map(|batch| crate::scripted::texts(&batch.rows, "group_key")).collect()
     }
 
+    /// What `/readyz` names though nothing of it is late.
+    fn stuck(&self) -> Vec<String> {
+        self.health.stuck(Instant::now(), Duration::MAX)
+    }
+
     fn detail(&self) -> String {
         self.health.details().pop().map(|(_, detail)| detail).unwrap_or_default()
     }
@@ -137,6 +142,7 @@ async fn a_panicking_operator_is_parked_and_the_others_go_on() {
         run.push(&["a"]);
         run.push(&["b", "c"]);
         until("the operator is parked", || !handle.status().parked.is_empty()).await;
+        assert_eq!(run.stuck(), ["run: operator bad is parked"], "{panics_in}");
         run.push(&["d"]);
         let status = handle.drain(soon()).await.expect("drained");
         assert!(run.alerted().ends_with(&["a", "b", "c", "d"].map(String::from)), "{:?}", run.alerted());
@@ -159,13 +165,16 @@ async fn what_an_operator_emits_before_it_panics_is_dropped() {
 
 #[tokio::test]
 async fn a_parked_operator_is_back_after_a_restart() {
-    let run = Run::new();
+    let mut run = Run::new();
     run.push(&["poison"]);
     let status = run.start(vec![each("poison")]).expect("a loop").drain(soon()).await.expect("drained");
     assert_eq!(status.parked.len(), 1);
+    assert_eq!(run.stuck(), ["run: operator mallory is parked"]);
+    run.health = Health::default();
     run.push(&["a"]);
     let status = run.start(vec![each("poison")]).expect("a loop").drain(soon()).await.expect("drained");
     assert!(status.parked.is_empty());
+    assert_eq!(run.stuck(), [""; 0]);
     assert_eq!(run.alerted(), ["a"]);
 }
 

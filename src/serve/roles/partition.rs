@@ -99,6 +99,7 @@ impl Stages {
         for stage in self.logs.iter().chain(&self.sinks).chain([run, database]).chain(&self.changes) {
             stage.waiting(0, Instant::now());
             stage.set_detail(None);
+            stage.set_down(Vec::new());
         }
     }
 }
