@@ -13,7 +13,8 @@ pub trait Operator: Send {
     /// Looks at one batch of any dataset (a rule change arrives here as a batch of `changes`) and emits what it finds.
     fn process(&mut self, batch: &LogBatch, out: &mut Emitter);
 
-    /// No event older than `watermark` (µs, event time) is to be waited for: windows that ended before it can close.
+    /// No event older than `watermark` (µs, event time) is to be waited for: windows that ended before it can close. It goes back
+    /// only when the clock by which events are received was set back.
     fn advance(&mut self, watermark: i64, out: &mut Emitter) {
         let _ = (watermark, out);
     }

@@ -248,6 +248,7 @@ impl Raising<'_> {
 fn bounds(config: &RulesConfig) -> Bounds {
     Bounds {
         lateness_us: micros(config.lateness_ms_max, 1_000),
+        ahead_us: micros(config.ahead_ms_max, 1_000),
         groups_max: config.suppress_groups_max,
         bytes_max: config.suppress_bytes_max,
         event_ids_max: config.alert_event_ids_max,

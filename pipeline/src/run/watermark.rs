@@ -4,6 +4,9 @@
 //! the batches and their order, so that a replay closes every window where the first run did. An event whose time lies
 //! further ahead of its own receive time than allowed says nothing about where event time is: it does not move the
 //! watermark, else one agent with a broken clock would close the windows of everybody.
+//!
+//! Where the watermark is further ahead than the events of a batch could have brought it, by when they were received, the clock
+//! was set back: it goes back to where these events bring it, or nothing would be waited for until the clock is there again.
 
 use arrow::array::{Array, RecordBatch, TimestampMicrosecondArray};
 use tidegate_events::Dataset;
@@ -29,13 +32,15 @@ impl Watermark {
         self.at
     }
 
-    /// Takes a batch into account; the new watermark when that moved it.
+    /// Takes a batch into account; the new watermark when that moved it, ahead or back.
     pub fn observe(&mut self, batch: &LogBatch) -> Option<i64> {
         if !matches!(batch.dataset, Dataset::SecurityEvents | Dataset::CostEvents) {
             return None;
         }
         let reached = latest(&batch.rows, self.ahead_us_max)?.saturating_sub(self.lateness_us);
-        if self.at.is_none_or(|at| reached > at) {
+        let possible = received_max(&batch.rows)
+            .map_or(i64::MAX, |received| received.saturating_add(self.ahead_us_max).saturating_sub(self.lateness_us));
+        if self.at.is_none_or(|at| reached > at || at > possible) {
             self.at = Some(reached);
             return self.at;
         }

@@ -1,4 +1,5 @@
-//! The watermark depends on the batches and their order alone, and one broken clock does not move it.
+//! The watermark depends on the batches and their order alone, one broken clock does not move it, and it goes back with the clock by
+//! which events are received.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,6 +61,44 @@ fn a_time_too_far_ahead_of_its_receive_time_does_not_move_it() {
         (security, &[(1_000 + DAY_S, 1_000)], Some(940 + DAY_S)),
         (security, &[(i64::MAX / 1_000_000, 2_000)], Some(940 + DAY_S)),
     ]);
+}
+
+#[test]
+fn it_goes_back_with_a_clock_that_was_ahead_and_stays_with_one_that_is_a_little_behind() {
+    let security = Dataset::SecurityEvents;
+    let check = |lateness_s: i64, ahead_s: i64, batches: &[(i64, i64, Option<i64>)]| {
+        let mut whole = Watermark::new(lateness_s * 1_000_000, ahead_s * 1_000_000, None);
+        for (nth, (time, received, moved)) in batches.iter().enumerate() {
+            // As it would be after a restart.
+            let mut again = Watermark::new(lateness_s * 1_000_000, ahead_s * 1_000_000, whole.at());
+            let rows = batch(security, events(&[("e", "a", *time, *received)]));
+            assert_eq!(whole.observe(&rows), moved.map(|seconds| seconds * 1_000_000), "batch {nth}");
+            again.observe(&rows);
+            assert_eq!(again.at(), whole.at(), "batch {nth}, after a restart");
+        }
+    };
+    let ahead = 100_000 + DAY_S;
+    check(
+        60,
+        600,
+        &[(100_000, 100_000, Some(99_940)), (ahead, ahead, Some(ahead - 60)), (100_001, 100_001, Some(99_941))],
+    );
+    // Also where the events bring times of their own.
+    check(
+        60,
+        600,
+        &[(ahead, ahead, Some(ahead - 60)), (99_000, 100_001, Some(98_940)), (100_000, 100_002, Some(99_940))],
+    );
+    // A day behind, and back.
+    check(
+        60,
+        600,
+        &[(ahead, ahead, Some(ahead - 60)), (100_000, 100_000, Some(99_940)), (ahead, ahead, Some(ahead - 60))],
+    );
+    // As far as an event may be ahead nobody can tell.
+    check(60, 600, &[(100_600, 100_000, Some(100_540)), (100_000, 100_000, None), (99_999, 99_999, Some(99_939))]);
+    // Batches that come a little out of order.
+    check(60, 600, &[(100_000, 100_000, Some(99_940)), (99_900, 99_900, None), (99_400, 99_400, None)]);
 }
 
 #[test]

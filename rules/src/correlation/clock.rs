@@ -9,6 +9,12 @@
 //! stream, must all have passed the moment that it waits for. A source that was silent for longer holds nobody back; when all
 //! are silent, event time goes on with receive time from where the furthest of them stood.
 //!
+//! Receive times come from a clock that may be set. When they fall by more than the lateness, those before were wrong, or these
+//! are: nobody can tell. Event time goes back with them: no mark, and nothing that was received, stays ahead of the row that
+//! says so, or all of the sources would be taken for late, or silent, until the clock is where it was. What was decided stays
+//! decided. After receive time went on by more than the lateness at once, groups that are of no use any more are kept for as long
+//! again: if it falls back meanwhile they are of use.
+//!
 //! Everything follows from the rows and their order: not from batches, and not from a clock.
 
 use std::cmp::Reverse;
@@ -138,8 +144,10 @@ pub(crate) struct Met {
 pub(crate) struct Clock {
     lateness_us: i64,
     ahead_us: i64,
-    /// The largest receive time of the stream.
+    /// The largest receive time of the stream since it fell.
     pub received: i64,
+    /// Until this receive time nothing is forgotten: it may fall back.
+    pub doubted_until: i64,
     pub tenants: Vec<Tenant>,
     by_name: FxHashMap<Arc<str>, u32>,
     wakes: BinaryHeap<Reverse<(i64, u32)>>,
@@ -154,6 +162,7 @@ impl Clock {
             lateness_us: lateness_us.max(0),
             ahead_us: ahead_us.max(0),
             received: i64::MIN,
+            doubted_until: i64::MIN,
             tenants: Vec::new(),
             by_name: FxHashMap::default(),
             wakes: BinaryHeap::new(),
@@ -216,12 +225,39 @@ impl Clock {
         (!is_new && silent && !own.queues.is_empty()).then_some(tenant)
     }
 
+    /// Whether receive time falls so far with a row that a clock was set.
+    pub fn falls(&self, received: i64) -> bool {
+        received < self.received.saturating_sub(self.lateness_us)
+    }
+
+    /// Receive time falls to `received`, and event time with it.
+    pub fn fall(&mut self, received: i64) {
+        (self.received, self.doubted_until) = (received, i64::MIN);
+        self.wakes.clear();
+        for own in &mut self.tenants {
+            (own.held, own.wake) = (i64::MAX, i64::MAX);
+            for source in &mut own.sources {
+                source.latest = source.latest.min(received);
+                source.received = source.received.min(received);
+            }
+        }
+        (0..self.tenants.len() as u32).for_each(|tenant| self.arm(tenant));
+    }
+
+    /// Whether it is too early to forget anything.
+    pub fn is_doubted(&self) -> bool {
+        self.received < self.doubted_until
+    }
+
     /// Receive time goes on, before the row itself is taken into account: by how many steps of `step_us`, at most `steps_max`.
     pub fn receive(&mut self, received: Option<i64>, step_us: i64, steps_max: u64) -> u64 {
         let before = self.received;
         self.received = before.max(received.unwrap_or(i64::MIN));
         if before == i64::MIN {
             return 0;
+        }
+        if self.received > before.saturating_add(self.lateness_us) {
+            self.doubted_until = self.received.saturating_add(self.lateness_us);
         }
         // By the steps that were gone through: rows that come one after the other at once are not each rounded down.
         let steps = self.received.div_euclid(step_us).saturating_sub(before.div_euclid(step_us));
@@ -331,14 +367,15 @@ impl Clock {
     /// Makes sure that the tenant is looked at when silence alone lets something of it pass.
     pub fn arm(&mut self, tenant: u32) {
         let Some(own) = self.tenants.get(tenant as usize) else { return };
-        let first = |timers: &Timers| timers.peek().map(|timer| timer.at);
         let mut wake = i64::MAX;
         for queue in &own.queues {
-            let Some(at) = first(&queue.closing).into_iter().chain(first(&queue.expiring)).min() else { continue };
-            // What is passed already goes on with whatever row comes next in receive time.
-            let passed = at <= self.reached(tenant, queue.sources);
-            wake =
-                wake.min(if passed { self.received.saturating_add(1) } else { self.wake_of(own, queue.sources, at) });
+            for (timers, earliest) in [(&queue.closing, i64::MIN), (&queue.expiring, self.doubted_until)] {
+                let Some(at) = timers.peek().map(|timer| timer.at) else { continue };
+                // What is passed already goes on with whatever row comes next in receive time.
+                let passed = at <= self.reached(tenant, queue.sources);
+                let next = if passed { self.received.saturating_add(1) } else { self.wake_of(own, queue.sources, at) };
+                wake = wake.min(next.max(earliest));
+            }
         }
         if wake < own.wake {
             if let Some(own) = self.tenants.get_mut(tenant as usize) {

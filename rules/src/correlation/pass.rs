@@ -37,7 +37,7 @@ impl Correlations {
         }
         self.clock.hold(tenant, i64::MAX);
         self.expire(set, tenant);
-        if self.allowed == 0 {
+        if self.allowed == 0 || self.clock.is_doubted() {
             self.clock.arm(tenant);
         }
     }
@@ -107,7 +107,7 @@ impl Correlations {
 
     /// Drops groups that no event can concern any more, in the order in which that came to be.
     fn expire(&mut self, set: &CorrelationSet, tenant: u32) {
-        while self.allowed > 0 {
+        while self.allowed > 0 && !self.clock.is_doubted() {
             let Some(own) = self.clock.tenants.get(tenant as usize) else { return };
             let over = |queue: &Queue| {
                 let timer = queue.expiring.peek()?;

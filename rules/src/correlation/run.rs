@@ -164,6 +164,9 @@ impl Correlations {
         let row = out.row;
         let (org_id, source) = (Batch::text(batch.org_id, row), Batch::text(batch.source, row));
         let (time, received) = (Batch::time(batch.times, row), Batch::time(batch.received, row));
+        if let Some(received) = received.filter(|received| self.clock.falls(*received)) {
+            self.clock.fall(received);
+        }
         self.allowed = self.clock.receive(received, STEP_US, STEPS_MAX);
         self.fed = 0;
         let place = self.clock.place(org_id, source);

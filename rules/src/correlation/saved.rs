@@ -1,8 +1,8 @@
 //! The state of correlations as bytes.
 //!
 //! ```text
-//! "TGCORR03", then little endian:
-//!   largest receive time i64, next group number u64
+//! "TGCORR04", then little endian:
+//!   largest receive time i64, receive time until which nothing is forgotten i64, next group number u64
 //!   tenants: count, each: name, sources: count, each: name, latest i64, received i64
 //!   correlations: count, each: tenant, scope (flag, name), id, fingerprint u64, groups: count, each:
 //!     key, number, sources u64, events until room is looked for, when it is looked at i64, end of its last decided window i64 (the
@@ -30,7 +30,7 @@ use crate::correlation::run::Correlations;
 use crate::correlation::set::Correlation;
 use crate::head::Head;
 
-const MAGIC: &[u8; 8] = b"TGCORR03";
+const MAGIC: &[u8; 8] = b"TGCORR04";
 /// How often it is tried to make a state short enough by leaving out groups.
 const SHORTER_MAX: usize = 6;
 
@@ -83,6 +83,7 @@ impl Correlations {
         let mut out = Vec::new();
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&self.clock.received.to_le_bytes());
+        out.extend_from_slice(&self.clock.doubted_until.to_le_bytes());
         out.extend_from_slice(&self.next_number.to_le_bytes());
         put(&mut out, self.clock.tenants.len() as u64);
         for tenant in &self.clock.tenants {
@@ -133,6 +134,7 @@ impl Correlations {
         }
         let mut input = Input(body.strip_prefix(MAGIC).ok_or("it is of another version")?);
         own.clock.received = input.time()?;
+        own.clock.doubted_until = input.time()?;
         own.next_number = u64::from_le_bytes(input.take()?);
         for _ in 0..input.count(2)? {
             let org_id = input.text()?;

@@ -14,6 +14,9 @@
 //! so the same rows give the same alerts wherever batches begin and end, and whenever the state was saved and restored.
 //! Every match is in the `event_count` of exactly one alert, once its window is closed.
 //!
+//! When receive times fall by more than the allowed lateness, a clock was set. Event time goes back with them, and windows that
+//! begin where no event of now can be are over: they would count what comes until the clock is there again.
+//!
 //! Bounded: groups per rule and tenant, bytes over all. What is evicted is raised first.
 
 mod names;
@@ -59,6 +62,8 @@ pub(crate) struct Met<'a> {
 pub(crate) struct Bounds {
     /// How long after its end, in event time, a window still waits for late events.
     pub lateness_us: i64,
+    /// How far an event's time may be ahead of its receive time.
+    pub ahead_us: i64,
     /// Open windows of one rule and tenant.
     pub groups_max: usize,
     /// Memory of all open windows.
@@ -211,6 +216,9 @@ impl Suppression {
     /// Takes the times of a row into account, before its matches: closes the windows that are over by now. `time` is `None`
     /// for a row that says nothing about where event time is.
     pub fn observe(&mut self, tenant: u32, time: Option<i64>, received: i64, out: &mut Outlet) {
+        if received != i64::MIN && received < self.received.saturating_sub(self.bounds.lateness_us) {
+            self.fall(received, out);
+        }
         if received > self.received {
             self.received = received;
             while let Some((_, slot)) = self.by_received.first_key_value().filter(|((due, _), _)| *due <= received) {
@@ -225,6 +233,24 @@ impl Suppression {
         state.reached = time;
         while let Some(slot) = self.due(tenant, time) {
             self.close(slot, out);
+        }
+    }
+
+    /// Receive time falls to `received`.
+    fn fall(&mut self, received: i64, out: &mut Outlet) {
+        self.received = received;
+        let latest = received.saturating_add(self.bounds.ahead_us);
+        for tenant in 0..self.tenants.len() {
+            let Some(state) = self.tenants.get_mut(tenant) else { continue };
+            state.reached = state.reached.min(received);
+            // What begins after that is due after that.
+            let due: Vec<u32> = state.by_event.range((latest, 0)..).map(|(_, slot)| *slot).collect();
+            for slot in due {
+                let start = self.window(slot).map(|window| window.end.saturating_sub(window.span));
+                if start.is_some_and(|start| start > latest) {
+                    self.tell(slot, out);
+                }
+            }
         }
     }
 
@@ -366,8 +392,13 @@ impl Suppression {
     }
 
     fn evict(&mut self, slot: u32, out: &mut Outlet) {
-        let Some(mut window) = self.unlink(slot) else { return };
         self.counts.evicted += 1;
+        self.tell(slot, out);
+    }
+
+    /// Ends a window: raises what it counted, and opens no other.
+    fn tell(&mut self, slot: u32, out: &mut Outlet) {
+        let Some(mut window) = self.unlink(slot) else { return };
         if let Some(folded) = window.folded.take() {
             out.push(window.group.lane, follow_up(&window, *folded));
         }

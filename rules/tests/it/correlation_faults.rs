@@ -31,7 +31,7 @@ fn damaged_state_is_refused_whatever_the_damage() {
     alerts(&mut operator, &[at("late", -1e6, &[])]);
     assert_eq!(other.save(), operator.save(), "and after");
     // The correlations are the last part: every byte of it is covered by its checksum.
-    let start = state.windows(8).position(|bytes| bytes == b"TGCORR03").expect("the part");
+    let start = state.windows(8).position(|bytes| bytes == b"TGCORR04").expect("the part");
     for at in (start..state.len()).step_by(3) {
         let mut damaged = state.clone();
         damaged[at] ^= 1 << (at % 8);

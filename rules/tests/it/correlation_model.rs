@@ -1,7 +1,7 @@
 //! Random correlations over random streams against a model that goes through everything for every event: all kinds, conditions,
 //! aliases, `generate`, correlations of correlations, of everyone and of a tenant, some turned off; shuffled, late and repeated
-//! events of two tenants and several sources, numbers that are no exact decimals among them; cut into batches anyhow, saved and
-//! restored in between.
+//! events of two tenants and several sources, numbers that are no exact decimals among them, while the clock is set; cut into
+//! batches anyhow, saved and restored in between.
 //!
 //! Each run tries others: as many as a few seconds allow, or `TIDEGATE_CORRELATION_CASES`. What fails is made small, and printed.
 
@@ -42,7 +42,8 @@ const VALUES: [&str; 12] = [
     "100000000000000000",
 ];
 
-/// A stream: mostly in order, with lateness, repetitions, pauses, and clocks that run ahead.
+/// A stream: mostly in order, with lateness, repetitions, pauses, sources whose clocks run ahead, and a clock that is set by
+/// which events are received, often to where it was.
 fn streams() -> impl Strategy<Value = Vec<Event>> {
     let some = |often: u32| prop_oneof![often => Just(true), 1 => Just(false)];
     let step = (
@@ -52,12 +53,16 @@ fn streams() -> impl Strategy<Value = Vec<Event>> {
         prop_oneof![5 => Just(None), 3 => (0..VALUES.len()).prop_map(Some)],
         (any::<u8>(), prop_oneof![12 => Just(0i64), 1 => 3i64..12]),
         prop_oneof![8 => Just(None), 1 => (0usize..10).prop_map(Some)],
+        prop_oneof![24 => Just(0i64), 1 => -90i64..90, 1 => prop_oneof![Just(-86_400i64), Just(86_400i64)]],
     );
     proptest::collection::vec(step, 15..60).prop_map(|steps| {
-        let (mut now, mut events) = (1_000i64, Vec::<Event>::new());
+        let (mut now, mut wrong, mut events) = (100_000i64, 0, Vec::<Event>::new());
         for (place, step) in steps.into_iter().enumerate() {
-            let ((advance, pause), late, (kind, has_user, has_host, who), value, (from, ahead), repeat) = step;
-            now += advance + pause;
+            let ((advance, pause), late, (kind, has_user, has_host, who), value, (from, ahead), repeat, set) = step;
+            // Who set it wrong sets it right.
+            let set = if set == 0 || wrong == 0 { set } else { -wrong };
+            wrong += set;
+            now += advance + pause + set;
             let again = repeat.and_then(|back| events.len().checked_sub(back + 1)).and_then(|at| events.get(at));
             if let Some(repeated) = again {
                 let repeated = Event { received: now as f64, ..repeated.clone() };

@@ -8,6 +8,7 @@ mod checkpoints;
 mod conformance;
 mod correlation;
 mod correlation_bounds;
+mod correlation_clock;
 mod correlation_costs;
 mod correlation_faults;
 mod correlation_features;

@@ -143,11 +143,35 @@ struct Model {
     received: i64,
     opened: usize,
     raised: Vec<Told>,
+    /// In the order in which they came.
+    orgs: Vec<&'static str>,
 }
 
 impl Model {
+    /// A clock was set back: event time goes back too, and windows that begin where no event of now can be are over.
+    fn fall(&mut self, received: i64) {
+        self.received = received;
+        self.reached.values_mut().for_each(|reached| *reached = received.min(*reached));
+        for org in self.orgs.clone() {
+            let later = |window: &ModelWindow| window.org == org && window.end - window.span > received + 600 * SECOND;
+            while let Some(next) = self.next_due(|window, _| (window.due.1, later(window))) {
+                let open = self.opened;
+                self.close(next);
+                // It opens no other.
+                self.windows.retain(|window| window.opened < open);
+                self.opened = open;
+            }
+        }
+    }
+
     fn row(&mut self, at: usize, row: &Row) {
         let (time, received) = (row.time * SECOND, row.received * SECOND);
+        if !self.orgs.contains(&row.org) {
+            self.orgs.push(row.org);
+        }
+        if received < self.received.saturating_sub(LATENESS) {
+            self.fall(received);
+        }
         self.received = self.received.max(received);
         while let Some(next) = self.next_due(|window, model| (window.due.0, window.due.0 <= model.received)) {
             self.close(next);
@@ -242,16 +266,22 @@ impl Model {
     }
 }
 
-/// Events of two tenants, mostly in order, some late, some from clocks that run ahead, received as time goes on.
+/// Events of two tenants, mostly in order, some late, some from clocks that run ahead, received as time goes on by a clock that is
+/// set now and then.
 fn rows() -> impl Strategy<Value = Vec<Row>> {
     let jitter = prop_oneof![6 => -20i64..20, 2 => -400i64..60, 1 => -5000i64..-400, 1 => 500i64..5000];
     let step = prop_oneof![8 => 0i64..15, 2 => 15i64..90, 1 => 300i64..900];
     let actor = prop_oneof![Just(Some("kim")), Just(Some("lee")), Just(None)];
-    let row = (step, jitter, any::<bool>(), actor, 0..5usize, prop_oneof![Just(None), Just(Some("1"))]);
+    let set = prop_oneof![30 => Just(0i64), 1 => -900i64..900, 1 => prop_oneof![Just(-86_400i64), Just(86_400i64)]];
+    let row = (step, jitter, any::<bool>(), actor, 0..5usize, prop_oneof![Just(None), Just(Some("1"))], set);
     proptest::collection::vec(row, 1..120).prop_map(|rows| {
         let mut now = 100_000;
-        let row = |(step, jitter, org, actor, f, g): (i64, i64, bool, _, usize, _)| {
-            now += step;
+        let mut wrong = 0;
+        let row = |(step, jitter, org, actor, f, g, set): (i64, i64, bool, _, usize, _, i64)| {
+            // Who set the clock wrong sets it right.
+            let set = if set == 0 || wrong == 0 { set } else { -wrong };
+            wrong += set;
+            now += step + set;
             let f = ["a", "b", "c", "x", "y"][f];
             Row { org: if org { "acme" } else { "globex" }, time: now + jitter, received: now, actor, f, g }
         };

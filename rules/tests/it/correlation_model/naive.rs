@@ -92,6 +92,8 @@ pub struct Model<'s> {
     /// Rules that tenants turned off.
     off: &'s [(&'static str, String)],
     received: i64,
+    /// Until when, in receive time, nothing is forgotten, since it went on far at once and may fall back.
+    doubted_until: i64,
     /// By tenant and source: the latest time, and when something came last.
     sources: BTreeMap<String, BTreeMap<String, (Option<i64>, i64)>>,
     groups: BTreeMap<Key, Group>,
@@ -113,7 +115,8 @@ fn field(event: &Event, name: &str) -> Option<String> {
 impl<'s> Model<'s> {
     pub fn new(specs: &'s [Spec], off: &'s [(&'static str, String)]) -> Self {
         let (sources, groups, held) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { specs, off, received: i64::MIN, sources, groups, held, allowed: 0, fed: 0, numbers: 0, fired: 0 }
+        let (received, doubted_until) = (i64::MIN, i64::MIN);
+        Self { specs, off, received, doubted_until, sources, groups, held, allowed: 0, fed: 0, numbers: 0, fired: 0 }
     }
 
     fn is_off(&self, org: &str, id: &str) -> bool {
@@ -191,7 +194,7 @@ impl<'s> Model<'s> {
             }
         }
         self.held.remove(org);
-        while self.allowed > 0 {
+        while self.allowed > 0 && self.received >= self.doubted_until {
             let over = |(key, group): (&Key, &Group)| {
                 let at = group.looked_at.filter(|_| key.0 == org && group.windows.is_empty())?;
                 (at <= self.mark(org, &group.sources)).then(|| (at, group.number, key.clone()))
@@ -356,6 +359,17 @@ impl<'s> Model<'s> {
     pub fn row(&mut self, event: &Event) -> Vec<Told> {
         let mut out = Vec::new();
         let (time, received, org) = (event.time as i64, event.received as i64, event.org.as_str());
+        if received < self.received.saturating_sub(LATENESS) {
+            // A clock was set back: no mark stays ahead of it.
+            (self.received, self.doubted_until) = (received, i64::MIN);
+            self.held.clear();
+            for (latest, last) in self.sources.values_mut().flat_map(BTreeMap::values_mut) {
+                (*latest, *last) = (latest.map(|latest| latest.min(received)), (*last).min(received));
+            }
+        }
+        if self.received != i64::MIN && received > self.received + LATENESS {
+            self.doubted_until = received + LATENESS;
+        }
         let seconds = if self.received == i64::MIN { 0 } else { (received - self.received).clamp(0, 3) };
         // Of receive time, 250 µs let one step be made; at most 10,000.
         (self.allowed, self.fed) = ((4_000 * seconds as u64).min(10_000), 0);
