@@ -33,6 +33,8 @@ pub(crate) struct Alerting {
     out: Outlet,
     /// Alerts that took long to make.
     dear: Vec<Dear>,
+    /// The tenant and the rule of alerts of which nothing could be said because that panicked.
+    panicked: Vec<(String, usize)>,
     /// The rules that `numbers` are of.
     rules: Option<Arc<RuleSet>>,
     numbers: Vec<u32>,
@@ -49,7 +51,7 @@ impl Alerting {
 
     fn of(suppression: Suppression, silences: Silences, out: Outlet) -> Self {
         let (numbers, correlations) = (Vec::new(), Vec::new());
-        Self { suppression, silences, out, dear: Vec::new(), rules: None, numbers, correlations }
+        Self { suppression, silences, out, dear: Vec::new(), panicked: Vec::new(), rules: None, numbers, correlations }
     }
 
     /// The alerts of a batch: of its matches, of the windows that its rows close, and those of correlations. All batches of
@@ -100,6 +102,11 @@ impl Alerting {
     /// What took long since this was last asked.
     pub fn take_dear(&mut self) -> Vec<Dear> {
         std::mem::take(&mut self.dear)
+    }
+
+    /// Tenants and rules for whose events writing an alert panicked since this was last asked.
+    pub fn take_panicked(&mut self) -> Vec<(String, usize)> {
+        std::mem::take(&mut self.panicked)
     }
 
     fn report(&mut self, out: &mut Outlet, silenced: u64) {
@@ -219,6 +226,9 @@ impl Raising<'_> {
         own.suppression.offer(met, out, || events.alert(row, rule));
         if let Some(ns) = events.take_dear_ns() {
             own.dear.push(Dear { org_id: org_id.to_owned(), rule: at, ns });
+        }
+        if events.take_panicked() {
+            own.panicked.push((org_id.to_owned(), at));
         }
     }
 

@@ -19,9 +19,10 @@ use crate::compile::RuleSet;
 use crate::compile::interner::{View, is_name_of};
 use crate::config::RulesConfig;
 use crate::eval::{Counts, Evaluator, Parked, is_searched};
+use crate::panicked::attempt;
 
 /// The most tenants with an evaluator of their own: each remembers values of its own.
-const APART_MAX: usize = 8;
+pub(crate) const APART_MAX: usize = 8;
 /// The most tenants of a batch whose events a slow rule is tried on: half of them those whose events have the most text that it
 /// reads, half those with the longest in one event.
 const TRIED_MAX: usize = 8;
@@ -38,15 +39,15 @@ const NEAR_PART: u128 = 4;
 /// The evaluators.
 #[derive(Debug)]
 pub(crate) struct Evaluators {
-    config: RulesConfig,
+    pub(crate) config: RulesConfig,
     /// For all who have none of their own.
     shared: Evaluator,
-    apart: Vec<(Arc<str>, Evaluator)>,
+    pub(crate) apart: Vec<(Arc<str>, Evaluator)>,
     /// How many of the rules that `shared` parked were looked into.
     looked_into: usize,
     parked: Vec<Parked>,
-    /// What was done before `shared` was begun anew.
-    done: Counts,
+    /// What was done by evaluators that are no more.
+    pub(crate) done: Counts,
 }
 
 impl Evaluators {
@@ -114,7 +115,7 @@ impl Evaluators {
 
     /// The matches of a batch: see [`Evaluator::matches`].
     pub fn matches(&mut self, batch: &LogBatch) -> Vec<(usize, usize)> {
-        let found = if self.apart.is_empty() { self.shared.matches(batch) } else { self.each(batch) };
+        let found = self.evaluate(batch);
         let of_apart: usize = self.apart.iter().map(|(_, own)| own.parked().len()).sum();
         if self.shared.parked().len() + of_apart != self.parked.len() {
             self.look_into(batch);
@@ -123,9 +124,9 @@ impl Evaluators {
         found
     }
 
-    /// The matches of a batch with rows of tenants that have an evaluator of their own.
-    fn each(&mut self, batch: &LogBatch) -> Vec<(usize, usize)> {
-        let Some(orgs) = orgs(&batch.rows) else { return self.shared.matches(batch) };
+    /// The matches of a batch, in which each tenant's rows are looked at by its evaluator.
+    pub(crate) fn evaluate(&mut self, batch: &LogBatch) -> Vec<(usize, usize)> {
+        let Some(orgs) = orgs(&batch.rows).filter(|_| !self.apart.is_empty()) else { return self.guarded(None, batch) };
         let mut parts: Vec<Vec<u64>> = vec![Vec::new(); self.apart.len()];
         let mut others = Vec::new();
         for (row, org_id) in (0..).zip(orgs.iter()) {
@@ -133,20 +134,48 @@ impl Evaluators {
             own.and_then(|own| parts.get_mut(own)).unwrap_or(&mut others).push(row);
         }
         if others.len() == orgs.len() {
-            return self.shared.matches(batch);
+            return self.guarded(None, batch);
         }
         let mut found = Vec::new();
-        let mut run = |evaluator: &mut Evaluator, places: Vec<u64>| {
-            let Some(part) = part_of(batch, &places) else { return };
-            let matches = evaluator.matches(&part);
+        let own = parts.into_iter().enumerate().map(|(at, places)| (Some(at), places));
+        for (at, places) in std::iter::once((None, others)).chain(own) {
+            let Some(part) = part_of(batch, &places) else { continue };
+            let matches = self.guarded(at, &part);
             found.extend(matches.into_iter().filter_map(|(row, rule)| Some((*places.get(row)? as usize, rule))));
-        };
-        run(&mut self.shared, others);
-        for ((_, evaluator), places) in self.apart.iter_mut().zip(parts) {
-            run(evaluator, places);
         }
         found.sort_unstable();
         found
+    }
+
+    /// The matches of one evaluator: that of the tenant with this number, or the shared one.
+    fn guarded(&mut self, at: Option<usize>, batch: &LogBatch) -> Vec<(usize, usize)> {
+        let evaluator = self.of_mut(at);
+        let before = evaluator.counts();
+        match attempt(|| evaluator.matches(batch)) {
+            Ok(found) => found,
+            Err(panic) => self.recover(at, before, batch, panic),
+        }
+    }
+
+    /// The evaluator of the tenant with this number, or the shared one.
+    pub(crate) fn of(&self, at: Option<usize>) -> &Evaluator {
+        at.and_then(|at| self.apart.get(at)).map_or(&self.shared, |(_, own)| own)
+    }
+
+    pub(crate) fn of_mut(&mut self, at: Option<usize>) -> &mut Evaluator {
+        at.and_then(|at| self.apart.get_mut(at)).map_or(&mut self.shared, |(_, own)| own)
+    }
+
+    /// Puts an evaluator in the place of one.
+    pub(crate) fn put(&mut self, at: Option<usize>, evaluator: Evaluator) {
+        *self.of_mut(at) = evaluator;
+        self.settled();
+    }
+
+    /// What is parked now needs no look into it.
+    pub(crate) fn settled(&mut self) {
+        self.looked_into = self.shared.parked_units().len();
+        self.tell();
     }
 
     /// Finds out for whom rules and filters are slow that were just parked for all.
@@ -161,7 +190,9 @@ impl Evaluators {
                 // It is slow for whoever it is tried on.
                 continue;
             }
-            let slow = rules.alone(unit).map(|alone| slow_for(alone, batch, &self.config)).unwrap_or_default();
+            // To try it is no reason to end: if it panics it does so elsewhere too.
+            let slow_for = |alone| attempt(|| slow_for(alone, batch, &self.config)).unwrap_or_default();
+            let slow = rules.alone(unit).map(slow_for).unwrap_or_default();
             let reason = self.shared.reason(unit).unwrap_or_default();
             culprits.extend(slow.into_iter().map(|org_id| (org_id, unit, reason.to_owned())));
         }
@@ -203,7 +234,7 @@ impl Evaluators {
     }
 }
 
-fn sum(left: Counts, right: Counts) -> Counts {
+pub(crate) fn sum(left: Counts, right: Counts) -> Counts {
     Counts {
         rows: left.rows + right.rows,
         values: left.values + right.values,
@@ -213,12 +244,12 @@ fn sum(left: Counts, right: Counts) -> Counts {
     }
 }
 
-fn orgs(rows: &RecordBatch) -> Option<&StringArray> {
+pub(crate) fn orgs(rows: &RecordBatch) -> Option<&StringArray> {
     rows.column_by_name(Dataset::ORG_ID)?.as_string_opt::<i32>()
 }
 
 /// Some rows as a batch; `None` when there are none.
-fn part_of(batch: &LogBatch, places: &[u64]) -> Option<LogBatch> {
+pub(crate) fn part_of(batch: &LogBatch, places: &[u64]) -> Option<LogBatch> {
     let rows = match places.len() == batch.rows.num_rows() {
         true => batch.rows.clone(),
         false => take_record_batch(&batch.rows, &UInt64Array::from(places.to_vec())).ok()?,

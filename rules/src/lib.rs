@@ -22,11 +22,16 @@
 //!
 //! Not here: reading a clock (but to time rules), I/O (but [`folder`]), the delivery of alerts.
 
+#[cfg(test)]
+extern crate self as tidegate_rules;
+
 mod ahead;
 mod alerting;
 mod apart;
 pub mod attack;
 mod bitmap;
+#[cfg(test)]
+mod blown;
 mod compile;
 mod config;
 mod correlation;
@@ -40,6 +45,8 @@ pub mod explain_beside;
 pub mod feedback;
 mod fold;
 pub mod folder;
+#[cfg(test)]
+mod fuse;
 mod group_key;
 mod head;
 mod lint;
@@ -51,6 +58,7 @@ mod off;
 pub mod operator;
 mod outline;
 pub mod pack;
+mod panicked;
 mod problem;
 mod proof;
 mod raise;

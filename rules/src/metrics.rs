@@ -5,7 +5,9 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (LOADED, "gauge", "Rules that are loaded"),
     (PROBLEMS, "gauge", "Rules that could not be loaded"),
     (PREDICATES, "gauge", "Distinct predicates of all loaded rules"),
-    (PARKED, "gauge", "Rules, filters and correlations that were parked because they took too much time"),
+    (PARKED, "gauge", "Rules, filters and correlations that were parked because they took too much time, or panicked"),
+    (PANICS, "counter", "Rules, filters and correlations that were parked because they panicked"),
+    (UNEVALUATED, "counter", "Events that no rule was evaluated on because that panicked, whatever rules ran"),
     (ROWS, "counter", "Events that rules looked at"),
     (VALUES, "counter", "Field values that were looked up in the memo"),
     (DECIDED, "counter", "Field values that were not in the memo and were decided"),
@@ -61,6 +63,10 @@ pub const PROBLEMS: &str = "tidegate_rules_problems";
 pub const PREDICATES: &str = "tidegate_rules_predicates";
 /// Rules, filters and correlations that were parked.
 pub const PARKED: &str = "tidegate_rules_parked";
+/// Those that panicked.
+pub const PANICS: &str = "tidegate_rules_panics_total";
+/// Events that could not be evaluated.
+pub const UNEVALUATED: &str = "tidegate_rules_unevaluated_rows_total";
 /// Events that rules looked at.
 pub const ROWS: &str = "tidegate_rules_rows_total";
 /// Field values that were looked up.

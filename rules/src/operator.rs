@@ -54,7 +54,7 @@ pub struct SigmaOperator {
     alerting: Alerting,
     /// Rules that tenants turned off.
     off: Arc<Off>,
-    /// What no longer runs because it took too much time.
+    /// What no longer runs because it took too much time or panicked.
     parked: Vec<Parked>,
     status: StatusBoard,
 }
@@ -342,6 +342,9 @@ impl Operator for SigmaOperator {
                 raised.into_iter().for_each(|alert| out.alert(alert));
                 for Dear { org_id, rule, ns } in self.alerting.take_dear() {
                     self.evaluators.charge(&org_id, rule, ns);
+                }
+                for (org_id, rule) in self.alerting.take_panicked() {
+                    self.evaluators.park_for(&org_id, rule);
                 }
                 self.report(started.elapsed().as_secs_f64());
             }

@@ -11,6 +11,7 @@ use crate::compile::program::ViewId;
 use crate::compile::{Rule, RuleSet};
 use crate::config::RulesConfig;
 use crate::group_key;
+use crate::panicked::attempt;
 use crate::proof::{Proof, prove};
 use crate::shown::ShownRows;
 
@@ -72,6 +73,8 @@ pub(crate) struct Events<'a> {
     named: String,
     /// How long the alert took that was made last, if it was long.
     dear_ns: Option<u64>,
+    /// Whether to say what an alert is about panicked.
+    panicked: bool,
 }
 
 impl<'a> Events<'a> {
@@ -97,6 +100,7 @@ impl<'a> Events<'a> {
             entities: String::new(),
             named: String::new(),
             dear_ns: None,
+            panicked: false,
         }
     }
 
@@ -170,12 +174,33 @@ impl<'a> Events<'a> {
         self.dear_ns.take()
     }
 
+    /// Whether to say what an alert is about panicked since this was last asked.
+    pub fn take_panicked(&mut self) -> bool {
+        std::mem::take(&mut self.panicked)
+    }
+
+    /// What an alert says and shows of its event. It looks at all of the event again, by the rule: an alert that says no more than
+    /// its title is better than none.
+    fn told(&mut self, row: usize, rule: &Rule) -> (String, String) {
+        let told = attempt(|| {
+            #[cfg(test)]
+            crate::fuse::blow(&rule.head.title, self.event_id(row));
+            let proof = prove(self.rules, rule, &mut self.shown, row);
+            let shown = if rule.shown.is_empty() { proof.fields.clone() } else { rule.shown.iter().collect() };
+            let message = message(&rule.head.title, &self.fields(row, &shown, MESSAGE_VALUE_BYTES_MAX));
+            (message, self.proved(row, proof))
+        });
+        told.unwrap_or_else(|_| {
+            self.panicked = true;
+            (rule.head.title.clone(), "{}".to_owned())
+        })
+    }
+
     fn write_alert(&mut self, row: usize, rule: &Rule) -> Alert {
         let event_id = self.event_id(row);
         let owned = |column| value(column, row).map(str::to_owned);
         let group_key = if rule.group_by.is_some() { &self.named } else { &self.entities }.clone();
-        let proof = prove(self.rules, rule, &mut self.shown, row);
-        let shown = if rule.shown.is_empty() { proof.fields.clone() } else { rule.shown.iter().collect() };
+        let (message, matched) = self.told(row, rule);
         let time = self.time(row).unwrap_or_default();
         Alert {
             alert_id: alert_id(self.org_id(row), &rule.head.id, &group_key, event_id),
@@ -193,8 +218,8 @@ impl<'a> Events<'a> {
             actor: owned(self.actor),
             asset: owned(self.asset),
             resource: owned(self.resource),
-            message: message(&rule.head.title, &self.fields(row, &shown, MESSAGE_VALUE_BYTES_MAX)),
-            matched: self.proved(row, proof),
+            message,
+            matched,
             continues: None,
         }
     }

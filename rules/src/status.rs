@@ -8,7 +8,7 @@ use crate::eval::Parked;
 /// What became of the rules in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RulesStatus {
-    /// Rules, filters and correlations that no longer run because they took too much time.
+    /// Rules, filters and correlations that no longer run because they took too much time or panicked.
     pub parked: Vec<Parked>,
 }
 

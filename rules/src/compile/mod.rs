@@ -24,6 +24,7 @@ use crate::document::{Parsed, parse_file};
 use crate::error::RulesError;
 use crate::head::{Head, called, level};
 use crate::logsource::{Cover, LogSources, Resolved, Wanted};
+use crate::panicked::attempt;
 use crate::problem::{Fault, RuleFile, RuleProblem};
 pub use attribute::span_us;
 use detection::DetectionCompiler;
@@ -86,6 +87,9 @@ pub struct RuleSet {
     pub(crate) source_view: ViewId,
 }
 
+/// What is said of a rule that meets a bug.
+const PANICKED: &str = "the program panicked as it read this, which is a bug of it: its log says where";
+
 impl RuleSet {
     /// Compiles files. What cannot be loaded is reported, in the order of files and documents; the rest is in the set, in the
     /// same order.
@@ -108,7 +112,8 @@ impl RuleSet {
                 problems.extend(problem);
                 continue;
             }
-            for (part, parsed) in parse_file(file, config, problems) {
+            let parsed = attempt(|| parse_file(file, config, problems));
+            for (part, parsed) in parsed.unwrap_or_else(|_| panicked(file, problems)) {
                 match parsed {
                     Parsed::Filter(filter) => {
                         let org_id = file.org_id.as_deref().map(Arc::from);
@@ -131,7 +136,8 @@ impl RuleSet {
                     }
                     Parsed::Rule(rule) => {
                         let name = rule.id.as_ref().unwrap_or(&rule.title).clone();
-                        if let Err(fault) = compiler.rule(file, *rule) {
+                        let compiled = attempt(|| compiler.rule(file, *rule));
+                        if let Err(fault) = compiled.unwrap_or_else(|_| Err(Fault::new(PANICKED))) {
                             problems.push(part.problem(&name, fault));
                         }
                     }
@@ -207,6 +213,19 @@ impl RuleSet {
     }
 }
 
+/// Says of a file that to read it panicked.
+fn panicked<T>(file: &RuleFile, problems: &mut Vec<RuleProblem>) -> Vec<T> {
+    problems.push(RuleProblem {
+        file: file.name.clone(),
+        line: 1,
+        column: 1,
+        rule: String::new(),
+        reason: PANICKED.to_owned(),
+        hint: String::new(),
+    });
+    Vec::new()
+}
+
 /// Why the file that is this many-th of its tenant, or of everyone, is not looked at.
 fn too_many(file: &RuleFile, count: usize, config: &RulesConfig) -> Option<RuleProblem> {
     let (bound, max) = match file.org_id {
@@ -256,6 +275,8 @@ impl<'a> Compiler<'a> {
     }
 
     fn rule(&mut self, file: &RuleFile, rule: SigmaRule) -> Result<(), Fault> {
+        #[cfg(test)]
+        crate::fuse::burst("compile", &rule.title);
         let id = called(rule.id.as_ref(), rule.name.as_ref(), &rule.title);
         self.check(file, rule.sigma_version, &id)?;
         let log_source = self.log_source(&rule.logsource)?;

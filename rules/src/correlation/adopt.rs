@@ -1,4 +1,4 @@
-//! State and rules: what goes on, and what is dropped, when rules change or a state was restored.
+//! State and rules: what goes on, and what is dropped, when rules change, a state was restored, or a correlation panicked.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use crate::correlation::costs::Costs;
 use crate::correlation::run::Correlations;
 use crate::correlation::saved::{Identity, Kept};
 use crate::correlation::set::CorrelationSet;
+use crate::panicked::attempt;
 
 impl Correlations {
     /// Takes up other rules: the state of a correlation that is the same as before goes on, that of others is dropped.
@@ -28,6 +29,25 @@ impl Correlations {
             self.detach(&known.correlations);
         }
         self.attach(&rules.correlations);
+    }
+
+    /// Runs a step of a correlation for a tenant. If it panics the correlation stops for the tenant (for all, if it is the tenant's
+    /// own), its groups are forgotten, and all else that the step may have left half changed is made anew from the other groups: a
+    /// restart does no less.
+    pub(super) fn step<T>(
+        &mut self,
+        set: &CorrelationSet,
+        (number, tenant): (u32, u32),
+        run: impl FnOnce(&mut Self) -> Option<T>,
+    ) -> Option<T> {
+        attempt(|| run(self)).unwrap_or_else(|_| {
+            let org_id = self.clock.tenants.get(tenant as usize).map(|tenant| tenant.org_id.clone());
+            let (number, tenant) = self.costs.panicked((number, tenant), org_id);
+            self.buckets.retain(|own| own.correlation != number || tenant.is_some_and(|tenant| own.tenant != tenant));
+            self.detach(set);
+            self.attach(set);
+            None
+        })
     }
 
     /// Puts all state aside.

@@ -89,6 +89,8 @@ impl Group {
         }
         let end = window.start.saturating_add(terms.span());
         closing.decided = closing.decided.max(end);
+        #[cfg(test)]
+        crate::fuse::burst("close", &String::from_utf8_lossy(&self.key));
         let from = self.entries().partition_point(|entry| entry.time < window.start);
         let to = self.entries().partition_point(|entry| entry.time < end);
         let quiet = self.is_quiet(window.start, terms.span());

@@ -12,6 +12,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::correlation::set::CorrelationSet;
 use crate::eval::Parked;
 use crate::eval::budget::{Budget, Terms, Unit};
+use crate::panicked;
 
 /// One step in so many is timed.
 const SAMPLE: u64 = 8;
@@ -21,6 +22,8 @@ const LOOK_NS: u64 = 50_000_000;
 const TENANTS_TIME: Duration = Duration::from_secs(4);
 /// Less than that is as good as nothing.
 const TENANT_NS_MIN: u64 = 1_000;
+/// A correlation for everyone that panicked for so many tenants stops for all.
+const PANICKED_MAX: usize = 8;
 /// The most correlations and tenants of which that is known.
 const TENANTS_MAX: usize = 100_000;
 
@@ -145,6 +148,19 @@ impl Costs {
             stopped.push((unit as u32, culprit));
         }
         stopped
+    }
+
+    /// Stops a correlation that panicked: one for everyone for this tenant only, unless it did so for several before.
+    pub fn panicked(&mut self, (correlation, tenant): (u32, u32), org_id: Option<Arc<str>>) -> Stopped {
+        let unit = self.units.get(correlation as usize).cloned();
+        let (id, owner) = unit.map_or_else(Default::default, |unit| (unit.id, unit.org_id));
+        let known = self.stopped.iter().filter(|(own, _)| *own == correlation).count();
+        let culprit = (owner.is_none() && known < PANICKED_MAX).then_some(tenant);
+        let org_id = owner.or(org_id.filter(|_| culprit.is_some()));
+        panicked::tell(&id, org_id.as_deref());
+        self.stopped.insert((correlation, culprit));
+        self.reports.push(Parked { rule_id: id, org_id, reason: panicked::REASON.to_owned() });
+        (correlation, culprit)
     }
 
     /// Names the tenants of the last reports.

@@ -57,7 +57,9 @@ impl Correlations {
         work.sort_by_key(|work| Reverse((work.correlation, work.slot)));
         while let Some(next) = work.pop() {
             let Some(correlation) = set.correlations.get(next.correlation as usize) else { continue };
-            if let Some(firing) = self.feed(set, correlation, tenant, next, (batch, out)) {
+            let place = (next.correlation, tenant);
+            let firing = self.step(set, place, |own| own.feed(set, correlation, tenant, next, (batch, out)));
+            if let Some(firing) = firing {
                 self.follow(set, correlation, batch, &firing, work);
             }
         }
@@ -89,7 +91,10 @@ impl Correlations {
             let views = firing.origin.and_then(|(_, rule)| feed.through.get(&rule)).unwrap_or(&none);
             let row = firing.origin.map_or(usize::MAX, |(row, _)| row);
             let mut key = Vec::new();
-            let Some(value) = measured(batch, row, &mut key, (other, views), Some((feed, &own))) else {
+            let through = Some((feed, own.as_slice()));
+            let place = (feed.correlation, firing.tenant);
+            let value = self.step(set, place, |_| measured(batch, row, &mut key, (other, views), through));
+            let Some(value) = value else {
                 self.counts.ungrouped += 1;
                 continue;
             };

@@ -337,6 +337,8 @@ impl Group {
         if let Some(gauge) = &mut self.gauge {
             gauge.inserted(at, &entry);
         }
+        #[cfg(test)]
+        crate::fuse::burst("insert", &String::from_utf8_lossy(&self.key));
         if let Some(rare) = &mut self.rare {
             rare.index.iter_mut().for_each(|index| index.insert(&entry));
             rare.repeats.iter_mut().for_each(|repeats| repeats.add(&entry));

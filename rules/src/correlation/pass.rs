@@ -28,7 +28,11 @@ impl Correlations {
             };
             self.allowed = left;
             self.clock.closing(tenant, sources).into_iter().for_each(Timers::pop);
-            if let Some((number, firing)) = self.decide(set, tenant, sources, timer, out)
+            let Some(number) = self.buckets.get(timer.bucket as usize).map(|bucket| bucket.correlation) else {
+                continue;
+            };
+            let decided = self.step(set, (number, tenant), |own| own.decide(set, tenant, sources, timer, out));
+            if let Some(firing) = decided
                 && let Some(correlation) = set.correlations.get(number as usize)
             {
                 self.follow(set, correlation, batch, &firing, &mut work);
@@ -65,7 +69,7 @@ impl Correlations {
         (group.number == timer.number && group.sources == sources && group.armed == timer.at).then_some(group)
     }
 
-    /// Takes the window that a timer is for out of its group; what it fired, and in which correlation.
+    /// Takes the window that a timer is for out of its group; what it fired.
     fn decide(
         &mut self,
         set: &CorrelationSet,
@@ -73,7 +77,7 @@ impl Correlations {
         sources: u64,
         timer: Timer,
         out: &mut Row<'_>,
-    ) -> Option<(u32, Firing)> {
+    ) -> Option<Firing> {
         let step = self.costs.begin();
         let bucket = self.buckets.get_mut(timer.bucket as usize)?;
         let number = bucket.correlation;
@@ -102,7 +106,7 @@ impl Correlations {
         self.counts.looked_at += fed.looked_at;
         self.schedule(tenant, sources, wait.is_last, Timer { at: wait.at, ..timer });
         self.costs.end(&step, (number, tenant), false);
-        firing.map(|firing| (number, firing))
+        firing
     }
 
     /// Drops groups that no event can concern any more, in the order in which that came to be.

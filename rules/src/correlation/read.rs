@@ -108,6 +108,8 @@ pub(super) fn measured(
                     tuple.push_str(&value.len().to_string());
                     tuple.push(':');
                     tuple.push_str(value);
+                    #[cfg(test)]
+                    crate::fuse::burst("measure", value);
                 })?;
             }
             Some(Value::counted(group_key::hash(&tuple)))

@@ -247,7 +247,7 @@ impl Correlations {
             }
             let mut key = Vec::new();
             let step = self.costs.begin();
-            let value = measured(batch, row, &mut key, (correlation, &target.views), None);
+            let value = self.step(set, place, |_| measured(batch, row, &mut key, (correlation, &target.views), None));
             // An event that it has no use for is one of its events all the same.
             self.costs.end(&step, place, value.is_none());
             let Some(value) = value else {

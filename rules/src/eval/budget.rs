@@ -35,7 +35,7 @@ const ROWS_MAX: u64 = 200_000;
 /// Time after which they do: what happened in hours before excuses nothing that happens now.
 const TIME_MAX: Duration = Duration::from_secs(4);
 
-/// A rule, a filter or a correlation that no longer runs because it took too much time. It runs again when it
+/// A rule, a filter or a correlation that no longer runs because it took too much time or panicked. It runs again when it
 /// asks something else or the program restarts; a correlation, when rules change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parked {

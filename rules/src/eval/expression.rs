@@ -35,6 +35,8 @@ impl Expression {
 
     /// Whether it is found in a text; `None` when a meter said that it took too long.
     pub fn is_found(&mut self, text: &str, meter: Option<&mut Meter>) -> Option<bool> {
+        #[cfg(test)]
+        crate::fuse::blow(&self.pattern, text);
         let Some(meter) = meter else { return Some(self.regex.is_match(text)) };
         let stepwise = self.stepwise.get_or_insert_with(|| Stepwise::new(&self.pattern).map(Box::new));
         let outcome = stepwise.as_mut().map(|stepwise| stepwise.search(text, self.steps, meter));

@@ -208,6 +208,8 @@ impl Evaluator {
         {
             return Vec::new();
         }
+        #[cfg(test)]
+        crate::fuse::burst_rows(&batch.rows);
         self.batch += 1;
         self.counts.rows += rows as u64;
         let rest = self.index.rest(&batch.rows);

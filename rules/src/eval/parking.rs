@@ -51,6 +51,17 @@ impl Evaluator {
         self.budget.reason(unit)
     }
 
+    /// Whether a rule or a filter is parked.
+    pub fn is_parked(&self, unit: usize) -> bool {
+        self.budget.is_parked(unit)
+    }
+
+    /// What is parked, also in the batch under way, and why.
+    pub fn all_parked(&self) -> Vec<(usize, String)> {
+        let parked = (0..self.rules.units()).filter(|unit| self.budget.is_parked(*unit));
+        parked.map(|unit| (unit, self.reason(unit).unwrap_or_default().to_owned())).collect()
+    }
+
     /// Charges a rule for something beside the evaluation that it took long for.
     pub fn charge(&mut self, rule: usize, ns: u64) {
         self.budget.sampled(rule, ns, 1);
