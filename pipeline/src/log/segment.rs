@@ -348,3 +348,48 @@ pub fn memory_bytes_of<'a>(batches: impl IntoIterator<Item = &'a RecordBatch>) -
     }
     seen.iter().map(|(_, bytes)| bytes).sum::<usize>() + count * std::mem::size_of::<RecordBatch>()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_rows_are_told_once_however_they_are_come_upon() {
+        let mut told = Told::default();
+        // The place, the rows lost there, and how many of them are news.
+        for (at, rows, news) in [
+            (10, 5..8, Some(3)),
+            (10, 5..8, None),
+            (20, 5..8, None),
+            (30, 6..10, Some(2)),
+            (5, 3..6, Some(2)),
+            (5, 3..10, None),
+            (40, 0..0, Some(0)),
+            (40, 0..0, None),
+            (40, 12..14, Some(2)),
+            (50, 0..20, Some(11)),
+            (60, 0..20, None),
+            (70, 30..31, Some(1)),
+            (80, 19..32, Some(11)),
+            (90, 32..34, Some(2)),
+            (91, 34..36, Some(2)),
+            (92, 0..36, None),
+            (93, 36..36, Some(0)),
+        ] {
+            let damage = Damage { at, bytes: 0, rows: rows.clone(), reason: String::new() };
+            assert_eq!(told.news(&damage), news, "rows {rows:?} at {at}");
+        }
+        assert_eq!(told.new_rows(30..40), 4, "rows that are told without a place");
+        assert_eq!(told.new_rows(30..40), 0);
+    }
+
+    #[test]
+    fn places_beyond_those_that_are_remembered_are_not_told() {
+        let mut told = Told::default();
+        let at = |at| Damage { at, bytes: 0, rows: at..at + 1, reason: String::new() };
+        for place in 0..TOLD_MAX as u64 {
+            assert_eq!(told.news(&at(place)), Some(1), "place {place}");
+        }
+        assert_eq!(told.news(&at(TOLD_MAX as u64)), None);
+    }
+}

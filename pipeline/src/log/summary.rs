@@ -231,3 +231,80 @@ fn decode_meta(meta: &[u8]) -> Option<(Index, FieldCatalog)> {
     let fields = FieldCatalog::decode(rest).ok()?;
     Some((index, fields))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(base: Offset, rows: u32, dataset: Dataset) -> FrameHeader {
+        FrameHeader {
+            kind: if rows == 0 { FrameKind::Schema } else { FrameKind::Batch },
+            dataset,
+            has_keys: false,
+            starts_group: false,
+            rows,
+            schema_id: 77,
+            base,
+            time_us: 0,
+            salt: 0,
+            payload_len: 64,
+            payload_crc: 0,
+        }
+    }
+
+    #[test]
+    fn a_frame_is_given_up_when_one_of_its_rows_is() {
+        let mut index = Index::new(0, 0, 0);
+        for rows in [2..2, 3..5, 5..7, 4..6, 9..9, 8..10, 9..12, 20..21] {
+            index.give_up(rows);
+        }
+        assert_eq!(index.given_up, [(3, 7), (8, 12), (20, 21)]);
+        for (base, rows, given_up) in [
+            (0, 3, false),
+            (2, 2, true),
+            (3, 1, true),
+            (6, 2, true),
+            (7, 1, false),
+            (8, 1, true),
+            (11, 2, true),
+            (12, 8, false),
+            (12, 9, true),
+            (21, 5, false),
+            (0, 100, true),
+        ] {
+            assert_eq!(index.is_given_up(&frame(base, rows, Dataset::Alerts)), given_up, "{rows} rows from {base}");
+        }
+    }
+
+    #[test]
+    fn an_index_knows_where_its_frames_are() {
+        let mut index = Index::new(5, 5, 0);
+        let apart = MARK_EVERY_BYTES;
+        assert_eq!(index.position(7), (5, 0), "of nothing");
+        for (at, base, rows, dataset) in [
+            (128, 5, 0, Dataset::Changes),
+            (256, 5, 2, Dataset::SecurityEvents),
+            (384, 7, 1, Dataset::Changes),
+            (256 + apart - 16, 8, 1, Dataset::SecurityEvents),
+            (256 + apart, 9, 3, Dataset::SecurityEvents),
+            (256 + 2 * apart, 12, 1, Dataset::Changes),
+        ] {
+            index.note(at, &frame(base, rows, dataset));
+        }
+        assert_eq!(index.marks, [(5, 256), (9, 256 + apart), (12, 256 + 2 * apart)]);
+        assert_eq!(index.changes, [(7, 384), (12, 256 + 2 * apart)], "rows of changes, not their schema");
+        assert_eq!(index.schemas, [(77, 128)]);
+        assert_eq!((index.frames, index.end, index.end_at), (5, 13, 256 + 2 * apart + 128));
+        for (from, position) in [
+            (4, (5, 0)),
+            (5, (5, 256)),
+            (8, (5, 256)),
+            (9, (9, 256 + apart)),
+            (11, (9, 256 + apart)),
+            (12, (12, 256 + 2 * apart)),
+            (99, (12, 256 + 2 * apart)),
+        ] {
+            assert_eq!(index.position(from), position, "from {from}");
+        }
+    }
+}

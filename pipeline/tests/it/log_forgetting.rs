@@ -4,8 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 
+use std::time::{Duration, Instant};
+
 use parking_lot::Mutex;
-use tidegate_pipeline::fs::{DirChange, Fs, FsFile, Open, SimFs};
+use tidegate_pipeline::fs::{DirChange, Fault, Fs, FsFile, Open, SimFs, SimOp};
 use tidegate_pipeline::log::{LogConfig, SegmentLog};
 use tidegate_pipeline::tailing::read_on;
 use tidegate_pipeline::{LogReader, Offset, PipelineError, StreamLog};
@@ -156,4 +158,83 @@ fn who_reads_at_the_edge_of_what_is_forgotten_gets_the_row_or_is_told() {
             log.forget(row).expect("forgotten");
         }
     });
+}
+
+fn segments(fs: &SimFs) -> usize {
+    fs.files().iter().filter(|path| path.extension().is_some_and(|is| is == "log")).count()
+}
+
+/// A log of [`ROWS`] rows with these ids, of whose segments none has a summary, on a disk that is well again.
+fn without_summaries(fs: &SimFs, id: impl Fn(u64) -> String) -> SegmentLog {
+    let (log, _) = open(fs).expect("a log");
+    fs.track_sites();
+    fs.fail_at("log/*.sum.tmp", Fault { sticky: true, ..Fault::eio(SimOp::Create, 1) });
+    for row in 0..ROWS {
+        answer(log.append(one(events("a", &[&id(row)])))).expect("stored");
+    }
+    // The last one is not closed.
+    let closed = segments(fs) as u64 - 1;
+    let started = Instant::now();
+    while fs.failed() < closed {
+        assert!(started.elapsed() < Duration::from_secs(30), "{} of {closed} summaries were tried", fs.failed());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    fs.heal();
+    log
+}
+
+#[test]
+fn keys_are_given_for_space_on_a_full_disk_and_for_nothing_else() {
+    // ENOSPC, EDQUOT and EFBIG; EIO and EROFS.
+    for (errno, is_full) in [(28, true), (122, true), (27, true), (5, false), (30, false)] {
+        let fs = SimFs::new();
+        let log = without_summaries(&fs, |row| row.to_string());
+        let (files, bytes) = (fs.files().len(), log.bytes_used());
+        let summary = Fault { op: SimOp::Create, nth: 1, errno, sticky: true, short_bytes: 0 };
+        fs.fail_at("log/*.sum.tmp", summary);
+        let forgotten = log.forget(ROWS / 2);
+        let first = log.bounds().first;
+        if is_full {
+            forgotten.unwrap_or_else(|error| panic!("{errno}: {error}"));
+            assert!(first > 10 && log.bytes_used() < bytes && fs.files().len() < files, "{errno}: from {first}");
+        } else {
+            assert!(matches!(forgotten, Err(PipelineError::Io { op: "summarise", .. })), "{errno}: {forgotten:?}");
+            assert_eq!((first, log.bytes_used(), fs.files().len()), (0, bytes, files), "{errno}: nothing is gone");
+            fs.heal();
+            log.forget(ROWS / 2).expect("the disk is well");
+            assert!(log.bounds().first > 10, "{errno}");
+        }
+        fs.heal();
+        drop(log);
+        let (log, report) = open(&fs).expect("it opens");
+        let known = if is_full { ROWS - first } else { ROWS };
+        assert_eq!((report.keys as u64, report.damage.len()), (known, 0), "{errno}: {report:?}");
+        let again = answer(log.append(one(events("a", &["0", "59"])))).expect("answered");
+        assert_eq!(again.duplicates.len(), if is_full { 1 } else { 2 }, "{errno}");
+    }
+}
+
+#[test]
+fn a_segment_is_read_for_its_keys_only_when_it_has_some_and_no_summary() {
+    for (what, summarised, id) in [
+        ("summarised", true, (|row| row.to_string()) as fn(u64) -> String),
+        ("without keys", false, |row| format!("-{row}")),
+    ] {
+        let fs = SimFs::new();
+        let log = if summarised {
+            let (log, _) = open(&fs).expect("a log");
+            for row in 0..ROWS {
+                answer(log.append(one(events("a", &[&id(row)])))).expect("stored");
+            }
+            drop(log);
+            open(&fs).expect("it opens").0
+        } else {
+            without_summaries(&fs, id)
+        };
+        let (reads, files) = (fs.count(SimOp::Read), fs.files().len());
+        log.forget(ROWS / 2).expect("forgotten");
+        assert!(log.bounds().first > 10, "{what}");
+        assert_eq!(fs.count(SimOp::Read), reads, "{what}");
+        assert!(fs.files().len() < files, "{what}: nothing was made for it");
+    }
 }
