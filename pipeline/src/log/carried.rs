@@ -130,4 +130,20 @@ mod tests {
         }
         assert!(carrier.schemas.lock().len() <= SCHEMAS_MAX);
     }
+
+    #[test]
+    fn batches_of_a_layout_share_its_schema_whatever_comes_between() {
+        let carrier = Carrier::new().expect("random bits");
+        let schema_of = |name: &str| {
+            let column = std::sync::Arc::new(Int64Array::from(vec![1])) as ArrayRef;
+            let mut bytes = Vec::new();
+            carrier
+                .write(&RecordBatch::try_from_iter([(name, column)]).expect("a batch"), &mut bytes)
+                .expect("written");
+            carrier.read(&Buffer::from_vec(bytes), Dataset::SecurityEvents, 1).expect("whole").schema()
+        };
+        let first = schema_of("a");
+        schema_of("b");
+        assert!(std::sync::Arc::ptr_eq(&first, &schema_of("a")));
+    }
 }

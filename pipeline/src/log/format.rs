@@ -312,7 +312,10 @@ mod tests {
 
     #[test]
     fn headers_round_trip() {
-        assert_eq!(FrameHeader::decode(&frame().encode()), Some(frame()));
+        for (has_keys, starts_group) in [(false, false), (false, true), (true, false), (true, true)] {
+            let frame = FrameHeader { has_keys, starts_group, ..frame() };
+            assert_eq!(FrameHeader::decode(&frame.encode()), Some(frame));
+        }
         assert_eq!(frame().frame_len(), 96);
         let segment = SegmentHeader { first: 7, sealed_at: 5, salt: 9, made_us: 11 };
         assert_eq!(SegmentHeader::decode(&segment.encode()), Some(segment));
@@ -353,9 +356,12 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(SegmentHeader::decode(&flipped), Some(segment), "bit {bit}");
         }
-        let mut both = segment.encode();
-        both[20] ^= 1;
-        both[64 + 20] ^= 1;
-        assert_eq!(SegmentHeader::decode(&both), None);
+        // The magic, the version, the CRC, and what it is of.
+        for at in [0, 8, 12, 20] {
+            let mut both = segment.encode();
+            both[at] ^= 1;
+            both[64 + at] ^= 1;
+            assert_eq!(SegmentHeader::decode(&both), None, "byte {at} of both");
+        }
     }
 }

@@ -155,4 +155,17 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn any_other_page_that_can_be_read_shows_that_the_device_is_there() {
+        let pages = 7;
+        let page = 3;
+        // The one page that is well, and whether it is looked at: the first, the neighbours and the last.
+        for (well, looked_at) in [(0, true), (1, false), (2, true), (4, true), (5, false), (6, true)] {
+            let bad: Vec<usize> = (0..pages).filter(|nth| *nth != well).collect();
+            let (file, _) = file(pages * PAGE as usize - 100, &bad);
+            let read = Sectors::at_once().read(&*file, &mut [0; 50], page * PAGE);
+            assert_eq!(read.is_ok(), looked_at, "page {well} is well");
+        }
+    }
 }

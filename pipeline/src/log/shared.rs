@@ -138,7 +138,7 @@ impl Shared {
         Some(group)
     }
 
-    /// Says that the group of [`next_group`](Self::next_group) was answered.
+    /// Says that the group of [`next_group`](Self::next_group) waits no more. To say it twice does no harm.
     pub fn group_done(&self) {
         let mut queue = self.queue.lock();
         queue.bytes -= std::mem::take(&mut queue.committing_bytes);

@@ -117,7 +117,6 @@ impl Writer {
                 self.publish(group, frames);
                 histogram!(names::LOG_GROUP_SECONDS, "log" => self.shared.name.clone())
                     .record(started.elapsed().as_secs_f64());
-                self.shared.healthy();
             }
             Err(error) => {
                 let error = self.failed("a group commit", &error);
@@ -211,6 +210,9 @@ impl Writer {
         counter!(names::LOG_APPENDED_ROWS, "log" => self.shared.name.clone()).increment(rows);
         counter!(names::LOG_DUPLICATE_ROWS, "log" => self.shared.name.clone()).increment(group.duplicates as u64);
         gauge!(names::LOG_DEDUP_KEYS, "log" => self.shared.name.clone()).set(self.window.len() as f64);
+        // Before the answers: who has one finds room in the queue, and a log that is well.
+        self.shared.healthy();
+        self.shared.group_done();
         for (reply, appended) in group.answers {
             _ = reply.send(Ok(appended));
         }

@@ -7,8 +7,8 @@ use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::Schema;
 use tidegate_pipeline::fs::{DirChange, Fault, Fs, SimFs, SimOp};
 use tidegate_pipeline::log::format::SegmentHeader;
-use tidegate_pipeline::log::{LogConfig, SegmentLog, memory_bytes, verify};
-use tidegate_pipeline::{LogReader, StreamLog};
+use tidegate_pipeline::log::{LogConfig, MemoryLog, SegmentLog, memory_bytes, verify};
+use tidegate_pipeline::{Ack, LogReader, StreamLog};
 
 use crate::log_ledger::{DIR, answer, config, open};
 use crate::log_rows::{events, one};
@@ -90,6 +90,21 @@ fn a_batch_takes_memory_even_without_columns() {
     assert_eq!(memory_bytes(&one), size_of::<RecordBatch>() + buffer);
     let twice = rows.project(&[0, 0]).expect("the same column");
     assert_eq!(memory_bytes(&twice), memory_bytes(&one), "an allocation counts once");
+}
+
+#[test]
+fn what_was_reached_is_said_in_the_words_of_the_header() {
+    assert_eq!([Ack::Disk, Ack::Memory, Ack::Broker].map(Ack::as_str), ["disk", "memory", "broker"]);
+}
+
+#[test]
+fn a_log_in_memory_has_no_batch_without_a_row() {
+    let log = MemoryLog::new(100, usize::MAX);
+    for ids in [["1", "2"].as_slice(), &[], &["2", "1"], &["3"]] {
+        answer(log.append(one(events("a", ids)))).expect("answered");
+    }
+    let batches = log.read(0, usize::MAX).expect("batches");
+    assert_eq!(batches.iter().map(|batch| batch.offset).collect::<Vec<_>>(), [0, 2]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use arrow::array::RecordBatch;
 use tidegate_events::Dataset;
 use tidegate_pipeline::fs::{Fault, SimFs, SimOp};
 use tidegate_pipeline::log::format::{FRAMES_START, FrameHeader, FrameKind};
-use tidegate_pipeline::{Ack, EventBatch, LogReader, StreamLog};
+use tidegate_pipeline::{Ack, Append, EventBatch, LogReader, StreamLog};
 
 use crate::counted::Counted;
 use crate::log_ledger::{Ledger, answer, open};
@@ -57,6 +57,33 @@ fn a_flipped_byte_in_a_schema_costs_no_row_whatever_layouts_stand_around_it() {
     }
     assert!(flips > 200, "{flips} flips");
     assert_eq!(Arc::new(fs).files().len(), 2, "one segment and the lock");
+}
+
+#[test]
+fn each_layout_of_a_group_stands_twice_in_it_and_no_more() {
+    let fs = SimFs::new();
+    let (log, _) = open(&fs).expect("a log");
+    let sent: Vec<EventBatch> = [7, 4, 7, 5, 4].iter().zip(0..).map(|(n, id)| layout(*n, &format!("{id}"))).collect();
+    let append = Append { batches: sent.clone(), ack: Ack::Disk };
+    answer(log.append(append)).expect("stored");
+    // A group after it, so that a start does not write this one again.
+    answer(log.append(one(layout(5, "after")))).expect("stored");
+    let fs = fs.after_kill();
+    let path = files(&fs, "log").remove(0);
+    let whole = fs.bytes(&path).expect("bytes");
+    let (mut at, mut schemas) = (FRAMES_START as usize, std::collections::BTreeMap::new());
+    while let Some(header) = whole.get(at..).and_then(FrameHeader::decode) {
+        if header.kind == FrameKind::Schema {
+            *schemas.entry(header.schema_id).or_insert(0) += 1;
+        }
+        at += header.frame_len() as usize;
+    }
+    assert_eq!(schemas.into_values().collect::<Vec<_>>(), [2, 2, 2]);
+    let (log, report) = open(&fs).expect("it opens");
+    assert!(report.damage.is_empty(), "{report:?}");
+    let read = log.read(0, usize::MAX).expect("readable");
+    assert!(read.iter().zip(&sent).all(|(read, sent)| read.rows == sent.rows), "each with its own schema");
+    assert_eq!(read.len(), 6);
 }
 
 #[test]
