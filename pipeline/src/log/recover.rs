@@ -119,9 +119,11 @@ pub(crate) fn recover(
     report.torn_bytes = found.last().filter(|part| part.scanned).map_or(0, |part| part.found.residue);
     if let Some(at) = found.iter().rposition(Part::has_rows) {
         let rewritten = secure_last_group(fs, dir, &mut found[at], parts.1)?;
-        if let Some(part) = rewritten {
+        if let Some(mut part) = rewritten {
             report.rewritten_rows = part.found.summary.index.end - part.first;
             if found[at].first == part.first {
+                // Of what was lost in the file that it replaces nobody else tells.
+                part.found.damage = std::mem::take(&mut found[at].found.damage);
                 found[at] = part;
             } else {
                 found.insert(at + 1, part);

@@ -87,6 +87,39 @@ fn each_layout_of_a_group_stands_twice_in_it_and_no_more() {
 }
 
 #[test]
+fn rows_of_the_last_group_that_are_of_no_use_are_told_once() {
+    let fs = SimFs::new();
+    let (log, _) = open(&fs).expect("a log");
+    let batches = [(7, "1"), (4, "2"), (5, "3")].map(|(columns, id)| layout(columns, id)).to_vec();
+    let append = Append { batches, ack: Ack::Disk };
+    answer(log.append(append)).expect("stored");
+    let fs = fs.after_kill();
+    let path = files(&fs, "log").remove(0);
+    let whole = fs.bytes(&path).expect("bytes");
+    let (mut at, mut headers) = (FRAMES_START as usize, Vec::new());
+    while let Some(header) = whole.get(at..).and_then(FrameHeader::decode) {
+        headers.push((at, header));
+        at += header.frame_len() as usize;
+    }
+    let second = headers.iter().find(|(_, header)| header.rows > 0 && header.base == 1).expect("a batch").1;
+    let mut bytes = whole;
+    for (at, header) in headers {
+        if header.kind == FrameKind::Schema && header.schema_id == second.schema_id {
+            bytes[at + 64 + 20] ^= 1;
+        }
+    }
+    fs.set_bytes(&path, bytes);
+    let work = || {
+        let (log, report) = open(&fs).expect("it opens");
+        let read = || log.read(0, usize::MAX).expect("readable").iter().map(|batch| batch.offset).collect::<Vec<_>>();
+        (report.rewritten_rows, read(), read())
+    };
+    let ((_, first, again), counted) = Counted::during(work);
+    assert_eq!((first, again), (vec![0, 2], vec![0, 2]));
+    assert_eq!(counted.of("log_lost_rows_total"), 1);
+}
+
+#[test]
 fn zeros_after_the_last_frame_are_its_end_and_anything_else_is_a_torn_tail() {
     let fs = SimFs::new();
     let (log, _) = open(&fs).expect("a log");
