@@ -84,9 +84,10 @@ mod tests {
     #[test]
     fn a_window_forgets_the_oldest_half_and_never_holds_more_than_its_bound() {
         let mut window = Window::new(10);
+        assert!(window.is_empty());
         for key in 1..=100u128 {
             window.insert(key);
-            assert!(window.len() <= 10);
+            assert!(window.len() <= 10 && !window.is_empty());
             assert!((key.saturating_sub(4).max(1)..=key).all(|recent| window.contains(recent)), "at {key}");
         }
         assert!(!window.contains(80));

@@ -9,6 +9,7 @@ use tidegate_pipeline::log::{LogConfig, SegmentLog};
 use tidegate_pipeline::{AppendError, Health, LogReader, PipelineError, StreamLog};
 
 use crate::counted::Counted;
+use crate::log_faults::{SEGMENTS, synced};
 use crate::log_ledger::{DIR, answer, config, open};
 use crate::log_rows::{events, one};
 
@@ -194,12 +195,13 @@ fn a_segment_that_is_gone_is_forgotten_and_one_that_cannot_be_removed_is_tried_a
 #[test]
 fn who_has_an_answer_finds_room_and_a_log_that_is_well() {
     let fs = SimFs::new();
+    fs.track_sites();
     let health = Health::default();
     let log = open_with(&fs, LogConfig { queue_bytes_max: 1, ..config() });
     log.report_health(health.stage("log"));
     for row in 0..300 {
         if row % 3 == 0 {
-            fs.fail(Fault::eio(SimOp::SyncData, fs.count(SimOp::SyncData) + 1));
+            fs.fail_at(SEGMENTS, Fault::eio(SimOp::SyncData, synced(&fs) + 1));
             let failed = answer(log.append(one(events("a", &["failed"]))));
             assert!(matches!(failed, Err(AppendError::Failed(_))), "row {row}: {failed:?}");
             assert_eq!(health.details().len(), 1, "row {row}");

@@ -1,14 +1,17 @@
 //! Edges of the log that mutated code has shown no other test to lean on.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use arrow::array::{RecordBatch, RecordBatchOptions};
-use arrow::datatypes::Schema;
-use tidegate_pipeline::fs::{DirChange, Fault, Fs, SimFs, SimOp};
+use arrow::array::{RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::datatypes::{DataType, Field, Schema};
+use tidegate_events::Dataset;
+use tidegate_pipeline::fs::{DirChange, Fault, Fs, FsFile, Open, SimFs, SimOp};
 use tidegate_pipeline::log::format::SegmentHeader;
 use tidegate_pipeline::log::{LogConfig, MemoryLog, SegmentLog, memory_bytes, verify};
-use tidegate_pipeline::{Ack, LogReader, StreamLog};
+use tidegate_pipeline::{Ack, AppendError, EventBatch, Health, LogReader, StreamLog};
 
 use crate::log_ledger::{DIR, answer, config, open};
 use crate::log_rows::{events, one};
@@ -105,6 +108,133 @@ fn a_log_in_memory_has_no_batch_without_a_row() {
     }
     let batches = log.read(0, usize::MAX).expect("batches");
     assert_eq!(batches.iter().map(|batch| batch.offset).collect::<Vec<_>>(), [0, 2]);
+}
+
+#[test]
+fn a_log_in_memory_is_full_until_it_forgets() {
+    let log = MemoryLog::new(100, 1);
+    answer(log.append(one(events("a", &["1"])))).expect("the first batch has room");
+    let refused = answer(log.append(one(events("a", &["2"]))));
+    assert!(matches!(refused, Err(AppendError::Full(_))), "{refused:?}");
+    log.forget(1).expect("forgotten");
+    assert_eq!(answer(log.append(one(events("a", &["2"])))).expect("room again").offsets[0], 1..2);
+    assert_eq!((log.bounds().first, log.bounds().next), (1, 2));
+}
+
+#[test]
+fn columns_that_could_not_be_read_again_are_refused() {
+    let (log, _) = open(&SimFs::new()).expect("a log");
+    let item = |kind| DataType::List(Arc::new(Field::new("item", kind, true)));
+    for kind in [
+        DataType::Float32,
+        DataType::LargeUtf8,
+        DataType::Utf8View,
+        DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8)),
+        item(item(DataType::Utf8)),
+        item(DataType::Utf8View),
+    ] {
+        let rows = RecordBatch::try_from_iter([("column", new_null_array(&kind, 2))]).expect("a batch");
+        let batch = EventBatch { dataset: Dataset::SecurityEvents, rows, keys: Vec::new() };
+        let refused = answer(log.append(one(batch)));
+        assert!(matches!(refused, Err(AppendError::Failed(_))), "{kind}: {refused:?}");
+    }
+    assert_eq!(log.bounds().next, 0);
+}
+
+#[test]
+fn on_a_full_disk_the_last_group_is_made_durable_where_it_is() {
+    let fs = SimFs::new();
+    let (log, _) = open(&fs).expect("a log");
+    answer(log.append(one(events("a", &["1"])))).expect("stored");
+    let fs = fs.after_kill();
+    let used = fs.files().iter().map(|path| fs.bytes(path).expect("bytes").len() as u64).sum();
+    fs.set_capacity(Some(used));
+    let syncs = fs.count(SimOp::SyncData);
+    let (log, report) = open(&fs).expect("a full disk is no reason not to start");
+    assert_eq!((report.rewritten_rows, report.next, report.keys), (0, 1, 1), "{report:?}");
+    assert!(fs.count(SimOp::SyncData) > syncs);
+    assert_eq!(log.read(0, usize::MAX).expect("readable").len(), 1);
+    drop(log);
+    // A disk that fails is one.
+    let fs = fs.after_kill();
+    for path in files(&fs, "sum") {
+        fs.lose(&path);
+    }
+    fs.fail(Fault { sticky: true, ..Fault::eio(SimOp::Create, 1) });
+    open(&fs).expect_err("what is shown must be durable");
+}
+
+#[test]
+fn a_file_in_the_place_of_the_next_segment_is_left_alone_and_passed_over() {
+    let fs = SimFs::new();
+    let (log, _) = open(&fs).expect("a log");
+    let place = Path::new(DIR).join(format!("{:020}.log", 0));
+    fs.set_bytes(&place, b"of somebody else".to_vec());
+    answer(log.append(one(events("a", &["1"])))).expect_err("there is a file");
+    assert_eq!(answer(log.append(one(events("a", &["1"])))).expect("in another one").offsets[0], 1..2);
+    assert_eq!(fs.bytes(&place).expect("bytes"), b"of somebody else");
+}
+
+#[test]
+fn what_a_crash_left_half_written_is_removed_at_the_next_start_and_nothing_else() {
+    let fs = two_rows();
+    let names = ["00000000000000000000.sum.tmp", "00000000000000000007.log.tmp", "0.log.tmp", "notes.txt", "1.sum"];
+    for name in names {
+        fs.set_bytes(&Path::new(DIR).join(name), vec![1]);
+    }
+    let (_, report) = open(&fs).expect("it opens");
+    assert_eq!((report.segments, report.next), (1, 2), "{report:?}");
+    let left = names.map(|name| fs.bytes(&Path::new(DIR).join(name)).is_some());
+    assert_eq!(left, [false, false, true, true, true]);
+}
+
+/// A file system on which the writer of the log falls over, once it is told to.
+#[derive(Debug)]
+struct Panics {
+    fs: SimFs,
+    now: AtomicBool,
+}
+
+impl Fs for Panics {
+    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn FsFile>> {
+        self.fs.open(path, how)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        self.fs.list(dir)
+    }
+
+    fn change(&self, change: DirChange<'_>) -> io::Result<()> {
+        self.fs.change(change)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.fs.sync_dir(dir)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        assert!(!self.now.load(Ordering::Relaxed), "the test makes the writer panic");
+        self.fs.free_bytes(dir)
+    }
+}
+
+#[test]
+fn when_the_writer_panics_everybody_is_answered_and_it_is_said() {
+    let fs = Arc::new(Panics { fs: SimFs::new(), now: AtomicBool::new(false) });
+    let (log, _) = SegmentLog::open(fs.clone(), Path::new(DIR), config()).expect("a log");
+    let health = Health::default();
+    log.report_health(health.stage("log"));
+    answer(log.append(one(events("a", &["1"])))).expect("stored");
+    fs.now.store(true, Ordering::Relaxed);
+    let replies: Vec<_> = (0..20).map(|row| log.append(one(events("a", &[&format!("more {row}")])))).collect();
+    for reply in replies {
+        let answer = answer(reply);
+        assert!(matches!(answer, Err(AppendError::Closed)), "{answer:?}");
+    }
+    let refused = answer(log.append(one(events("a", &["late"]))));
+    assert!(matches!(refused, Err(AppendError::Closed)), "{refused:?}");
+    assert_eq!(health.details().len(), 1);
+    assert_eq!(log.read(0, usize::MAX).expect("reading goes on").len(), 1);
 }
 
 #[test]

@@ -11,6 +11,14 @@ use tidegate_pipeline::{Ack, Append, AppendError, Health, LogReader, PipelineErr
 use crate::log_ledger::{DIR, Ledger, answer, config, open};
 use crate::log_rows::{events, ids, one};
 
+/// Where the segments are written, and not their summaries, which a thread of its own writes at its own time.
+pub const SEGMENTS: &str = "log/*.log";
+
+/// How often a segment was synced since sites are tracked.
+pub fn synced(fs: &SimFs) -> u64 {
+    fs.sites().get(&(SimOp::SyncData, SEGMENTS.to_owned())).copied().unwrap_or(0)
+}
+
 /// Opens, appends over several segments, forgets, closes, opens again and appends once more. Every step may fail.
 fn workload(fs: &SimFs, ledger: &mut Ledger) {
     for round in 0..2 {
@@ -142,6 +150,7 @@ fn rows_that_an_fsync_lost_are_made_durable_before_they_count_as_duplicates() {
 #[test]
 fn while_the_disk_fails_every_append_is_answered_and_it_heals_without_a_restart() {
     let fs = SimFs::new();
+    fs.track_sites();
     let health = Health::default();
     let mut ledger = Ledger::default();
     let (log, _) = open(&fs).expect("a log");
@@ -164,7 +173,7 @@ fn while_the_disk_fails_every_append_is_answered_and_it_heals_without_a_restart(
         assert!(health.details().is_empty(), "{op:?}");
         ledger.check(&log, &id);
         // Leave the segment, so that the next kind of failure meets the making of one.
-        fs.fail(Fault::eio(SimOp::SyncData, fs.count(SimOp::SyncData) + 1));
+        fs.fail_at(SEGMENTS, Fault::eio(SimOp::SyncData, synced(&fs) + 1));
         ledger.append(&log, &["3"], Ack::Disk).expect_err("fails once");
     }
     must_recover(&fs.after_crash(5), &ledger, "at the end");

@@ -48,11 +48,17 @@ fn a_log_that_nothing_happened_to_counts_no_damage() {
     let (log, _) = open(&fs).expect("a log");
     fill(&log, 0..60);
     let check = |log: &SegmentLog, what: &str| {
-        let (rows, counted) =
-            Counted::during(|| (0..60).map(|from| ids(&log.read(from, 1).expect("readable"))[0].0).collect::<Vec<_>>());
+        let (rows, counted) = Counted::during(|| {
+            log.read(0, usize::MAX).expect("readable");
+            (0..60).map(|from| ids(&log.read(from, 1).expect("readable"))[0].0).collect::<Vec<_>>()
+        });
         assert_eq!(rows, (0..60).collect::<Vec<_>>(), "{what}");
         assert_eq!(counted.of("log_damage_total"), 0, "{what}");
     };
+    // What is there already leaves no trace.
+    let bytes = log.bytes_used();
+    answer(log.append(one(events("a", &["59", "0"])))).expect("answered");
+    assert_eq!(log.bytes_used(), bytes);
     check(&log, "live");
     check(&open(&fs.after_kill()).expect("it opens").0, "killed");
     drop(log);
@@ -90,6 +96,33 @@ fn all_of_the_last_group_is_written_again_and_of_a_closed_segment_nothing() {
 }
 
 #[test]
+fn the_last_group_is_written_again_behind_whatever_was_begun_after_it() {
+    let fs = SimFs::new();
+    let (log, _) = open(&fs).expect("a log");
+    fill(&log, 0..3);
+    let fs = fs.after_kill();
+    let segment = files(&fs, "log").remove(0);
+    let whole = fs.bytes(&segment).expect("bytes");
+    let header = SegmentHeader { first: 3, sealed_at: 3, salt: 7, made_us: 0 }.encode();
+    // A segment that was being made.
+    for bytes in [Vec::new(), header[..40].to_vec(), header.to_vec()] {
+        let fs = fs.after_kill();
+        fs.set_bytes(&Path::new(DIR).join(format!("{:020}.log", 3)), bytes);
+        let (_, report) = open(&fs).expect("it opens");
+        assert_eq!((report.rewritten_rows, report.damage.len()), (1, 0), "{report:?}");
+    }
+    // A frame that is torn: all of it is said to be a tail, and the group before it is the last one.
+    let last = frames(&whole).into_iter().rfind(|(_, header)| header.rows > 0).expect("a batch").0;
+    for left in [1, 63, 64, 100] {
+        let fs = fs.after_kill();
+        fs.set_bytes(&segment, whole[..last + left].to_vec());
+        let (log, report) = open(&fs).expect("it opens");
+        assert_eq!((report.torn_bytes, report.rewritten_rows), (left as u64, 1), "{report:?}");
+        assert_eq!(ids(&log.read(0, usize::MAX).expect("readable")).len(), 2);
+    }
+}
+
+#[test]
 fn what_a_failed_group_left_is_residue_and_nothing_else() {
     for (op, short_bytes) in [(SimOp::Write, 0), (SimOp::Write, 100), (SimOp::SyncData, 0)] {
         let fs = SimFs::new();
@@ -106,6 +139,49 @@ fn what_a_failed_group_left_is_residue_and_nothing_else() {
         let told: Vec<_> = reports.iter().map(|report| (report.residue_bytes, report.damage.len())).collect();
         assert_eq!(told, [(left as u64, 0), (0, 0)], "{op:?}, {short_bytes} bytes");
     }
+}
+
+#[test]
+fn rows_lost_at_the_end_of_a_segment_are_told_by_it_and_not_by_the_next_one_too() {
+    let fs = SimFs::new();
+    fill(&open(&fs).expect("a log").0, 0..60);
+    for path in files(&fs, "sum") {
+        fs.lose(&path);
+    }
+    for path in files(&fs, "log").iter().skip(1).rev().skip(1) {
+        let fs = fs.after_kill();
+        let mut bytes = fs.bytes(path).expect("bytes");
+        let (at, last) = frames(&bytes).into_iter().rfind(|(_, header)| header.rows > 0).expect("a batch");
+        bytes[at + 64 + 40] ^= 1;
+        fs.set_bytes(path, bytes);
+        let rows = |damage: &tidegate_pipeline::log::Damage| (damage.rows.start, damage.rows.end);
+        let reports = verify(&fs, Path::new(DIR)).expect("reports");
+        let told: Vec<_> = reports.iter().flat_map(|report| &report.damage).map(rows).collect();
+        assert_eq!(told, [(last.base, last.next())], "verified");
+        let ((_, report), counted) = Counted::during(|| open(&fs).expect("it opens"));
+        let told: Vec<_> = report.damage.iter().map(|(_, damage)| rows(damage)).collect();
+        assert_eq!(told, [(last.base, last.next())], "opened");
+        assert_eq!(counted.of("log_lost_rows_total"), 1);
+    }
+}
+
+#[test]
+fn text_that_is_full_of_the_magic_of_frames_is_passed_over_as_one_damage() {
+    let fs = SimFs::new();
+    let (log, _) = open(&fs).expect("a log");
+    for id in ["1", &"TGF1".repeat(300), "3", "4"] {
+        answer(log.append(one(events("a", &[id])))).expect("stored");
+    }
+    let fs = fs.after_kill();
+    let segment = files(&fs, "log").remove(0);
+    let mut bytes = fs.bytes(&segment).expect("bytes");
+    let at = frames(&bytes).iter().find(|(_, header)| header.base == 1 && header.rows > 0).expect("the batch").0;
+    assert!((at + 64..bytes.len()).step_by(16).any(|at| bytes[at..].starts_with(b"TGF1TGF1")), "where frames begin");
+    bytes[at + 9] ^= 1;
+    fs.set_bytes(&segment, bytes);
+    let reports = verify(&fs, Path::new(DIR)).expect("reports");
+    let told: Vec<_> = reports.iter().flat_map(|report| &report.damage).map(|damage| damage.rows.clone()).collect();
+    assert_eq!(told, [1..2]);
 }
 
 #[test]
