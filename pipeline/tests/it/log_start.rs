@@ -180,8 +180,8 @@ fn text_that_is_full_of_the_magic_of_frames_is_passed_over_as_one_damage() {
     bytes[at + 9] ^= 1;
     fs.set_bytes(&segment, bytes);
     let reports = verify(&fs, Path::new(DIR)).expect("reports");
-    let told: Vec<_> = reports.iter().flat_map(|report| &report.damage).map(|damage| damage.rows.clone()).collect();
-    assert_eq!(told, [1..2]);
+    let told: Vec<_> = reports.iter().flat_map(|report| &report.damage).map(|damage| &damage.rows).collect();
+    assert_eq!(told, [&(1..2)]);
 }
 
 #[test]
