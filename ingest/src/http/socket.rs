@@ -63,6 +63,11 @@ impl Writing {
         }
     }
 
+    /// Whether the peer has made us wait, and there is more for it.
+    fn is_under_way(&self) -> bool {
+        self.since != 0 || self.waited_ms > 0
+    }
+
     /// Whether the peer takes nothing for too long, or too little.
     fn is_overdue(&self, now: u64, patience: Patience) -> bool {
         let grace = u64::try_from(patience.write.as_millis()).unwrap_or(u64::MAX);
@@ -143,20 +148,32 @@ impl Progress {
 
     /// All that there was to write has been taken by the operating system.
     fn flushed(&self) {
-        *self.writing.lock() = Writing::default();
+        let mut writing = self.writing.lock();
+        if writing.is_under_way() {
+            // An answer counts as given as soon as it is handed out; only from now on does the peer have nothing to read.
+            self.idle_since.store(self.now(), Ordering::Relaxed);
+            if self.head_since.load(Ordering::Relaxed) != 0 {
+                self.head_since.store(self.now(), Ordering::Relaxed);
+            }
+            *writing = Writing::default();
+        }
     }
 
     /// Which bound the connection is over, if any.
     pub(crate) fn overdue(&self, patience: Patience) -> Option<Overdue> {
         let now = self.now();
         let over = |since: u64, bound: Duration| since != 0 && u128::from(now - since.min(now)) > bound.as_millis();
-        if self.writing.lock().is_overdue(now, patience) {
+        let (overdue, writes) = {
+            let writing = self.writing.lock();
+            (writing.is_overdue(now, patience), writing.is_under_way())
+        };
+        if overdue {
             return Some(Overdue::Write);
         }
         if self.streams.lock().values().any(|writing| writing.is_overdue(now, patience)) {
             return Some(Overdue::Write);
         }
-        if self.requests.load(Ordering::Relaxed) > 0 {
+        if writes || self.requests.load(Ordering::Relaxed) > 0 {
             return None;
         }
         // On HTTP/2, answers to our pings arrive between requests: they are no beginning of a head.
@@ -339,8 +356,15 @@ mod tests {
         progress.wrote(&Poll::Pending);
         tokio::time::advance(Duration::from_secs(31)).await;
         assert_eq!(progress.overdue(PATIENCE), Some(Overdue::Write));
-        progress.wrote(&Poll::Ready(Ok(1)));
         drop(serving);
+        for _ in 0..20 {
+            progress.wrote(&Poll::Ready(Ok(1 << 20)));
+            progress.wrote(&Poll::Pending);
+            tokio::time::advance(Duration::from_secs(29)).await;
+            assert_eq!(progress.overdue(PATIENCE), None, "whose answer is on its way is not idle");
+        }
+        progress.wrote(&Poll::Ready(Ok(1)));
+        progress.flushed();
         assert_eq!(progress.overdue(PATIENCE), None, "idle from now on");
         tokio::time::advance(Duration::from_secs(61)).await;
         assert_eq!(progress.overdue(PATIENCE), Some(Overdue::Idle));
