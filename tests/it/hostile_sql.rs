@@ -83,12 +83,12 @@ fn hostile_statements_are_answered_within_their_bounds_at_the_door() {
         assert!(status < 500 || status == 503, "{shown}: {:?}", reply.body);
         let error = reply.json();
         let code = if status == 200 { "ok" } else { error["error"]["code"].as_str().unwrap_or("none") };
-        // On a slow machine what is long to plan does not end in time; too much is too much at either wall; and what is too much for
-        // the rows of another test may be little for these.
-        let heavy = ["query_memory", "query_timeout", "result_too_large"];
+        // Which of the bounds a statement meets depends on the rows and on the machine, where it may run at all.
+        let bounds = ["query_memory", "query_timeout", "result_too_large"];
+        let may_run = verdict.split('/').any(|allowed| allowed == "ok" || bounds.contains(&allowed));
         let right = verdict.split('/').any(|allowed| allowed == code)
             || matches!(code, "query_timeout" | "body_too_large")
-            || (code == "ok" && heavy.iter().any(|heavy| verdict.contains(heavy)));
+            || (may_run && (code == "ok" || bounds.contains(&code)));
         assert!(right, "{shown}: {code}, not {verdict}: {:?}", &reply.body[..reply.body.len().min(300)]);
         let text = String::from_utf8_lossy(&reply.body);
         assert!(status != 200 || !(text.contains("root:") || text.contains("canary")), "{shown} read a file");
