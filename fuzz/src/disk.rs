@@ -7,9 +7,13 @@ use std::sync::{Arc, LazyLock};
 
 use tidegate_events::Dataset;
 use tidegate_pipeline::fs::{DirChange, Fs, SimFs};
-use tidegate_pipeline::log::format::{ALIGN, FRAME_HEADER_LEN, FRAME_MAGIC, FRAMES_START, SegmentHeader};
+use tidegate_pipeline::log::format::{
+    ALIGN, FRAME_HEADER_LEN, FRAME_MAGIC, FRAMES_START, FrameHeader, OFFSET_MAX, SegmentHeader,
+};
 use tidegate_pipeline::log::{AppendResult, LogConfig, SegmentLog, dump, verify};
-use tidegate_pipeline::{Append, AppendReply, Delivery, EventBatch, History, LogBatch, LogReader, Sink, StreamLog};
+use tidegate_pipeline::{
+    Append, AppendError, AppendReply, Delivery, EventBatch, History, LogBatch, LogReader, Sink, StreamLog,
+};
 use tidegate_sinks::parquet::{LogSource, ParquetConfig, ParquetStore};
 use tokio::runtime::{Builder, Runtime};
 
@@ -73,15 +77,25 @@ fn check_log(bytes: &[u8]) {
     let log = open_log(&fs);
     let mut rows = readable(&log);
     log.changes_from(log.bounds().first).expect("reading never fails for damage");
-    append(&log, "neighbour").expect("a log with damage takes events");
+    match append(&log, "neighbour") {
+        Ok(_) => rows.push("neighbour".to_owned()),
+        Err(AppendError::Full(_)) if uses_up_offsets(bytes) => {}
+        Err(error) => panic!("a log with damage takes events: {error}"),
+    }
     drop(log);
-    rows.push("neighbour".to_owned());
     let again = readable(&open_log(&fs));
     assert_eq!(again.last(), rows.last(), "what was appended is there");
     if !has_schemas_of_one_id(bytes) {
         assert_eq!(again, rows, "a second start finds the same");
     }
     look(&fs);
+}
+
+/// Whether a frame says that there are about as many rows as a log may have.
+fn uses_up_offsets(bytes: &[u8]) -> bool {
+    let frames = (FRAMES_START as usize..bytes.len()).step_by(ALIGN as usize);
+    let mut headers = frames.filter_map(|at| FrameHeader::decode(&bytes[at..]));
+    headers.any(|header| header.next() > OFFSET_MAX - bytes.len() as u64)
 }
 
 /// Whether schemas that differ have one id. Then it may depend on which of them is met first what can be read; the id is a hash

@@ -9,7 +9,7 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     (LOG_GROUPS, "counter", "Group commits: one write and one fsync each"),
     (LOG_GROUP_SECONDS, "histogram", "Seconds from the start of a group commit to durability"),
     (LOG_FAILED_GROUPS, "counter", "Group commits whose write or fsync failed"),
-    (LOG_REFUSED, "counter", "Appends refused as full, by bound: queue, log, disk"),
+    (LOG_REFUSED, "counter", "Appends refused as full, by bound: queue, log, disk, offsets"),
     (LOG_QUEUE_BYTES, "gauge", "Bytes of appends waiting for the writer"),
     (LOG_BYTES, "gauge", "Bytes of all files of a log"),
     (LOG_SEGMENTS, "gauge", "Segment files of a log"),

@@ -7,10 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::hostile_text::statements;
 use crate::server::{PATIENCE, Server, event};
-
-/// The statements that the crate of queries is tested with, a line each: the codes that are right, then the statement.
-const STATEMENTS: &str = include_str!("../../query/tests/hostile.txt");
 
 /// What a statement may take.
 const QUERY_MS_MAX: u64 = 1_000;
@@ -19,20 +17,6 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Memory of all queries together, and what the process may take beside it for one of them.
 const POOL: u64 = 128 << 20;
 const BESIDE: u64 = 256 << 20;
-
-/// Writes out `{text*count}`.
-fn written(line: &str) -> String {
-    let mut out = String::new();
-    let mut rest = line;
-    while let Some((before, after)) = rest.split_once("{{") {
-        let (text, after) = after.split_once("}}").expect("a closed repetition");
-        let (text, count) = text.rsplit_once('*').expect("a count");
-        out.push_str(before);
-        out.push_str(&text.repeat(count.parse().expect("a number")));
-        rest = after;
-    }
-    out + rest
-}
 
 /// A server that bounds statements tightly, with some rows.
 fn server() -> Server {
@@ -59,9 +43,7 @@ fn hostile_statements_are_answered_within_their_bounds_at_the_door() {
     std::fs::write(folder.join("canary"), "canary").expect("a file");
     client.number("SELECT count(*) FROM security_events");
     let (mut count, mut slowest, mut largest) = (0, Duration::ZERO, (0, String::new()));
-    for line in STATEMENTS.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let (verdict, sql) = line.split_once(" | ").expect("a verdict and a statement");
-        let sql = written(sql).replace("$DIR", &folder.display().to_string()).replace("\\n", "\n").replace("\\0", "\0");
+    for (verdict, sql) in statements(&folder) {
         let shown: String = sql.chars().take(100).collect();
         // The allocator keeps what the statement before took for a second.
         let before = server.memory();

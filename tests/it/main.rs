@@ -29,6 +29,8 @@ mod fluvio_topics;
 mod fluvio_world;
 mod history;
 mod hostile_sql;
+#[path = "../../query/tests/it/hostile_text.rs"]
+mod hostile_text;
 mod hot_cold;
 mod ledger;
 mod object_store;

@@ -67,7 +67,8 @@
 //! A header that does not check makes the reader search on, 16 bytes at a time, for the next header with a right CRC, the
 //! segment's salt and an offset not below the one expected. A header that checks over a payload that does not costs that frame
 //! alone. Either is *damage*: it is counted and reported with its position and, where a later frame tells, the rows lost. A page
-//! that a disk cannot read time and again, while it reads others of the file, is damage too.
+//! that a disk cannot read time and again, while it reads others of the file, is damage too. A header with an offset above 2^62
+//! ([`OFFSET_MAX`]) does not check: nobody has written so many rows. A log whose offsets are used up takes no appends.
 //!
 //! When both frames of a schema are lost, another segment of the same writer may have it: the id is the same there, and nowhere
 //! does it stand for anything else. What a start finds lost is *given up* in the summary of its segment, for good: its keys are not
@@ -115,6 +116,8 @@ pub const FRAME_HEADER_LEN: usize = 64;
 pub const ALIGN: u64 = 16;
 /// The largest payload that a reader believes: a bound against damage, far above what one append can hold.
 pub const PAYLOAD_BYTES_MAX: u32 = 1 << 30;
+/// The largest offset that a reader believes: nobody has written so many rows, and what comes after it can still be counted.
+pub const OFFSET_MAX: Offset = 1 << 62;
 
 const FLAG_KEYS: u16 = 1;
 const FLAG_GROUP: u16 = 2;
@@ -158,7 +161,9 @@ impl SegmentHeader {
     fn decode_one(bytes: &[u8]) -> Option<Self> {
         let whole = bytes.starts_with(&SEGMENT_MAGIC)
             && le32(bytes, 8) == VERSION
-            && le32(bytes, 12) == crc32c::crc32c(&bytes[16..SEGMENT_HEADER_LEN]);
+            && le32(bytes, 12) == crc32c::crc32c(&bytes[16..SEGMENT_HEADER_LEN])
+            && le64(bytes, 16) <= OFFSET_MAX
+            && le64(bytes, 24) <= OFFSET_MAX;
         whole.then(|| Self {
             first: le64(bytes, 16),
             sealed_at: le64(bytes, 24),
@@ -255,7 +260,7 @@ impl FrameHeader {
         };
         let plausible = header.payload_len <= PAYLOAD_BYTES_MAX
             && (kind == FrameKind::Batch) == (header.rows > 0)
-            && header.base.checked_add(u64::from(header.rows)).is_some();
+            && header.base.checked_add(u64::from(header.rows)).is_some_and(|end| end <= OFFSET_MAX);
         plausible.then_some(header)
     }
 
@@ -320,6 +325,12 @@ mod tests {
         let segment = SegmentHeader { first: 7, sealed_at: 5, salt: 9, made_us: 11 };
         assert_eq!(SegmentHeader::decode(&segment.encode()), Some(segment));
         assert_eq!(SegmentHeader::decode(&segment.encode()[..64]), Some(segment), "one copy is enough");
+        for beyond in [OFFSET_MAX + 1, u64::MAX] {
+            let forged = SegmentHeader { first: beyond, ..segment };
+            assert_eq!(SegmentHeader::decode(&forged.encode()), None, "starts at {beyond}");
+            let forged = SegmentHeader { sealed_at: beyond, ..segment };
+            assert_eq!(SegmentHeader::decode(&forged.encode()), None, "sealed at {beyond}");
+        }
     }
 
     #[test]
@@ -329,13 +340,14 @@ mod tests {
             ("a batch without rows", FrameHeader { rows: 0, ..frame() }),
             ("a schema with rows", FrameHeader { kind: FrameKind::Schema, ..frame() }),
             ("a payload beyond its bound", FrameHeader { payload_len: PAYLOAD_BYTES_MAX + 1, ..frame() }),
-            ("offsets beyond their end", FrameHeader { base: u64::MAX - 2, ..frame() }),
+            ("offsets beyond their end", FrameHeader { base: OFFSET_MAX - 2, ..frame() }),
+            ("offsets beyond all numbers", FrameHeader { base: u64::MAX - 2, ..frame() }),
         ] {
             assert_eq!(decoded(header), None, "{what}");
         }
         for header in [
             FrameHeader { payload_len: PAYLOAD_BYTES_MAX, ..frame() },
-            FrameHeader { base: u64::MAX - 3, ..frame() },
+            FrameHeader { base: OFFSET_MAX - 3, ..frame() },
             FrameHeader { kind: FrameKind::Schema, rows: 0, ..frame() },
         ] {
             assert_eq!(decoded(header), Some(header));

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Offset;
-use super::format::{FRAMES_START, SegmentHeader};
+use super::format::{FRAMES_START, OFFSET_MAX, SegmentHeader};
 use super::sectors::Sectors;
 use crate::error::PipelineError;
 use crate::fs::{Fs, FsFile};
@@ -38,6 +38,7 @@ pub(crate) fn list(fs: &dyn Fs, dir: &Path) -> Result<Listing, PipelineError> {
             continue;
         };
         let first = Some(stem).filter(|stem| stem.len() == 20).and_then(|stem| stem.parse().ok());
+        let first = first.filter(|first| *first <= OFFSET_MAX);
         match (first, extension) {
             (Some(first), "log") => _ = listing.logs.insert(first, path),
             (Some(first), "sum") => _ = listing.sums.insert(first, path),

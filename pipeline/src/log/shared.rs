@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::config::LogConfig;
 use super::encode::Encoder;
+use super::format::OFFSET_MAX;
 use super::group::Ready;
 use super::listing::summary_path;
 use super::schemas::Schemas;
@@ -174,8 +175,15 @@ impl Shared {
         }
     }
 
-    /// Whether the disk bounds let a group of `bytes` be written.
-    pub fn room(&self, bytes: u64) -> Result<(), AppendError> {
+    /// Whether the bounds of disk and numbers let a group of `bytes` be written whose rows end at `end`.
+    pub fn room(&self, bytes: u64, end: Offset) -> Result<(), AppendError> {
+        if end > OFFSET_MAX {
+            counter!(names::LOG_REFUSED, "log" => self.name.clone(), "bound" => "offsets").increment(1);
+            let dir = self.dir.display();
+            let reason =
+                format!("it has no offsets left: a damaged or forged file of {dir} says that there are {end} rows");
+            return Err(self.full(format!("{reason}; `tidegate log ls` shows which")));
+        }
         let used = self.used_bytes.load(Ordering::Relaxed);
         let max = self.config.log_bytes_max;
         if used.saturating_add(bytes) > max {

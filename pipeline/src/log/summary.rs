@@ -22,7 +22,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::Offset;
-use super::format::{FrameHeader, FrameKind, le32, le64};
+use super::format::{FrameHeader, FrameKind, OFFSET_MAX, le32, le64};
 use crate::fields::FieldCatalog;
 use crate::fs::{Fs, Open, replace_file};
 use tidegate_events::Dataset;
@@ -229,7 +229,7 @@ fn decode_meta(meta: &[u8]) -> Option<(Index, FieldCatalog)> {
         }
     }
     let fields = FieldCatalog::decode(rest).ok()?;
-    Some((index, fields))
+    (index.end <= OFFSET_MAX).then_some((index, fields))
 }
 
 #[cfg(test)]

@@ -92,7 +92,8 @@ impl Writer {
     fn commit(&mut self, appends: Vec<Pending>) {
         let started = Instant::now();
         let bytes: u64 = appends.iter().map(|append| append.bytes as u64).sum();
-        if let Err(error) = self.shared.room(bytes + SLACK_BYTES) {
+        let rows: usize = appends.iter().flat_map(|append| &append.batches).map(|ready| ready.rows.num_rows()).sum();
+        if let Err(error) = self.shared.room(bytes + SLACK_BYTES, self.next.saturating_add(rows as u64)) {
             return refuse(appends, &error);
         }
         if let Err(error) = self.ensure_active() {

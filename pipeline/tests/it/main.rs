@@ -18,6 +18,7 @@ mod log_ledger;
 mod log_listing;
 mod log_long;
 mod log_model;
+mod log_offsets;
 mod log_regressions;
 mod log_schemas;
 mod log_sectors;

@@ -7,23 +7,7 @@ use tidegate_query::{QueryConfig, QueryError, Scope};
 
 use super::fixture::{QUIET, World};
 use super::twin::HOSTILE;
-
-/// The statements of the file, one a line after `verdict | `, with `{name*count}` written out `count` times.
-const STATEMENTS: &str = include_str!("../hostile.txt");
-
-/// Writes out `{text*count}`.
-fn written(line: &str) -> String {
-    let mut out = String::new();
-    let mut rest = line;
-    while let Some((before, after)) = rest.split_once("{{") {
-        let (text, after) = after.split_once("}}").expect("a closed repetition");
-        let (text, count) = text.rsplit_once('*').expect("a count");
-        out.push_str(before);
-        out.push_str(&text.repeat(count.parse().expect("a number")));
-        rest = after;
-    }
-    out + rest
-}
+use crate::hostile_text::statements;
 
 async fn all(world: &World, scope: &Scope, sql: &str) -> Result<Vec<RecordBatch>, QueryError> {
     world.query.sql(scope, sql).await?.collect().await
@@ -47,12 +31,7 @@ async fn hostile_statements_are_refused_or_answered_within_their_bounds() {
     let acme = Scope::tenant("acme");
     let peak_before = peak_bytes();
     let (mut count, mut wrong) = (0, Vec::new());
-    for line in STATEMENTS.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let (verdict, sql) = line.split_once(" | ").expect("a verdict and a statement");
-        let sql = written(sql)
-            .replace("$DIR", &world.dir.path().display().to_string())
-            .replace("\\n", "\n")
-            .replace("\\0", "\0");
+    for (verdict, sql) in statements(world.dir.path()) {
         let started = Instant::now();
         let mut result = all(&world, &acme, &sql).await;
         let elapsed = started.elapsed();

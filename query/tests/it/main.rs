@@ -4,6 +4,7 @@ mod cancel;
 mod doors;
 mod fixture;
 mod hostile;
+mod hostile_text;
 mod moving;
 mod pushed;
 mod scan;

@@ -36,6 +36,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tidegate_events::{Dataset, FieldType};
 use tidegate_pipeline::FieldCatalog;
+use tidegate_pipeline::log::format::OFFSET_MAX;
 
 use super::bucket::Writer;
 
@@ -169,7 +170,15 @@ impl Edit {
         if edit.number != number {
             return Err(format!("it is edit {}, not {number}", edit.number));
         }
+        if !edit.cursors().all(|cursors| cursors.ingest.max(cursors.output) <= OFFSET_MAX) {
+            return Err("its cursors are beyond what a log counts".into());
+        }
         Ok(edit)
+    }
+
+    fn cursors(&self) -> impl Iterator<Item = Cursors> {
+        let diffs = self.previous.iter().chain([&self.diff]).map(|diff| diff.cursors);
+        diffs.chain(self.state.iter().map(|state| state.cursors))
     }
 }
 

@@ -190,6 +190,21 @@ fn one_damaged_edit_whichever_it_is_loses_no_row() {
 }
 
 #[test]
+fn an_edit_whose_cursors_no_log_can_have_come_to_is_not_believed() {
+    let config = ParquetConfig { settle_hours: u32::MAX, ..small() };
+    let fs = SimFs::new();
+    drop(store_with(&fs, 3, &config));
+    let last = edits(&fs).pop().expect("an edit");
+    let bytes = fs.bytes(&last).expect("its bytes");
+    let body = String::from_utf8(bytes).expect("text").split_once('\n').expect("a header").1.to_owned();
+    let forged = body.replace(r#""ingest":12"#, &format!(r#""ingest":{}"#, u64::MAX));
+    assert_ne!(forged, body);
+    let header = format!("tidegate-manifest 1 {:08x} {}\n", crc32c::crc32c(forged.as_bytes()), forged.len());
+    fs.set_bytes(&last, [header.into_bytes(), forged.into_bytes()].concat());
+    check_manifest(&fs, &config, &(0..12).collect::<Vec<_>>(), "a forged cursor");
+}
+
+#[test]
 fn a_lost_manifest_deletes_no_file() {
     let fs = SimFs::new();
     drop(store_with(&fs, 3, &small()));
