@@ -1,6 +1,5 @@
 //! Edges of the log that mutated code has shown no other test to lean on.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arrow::array::{RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::datatypes::{DataType, Field, Schema};
 use tidegate_events::Dataset;
-use tidegate_pipeline::fs::{DirChange, Fault, Fs, FsFile, Open, SimFs, SimOp};
+use tidegate_pipeline::fs::{DirChange, Fault, Fs, SimFs, SimOp};
 use tidegate_pipeline::log::format::SegmentHeader;
 use tidegate_pipeline::log::{LogConfig, MemoryLog, SegmentLog, memory_bytes, verify};
 use tidegate_pipeline::{Ack, AppendError, EventBatch, Health, LogReader, StreamLog};
 
 use crate::log_ledger::{DIR, answer, config, open};
 use crate::log_rows::{events, one};
+use crate::watched_fs::{Watch, WatchedFs};
 
 fn files(fs: &SimFs, extension: &str) -> Vec<PathBuf> {
     fs.files().into_iter().filter(|path| path.extension().is_some_and(|is| is == extension)).collect()
@@ -188,44 +188,26 @@ fn what_a_crash_left_half_written_is_removed_at_the_next_start_and_nothing_else(
     assert_eq!(left, [false, false, true, true, true]);
 }
 
-/// A file system on which the writer of the log falls over, once it is told to.
-#[derive(Debug)]
+/// The writer of the log falls over, once it is told to.
+#[derive(Debug, Default)]
 struct Panics {
-    fs: SimFs,
     now: AtomicBool,
 }
 
-impl Fs for Panics {
-    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn FsFile>> {
-        self.fs.open(path, how)
-    }
-
-    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
-        self.fs.list(dir)
-    }
-
-    fn change(&self, change: DirChange<'_>) -> io::Result<()> {
-        self.fs.change(change)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.fs.sync_dir(dir)
-    }
-
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+impl Watch for Panics {
+    fn asks_free_bytes(&self) {
         assert!(!self.now.load(Ordering::Relaxed), "the test makes the writer panic");
-        self.fs.free_bytes(dir)
     }
 }
 
 #[test]
 fn when_the_writer_panics_everybody_is_answered_and_it_is_said() {
-    let fs = Arc::new(Panics { fs: SimFs::new(), now: AtomicBool::new(false) });
+    let fs = Arc::new(WatchedFs { fs: SimFs::new(), watch: Panics::default() });
     let (log, _) = SegmentLog::open(fs.clone(), Path::new(DIR), config()).expect("a log");
     let health = Health::default();
     log.report_health(health.stage("log"));
     answer(log.append(one(events("a", &["1"])))).expect("stored");
-    fs.now.store(true, Ordering::Relaxed);
+    fs.watch.now.store(true, Ordering::Relaxed);
     let replies: Vec<_> = (0..20).map(|row| log.append(one(events("a", &[&format!("more {row}")])))).collect();
     for reply in replies {
         let answer = answer(reply);

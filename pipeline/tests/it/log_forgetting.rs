@@ -1,26 +1,25 @@
 //! Readers beside retention: who is read to while rows are forgotten gets them, or is told how many it missed.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tidegate_pipeline::fs::{DirChange, Fault, Fs, FsFile, Open, SimFs, SimOp};
+use tidegate_pipeline::fs::{Fault, Open, SimFs, SimOp};
 use tidegate_pipeline::log::{LogConfig, SegmentLog};
 use tidegate_pipeline::tailing::read_on;
 use tidegate_pipeline::{LogReader, Offset, PipelineError, StreamLog};
 
 use crate::log_ledger::{DIR, answer, config, open};
 use crate::log_rows::{events, ids, one};
+use crate::watched_fs::{Watch, WatchedFs};
 
 const ROWS: u64 = 60;
 
-/// A file system on which the log forgets in the very moment in which a reader opens a segment.
-#[derive(Debug)]
+/// The log forgets in the very moment in which a reader opens a segment.
+#[derive(Debug, Default)]
 struct Forgets {
-    fs: SimFs,
     /// The segments that may be opened before it happens, and below which row is forgotten then.
     plan: Mutex<Option<(usize, Offset)>>,
     log: OnceLock<Weak<SegmentLog>>,
@@ -41,28 +40,11 @@ impl Forgets {
     }
 }
 
-impl Fs for Forgets {
-    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn FsFile>> {
+impl Watch for Forgets {
+    fn opens(&self, path: &Path, how: Open) {
         if how == Open::Read && path.extension().is_some_and(|is| is == "log") {
             self.now();
         }
-        self.fs.open(path, how)
-    }
-
-    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
-        self.fs.list(dir)
-    }
-
-    fn change(&self, change: DirChange<'_>) -> io::Result<()> {
-        self.fs.change(change)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.fs.sync_dir(dir)
-    }
-
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-        self.fs.free_bytes(dir)
     }
 }
 
@@ -98,11 +80,11 @@ fn rows_that_are_forgotten_while_they_are_read_are_told_of() {
         for opens in 0..segments {
             for below in [10, ROWS / 2, ROWS] {
                 let context = format!("below {below} at opening {opens}, {bytes_max} bytes at a time");
-                let fs = Arc::new(Forgets { fs: made.after_kill(), plan: Mutex::default(), log: OnceLock::new() });
+                let fs = Arc::new(WatchedFs { fs: made.after_kill(), watch: Forgets::default() });
                 let (log, _) = SegmentLog::open(fs.clone(), Path::new(DIR), config()).expect("it opens");
                 let log = Arc::new(log);
-                fs.log.set(Arc::downgrade(&log)).expect("set once");
-                *fs.plan.lock() = Some((opens, below));
+                fs.watch.log.set(Arc::downgrade(&log)).expect("set once");
+                *fs.watch.plan.lock() = Some((opens, below));
                 let (rows, forgotten) = follow(&log, ROWS, bytes_max, &context);
                 assert_eq!(rows + forgotten, ROWS, "{context}");
                 missed += forgotten;
@@ -114,7 +96,7 @@ fn rows_that_are_forgotten_while_they_are_read_are_told_of() {
 
 #[test]
 fn what_is_forgotten_before_it_is_read_is_an_error_of_its_own() {
-    let fs = Arc::new(Forgets { fs: SimFs::new(), plan: Mutex::default(), log: OnceLock::new() });
+    let fs = Arc::new(WatchedFs { fs: SimFs::new(), watch: Forgets::default() });
     let (log, _) = SegmentLog::open(fs.clone(), Path::new(DIR), config()).expect("a log");
     for row in 0..ROWS {
         answer(log.append(one(events("a", &[&row.to_string()])))).expect("stored");
@@ -122,8 +104,8 @@ fn what_is_forgotten_before_it_is_read_is_an_error_of_its_own() {
     drop(log);
     let (log, _) = SegmentLog::open(fs.clone(), Path::new(DIR), config()).expect("it opens");
     let log = Arc::new(log);
-    fs.log.set(Arc::downgrade(&log)).expect("set once");
-    *fs.plan.lock() = Some((0, ROWS / 2));
+    fs.watch.log.set(Arc::downgrade(&log)).expect("set once");
+    *fs.watch.plan.lock() = Some((0, ROWS / 2));
     match log.read(0, usize::MAX) {
         Err(PipelineError::Forgotten { asked: 0, first }) => assert_eq!(first, log.bounds().first),
         other => panic!("{other:?}"),

@@ -1,57 +1,34 @@
 //! A folder in use is listed, and what was listed is gone when it is opened: retention was faster. Who only looks passes over it.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tidegate_pipeline::fs::{DirChange, Fault, Fs, FsFile, Open, SimFs, SimOp};
+use tidegate_pipeline::fs::{Fault, Fs, SimFs, SimOp};
 use tidegate_pipeline::log::format::{FRAMES_START, FrameHeader, FrameKind};
 use tidegate_pipeline::log::{SegmentLog, dump, verify};
 use tidegate_pipeline::{LogReader, PipelineError, StreamLog};
 
 use crate::log_ledger::{DIR, answer, config, open};
 use crate::log_rows::{events, ids, ids_of, one};
+use crate::watched_fs::{Watch, WatchedFs};
 
 const ROWS: u64 = 40;
 
-/// A file system whose folders list, once it is told to, a segment before all others that is there no more.
+/// Folders list, once it is told to, a segment before all others that is there no more.
 #[derive(Debug)]
-struct Late {
-    fs: SimFs,
-    late: AtomicBool,
-}
+struct Late(AtomicBool);
 
-impl Late {
-    fn new(fs: &SimFs, late: bool) -> Self {
-        Self { fs: fs.clone(), late: AtomicBool::new(late) }
-    }
-}
-
-impl Fs for Late {
-    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn FsFile>> {
-        self.fs.open(path, how)
-    }
-
-    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
-        let mut paths = self.fs.list(dir)?;
-        if self.late.load(Ordering::Relaxed) {
+impl Watch for Late {
+    fn listed(&self, dir: &Path, paths: &mut Vec<PathBuf>) {
+        if self.0.load(Ordering::Relaxed) {
             paths.extend(["log", "sum"].map(|end| dir.join(format!("{:020}.{end}", 0))));
         }
-        Ok(paths)
     }
+}
 
-    fn change(&self, change: DirChange<'_>) -> io::Result<()> {
-        self.fs.change(change)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.fs.sync_dir(dir)
-    }
-
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-        self.fs.free_bytes(dir)
-    }
+fn late(fs: &SimFs, late: bool) -> WatchedFs<Late> {
+    WatchedFs { fs: fs.clone(), watch: Late(AtomicBool::new(late)) }
 }
 
 /// A closed log of several segments, of which the first is forgotten.
@@ -80,7 +57,7 @@ fn dumped(fs: &dyn Fs) -> Result<Vec<u64>, PipelineError> {
 fn a_look_at_a_log_in_use_passes_over_a_segment_that_is_forgotten_meanwhile() {
     let (fs, first) = shortened();
     let reports = verify(&fs, Path::new(DIR)).expect("reports");
-    let late = Late::new(&fs, true);
+    let late = late(&fs, true);
     assert_eq!(verify(&late, Path::new(DIR)).expect("reports"), reports);
     assert_eq!(dumped(&late).expect("dumped"), (first..ROWS).collect::<Vec<_>>());
     // What is there and cannot be opened is another matter.
@@ -108,10 +85,10 @@ fn a_schema_is_looked_for_past_a_segment_that_is_forgotten_meanwhile() {
     let segments: Vec<_> =
         fs.files().into_iter().filter(|path| path.extension().is_some_and(|is| is == "log")).collect();
     lose_schemas(&fs, &segments[0]);
-    let late = Arc::new(Late::new(&fs, false));
+    let late = Arc::new(late(&fs, false));
     let (log, report) = SegmentLog::open(late.clone(), Path::new(DIR), config()).expect("a log");
     assert_eq!((report.scanned, report.first), (0, first), "by its summaries: {report:?}");
-    late.late.store(true, Ordering::Relaxed);
+    late.watch.0.store(true, Ordering::Relaxed);
     fs.fail(Fault::eio(SimOp::List, fs.count(SimOp::List) + 1));
     log.read(first, usize::MAX).expect_err("which other segments there are is not known now");
     let rows = ids(&log.read(first, usize::MAX).expect("readable"));

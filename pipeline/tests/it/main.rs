@@ -31,5 +31,6 @@ mod run_power_cut;
 mod run_watermark;
 mod scripted;
 mod sink_contract;
+mod watched_fs;
 
 use contract::rows as log_rows;
