@@ -22,6 +22,7 @@ use super::http::Client;
 use super::{Ending, UsageError};
 use crate::config::{ClientConfig, Config, NodeRole};
 use crate::serve::destinations::Destinations;
+use crate::serve::keys_door::DATA_DIR;
 use crate::serve::roles::NODE_LOCK;
 use crate::serve::rows_held;
 use crate::serve::store::open_store;
@@ -158,19 +159,16 @@ async fn offline(config: &Config, wish: &Wish<'_>) -> anyhow::Result<Value> {
     answer
 }
 
-/// Who changes keys from the command line, in the audit trail.
-const ACTOR: &str = "local";
-
 async fn act(keys: &Keys, wish: &Wish<'_>) -> anyhow::Result<Value> {
     match wish {
         Wish::Create { org, role, label } => {
-            let (secret, record) = keys.create(org, *role, label, ACTOR, now_us()).await?;
+            let (secret, record) = keys.create(org, *role, label, DATA_DIR, now_us()).await?;
             let mut answer = as_json(&record);
             answer["key"] = json!(secret.expose());
             Ok(answer)
         }
         Wish::List => Ok(json!({"keys": keys.list(None).iter().map(as_json).collect::<Vec<_>>()})),
-        Wish::Revoke { key_id } => match keys.revoke(key_id, None, ACTOR, now_us()).await? {
+        Wish::Revoke { key_id } => match keys.revoke(key_id, None, DATA_DIR, now_us()).await? {
             Some(record) => Ok(as_json(&record)),
             None => bail!("there is no key {key_id:?}; `tidegate key list` shows them"),
         },

@@ -13,8 +13,10 @@ use tidegate_pipeline::{PipelineError, Problem};
 
 use super::reply::{self, Body};
 
-/// The `key_id` of whoever may use the data folder or, while no key exists, the machine.
+/// The `key_id` of whoever uses the machine while no key exists.
 pub const LOCAL: &str = "local";
+/// The `key_id` of whoever may read the data folder, and so has its token.
+pub const DATA_DIR: &str = "data-dir";
 
 /// The endpoint.
 pub struct KeysDoor {
@@ -60,7 +62,7 @@ impl KeysDoor {
         })?;
         let role: Role = wanted.role.parse().map_err(|error: String| Problem::new(400, "invalid_role", error))?;
         let org = wanted.org.as_deref().unwrap_or(&principal.org_id);
-        if org != &*principal.org_id && &*principal.key_id != LOCAL {
+        if org != &*principal.org_id && !is_operator(principal) {
             return Err(Problem::new(403, "forbidden", "a key makes keys for its own tenant only")
                 .hint("use `tidegate key create` on the machine of the server"));
         }
@@ -84,9 +86,14 @@ impl KeysDoor {
     }
 }
 
-/// The tenant whose keys may be seen: all of them for the operator of the machine.
+/// Whether it is the operator of the machine, for whom there are all tenants.
+fn is_operator(principal: &Principal) -> bool {
+    [LOCAL, DATA_DIR].contains(&&*principal.key_id)
+}
+
+/// The tenant whose keys may be seen.
 fn scope(principal: &Principal) -> Option<&str> {
-    (&*principal.key_id != LOCAL).then_some(&*principal.org_id)
+    (!is_operator(principal)).then_some(&*principal.org_id)
 }
 
 fn shown(record: &KeyRecord) -> Value {

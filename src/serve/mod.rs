@@ -64,7 +64,7 @@ use destinations::{Deliveries, DeliveriesParts, Destinations};
 use feedback_door::FeedbackDoor;
 use fluvio_use::FluvioUse;
 use housekeeping::Housekeeping;
-use keys_door::LOCAL;
+use keys_door::{DATA_DIR, LOCAL};
 use redis_use::RedisUse;
 use router::{Offered, Reading, Router};
 use rules_sync::{RULE_KIND, RulesSync};
@@ -464,7 +464,11 @@ fn backfill(query: Arc<Query>) -> tidegate_sinks::feed::Backfill {
 /// Whether a follower's key still holds.
 fn recheck(keys: Arc<Keys>) -> tidegate_sinks::feed::Recheck {
     Arc::new(move |principal| {
-        // Who joined while no key existed may stay for just as long.
-        (&*principal.key_id == LOCAL && keys.is_open()) || keys.holds(&principal.org_id, &principal.key_id)
+        match &*principal.key_id {
+            DATA_DIR => true,
+            // Who joined while no key existed may stay for just as long.
+            LOCAL => keys.is_open(),
+            key_id => keys.holds(&principal.org_id, key_id),
+        }
     })
 }

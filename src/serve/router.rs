@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::feedback_door::FeedbackDoor;
-use super::keys_door::{KeysDoor, LOCAL};
+use super::keys_door::{DATA_DIR, KeysDoor};
 use super::metrics::{REQUEST_SECONDS, REQUESTS};
 use super::reply::{self, Body};
 use super::routes::{Door, Found, Route, find};
@@ -208,7 +208,7 @@ impl Router {
             guard_loopback(authority, headers)?;
         }
         if self.is_local(headers) {
-            return Ok(Principal { org_id: DEFAULT_ORG.into(), role: Role::Admin, key_id: LOCAL.into() });
+            return Ok(Principal { org_id: DEFAULT_ORG.into(), role: Role::Admin, key_id: DATA_DIR.into() });
         }
         let protocol = if route.door == Door::Feed { feed::bearer_from_protocol(headers) } else { None };
         let given = match (headers.get(AUTHORIZATION), &protocol) {

@@ -103,9 +103,11 @@ fn followers_see_their_own_tenant_alone_and_only_while_their_key_holds() {
         let followers = [Follower::of_events(&server, org, &read), Follower::of_socket(&server, org, &read)];
         tenants.push((org, server.client_with(&ingest), read, followers));
     }
+    let mut operator = server.client_with(&server.local_token());
+    let own = Follower::of_socket(&server, "default", &server.local_token());
     let started = Instant::now();
     let mut anyone = server.client();
-    let following = |page: &[u8]| String::from_utf8_lossy(page).contains("tidegate_sinks_feed_subscribers 4\n");
+    let following = |page: &[u8]| String::from_utf8_lossy(page).contains("tidegate_sinks_feed_subscribers 5\n");
     while !following(&anyone.get("/metrics").body) {
         assert!(started.elapsed() < PATIENCE, "not all follow");
         std::thread::sleep(Duration::from_millis(20));
@@ -138,4 +140,7 @@ fn followers_see_their_own_tenant_alone_and_only_while_their_key_holds() {
     for follower in &tenants[0].3 {
         follower.told(&["\"acme-"], 6);
     }
+    // So does who may read the data folder, of the tenant without a key.
+    operator.bulk("/v2/events/bulk?source=custom", &[event("default-last", "marked")]);
+    own.told(&["\"default-"], 1);
 }

@@ -135,8 +135,6 @@ fn what_is_wrong_with_a_stage_is_told_to_whoever_has_the_machine_alone() {
         let told = details(&[], &mut client);
         assert!(told.contains("redis") && told.contains("degraded") && !told.contains("127.0.0.1:1"), "{told}");
     }
-    let file = std::fs::read_to_string(server.data_dir().join("server.json")).expect("the server's file");
-    let file: serde_json::Value = serde_json::from_str(&file).expect("JSON");
-    let mut owner = server.client_with(file["token"].as_str().expect("a token"));
+    let mut owner = server.client_with(&server.local_token());
     assert!(details(&[], &mut owner).contains("127.0.0.1:1"), "the token of the data folder");
 }

@@ -181,6 +181,13 @@ impl Server {
         }
     }
 
+    /// The token of whoever may read the data folder.
+    pub fn local_token(&self) -> String {
+        let file = std::fs::read(self.seen(&self.data_dir().join("server.json"))).expect("the server's file");
+        let file: Value = serde_json::from_slice(&file).expect("JSON");
+        file["token"].as_str().expect("a token").to_owned()
+    }
+
     /// What the server wrote to standard error.
     pub fn lines(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("stderr.log")).unwrap_or_default()

@@ -59,7 +59,7 @@ pub struct Change {
     pub change_id: String,
     /// The tenant.
     pub org_id: String,
-    /// Who: the id of a key, `local`, or the path of a folder.
+    /// Who: the id of a key, `local`, `data-dir`, or the path of a folder.
     pub actor: String,
     /// What kind of thing: `rule`, `key`, …
     pub kind: String,
