@@ -70,7 +70,7 @@ async fn besiege(url: &str, stop: &AtomicBool) {
             followers.pop_front();
         }
         if followers.len() < FOLLOWERS
-            && let Some(stream) = misbehave(address, follow, "").await
+            && let Some(stream) = misbehave(address, follow, b"").await
         {
             followers.push_back((Instant::now(), stream));
         }

@@ -17,40 +17,55 @@ use crate::server::{Caller, Server, event, on_demand};
 const REAPED: Duration = Duration::from_secs(30);
 
 /// What a client sends at once; what it then sends, a byte at a time.
-pub const KINDS: [(&str, &str); 6] = [
-    ("", ""),
-    ("POST /v2/events/bulk HTTP/1.1\r\nhost: 127.0.0.1\r\nx-slow: ", "a"),
+pub const KINDS: [(&[u8], &[u8]); 10] = [
+    (b"", b""),
+    (b"POST /v2/events/bulk HTTP/1.1\r\nhost: 127.0.0.1\r\nx-slow: ", b"a"),
     (
-        "POST /v2/events/bulk HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/x-ndjson\r\ncontent-length: 9000\r\n\r\n{",
-        " ",
+        b"POST /v2/events/bulk HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/x-ndjson\r\ncontent-length: 9000\r\n\r\n{",
+        b" ",
     ),
     // Asks for much and reads nothing.
-    ("READ", ""),
+    (b"READ", b""),
     // What a client of TLS says first.
-    ("\u{16}\u{3}\u{1}\u{2}", ""),
+    (b"\x16\x03\x01\x02", b""),
+    // HTTP/2 (RFC 9113): the preface and settings, then nothing; a part of the preface; the head of a request without its end,
+    // whose next frame drips in; a request for a page of which no byte may be sent.
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", b""),
+    (b"PRI * HTTP/2.0\r\n\r\n", b""),
     (
-        "GET /v2/alerts/stream HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\
+          \0\0\x02\x01\0\0\0\0\x01\x82\x86\0\x10\0\x09\0\0\0\0\x01",
+        b"\0",
+    ),
+    (
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0\
+          \0\0\x1c\x01\x05\0\0\0\x01\x82\x86\x44\x0d/openapi.json\x41\x09127.0.0.1",
+        b"",
+    ),
+    // Follows the feed and says nothing.
+    (
+        b"GET /v2/alerts/stream HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
          sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-        "",
+        b"",
     ),
 ];
 
-/// The place of those who follow the feed.
-const FOLLOWS: usize = 5;
+/// The place of those who follow the feed: the last.
+const FOLLOWS: usize = KINDS.len() - 1;
 
-pub async fn misbehave(address: SocketAddr, first: &str, drip: &str) -> Option<TcpStream> {
+pub async fn misbehave(address: SocketAddr, first: &[u8], drip: &[u8]) -> Option<TcpStream> {
     let socket = TcpSocket::new_v4().ok()?;
     // Little room for what the server says, so that not reading holds it up soon.
     socket.set_recv_buffer_size(4096).ok()?;
     let mut stream = socket.connect(address).await.ok()?;
     let bytes = match first {
-        "READ" => "GET /openapi.json HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".repeat(20),
-        other => other.to_owned(),
+        b"READ" => b"GET /openapi.json HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".repeat(20),
+        other => other.to_vec(),
     };
-    stream.write_all(bytes.as_bytes()).await.ok()?;
+    stream.write_all(&bytes).await.ok()?;
     while !drip.is_empty() {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        if stream.write_all(drip.as_bytes()).await.is_err() {
+        if stream.write_all(drip).await.is_err() {
             break;
         }
     }
