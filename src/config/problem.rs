@@ -78,9 +78,12 @@ pub fn position(text: &str, at: usize) -> (usize, usize) {
 /// The candidate that is nearest to a misspelt word, if one is near enough to be what was meant.
 pub fn suggest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
-    let near_enough = (word.chars().count() / 3).max(1);
-    let distances = candidates.into_iter().map(|candidate| (distance(&word, &candidate.to_lowercase()), candidate));
-    distances
+    let len = word.chars().count();
+    let near_enough = (len / 3).max(1);
+    // A difference in length is a distance: of a word as long as a page none is near.
+    let alike = candidates.into_iter().filter(|candidate| candidate.chars().count().abs_diff(len) <= near_enough);
+    alike
+        .map(|candidate| (distance(&word, &candidate.to_lowercase()), candidate))
         .filter(|(distance, _)| *distance <= near_enough)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, word)| word)
@@ -131,9 +134,12 @@ mod tests {
             ("datadir", Some("data_dir")),
             ("DATA-DIR", Some("data_dir")),
             ("rule", Some("rules")),
+            ("listenxx", Some("listen")),
+            ("listenxxx", None),
             ("colour", None),
         ] {
             assert_eq!(suggest(word, words), wanted, "{word}");
         }
+        assert_eq!(suggest(&"listen".repeat(1 << 20), words), None, "and at once");
     }
 }

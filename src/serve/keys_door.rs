@@ -87,7 +87,7 @@ impl KeysDoor {
 }
 
 /// Whether it is the operator of the machine, for whom there are all tenants.
-fn is_operator(principal: &Principal) -> bool {
+pub fn is_operator(principal: &Principal) -> bool {
     [LOCAL, DATA_DIR].contains(&&*principal.key_id)
 }
 

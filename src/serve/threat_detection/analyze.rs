@@ -26,7 +26,7 @@ use super::places::Place;
 use super::range::{self, Range as TimeRange};
 use super::refusal::{Refusal, no_such_rule};
 use super::shelf::{Shelf, text_of};
-use crate::serve::keys_door::LOCAL;
+use crate::serve::keys_door::is_operator;
 use crate::serve::reply::{self, Body};
 
 /// Rows that are looked at between two looks at the clock.
@@ -176,7 +176,7 @@ impl Reader {
         let Some(org) = asked.org.as_deref().filter(|org| *org != &*self.principal.org_id) else {
             return Ok(self.principal.clone());
         };
-        if &*self.principal.key_id != LOCAL {
+        if !is_operator(&self.principal) {
             let problem = Problem::new(403, "forbidden", "a key sees the events of its own tenant only");
             return Err(problem.hint("leave `org` out, or ask on the machine of the server without a key: tidegate rules hunt --org ORG --data-dir DIR").into());
         }
