@@ -205,6 +205,27 @@ fn segments_and_processes_cannot_be_taken_for_each_other() {
 }
 
 #[test]
+fn a_summary_of_another_segment_of_the_same_name_is_not_believed() {
+    let filled = |user: &str| {
+        let fs = SimFs::new();
+        let (log, _) = open(&fs).expect("a log");
+        for row in 0..60 {
+            answer(log.append(one(events(user, &[&row.to_string()])))).expect("stored");
+        }
+        fs
+    };
+    let (fs, other) = (filled("a"), filled("b"));
+    for path in files(&fs, "sum") {
+        let fs = fs.after_kill();
+        fs.set_bytes(&path, other.bytes(&path).expect("the same segments"));
+        let (log, report) = open(&fs).expect("it opens");
+        assert_eq!((report.scanned, report.damage.len()), (1, 0), "{report:?}");
+        let (rows, counted) = Counted::during(|| ids(&log.read(0, usize::MAX).expect("readable")));
+        assert_eq!((rows.len(), counted.of("log_damage_total")), (60, 0), "{}", path.display());
+    }
+}
+
+#[test]
 fn the_times_of_a_segment_are_those_of_its_rows() {
     const START: i64 = 1_700_000_000_000_000;
     let fs = SimFs::new();
