@@ -425,6 +425,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_a_batch_takes_is_what_is_in_it_and_not_what_it_keeps_alive() {
+        let ids: StringArray = (0..100).map(|_| Some("x".repeat(100))).collect();
+        let schema = Schema::new(vec![Field::new("event_id", DataType::Utf8, true)]);
+        let rows = RecordBatch::try_new(Arc::new(schema), vec![Arc::new(ids)]).expect("a batch");
+        for (count, keys, bytes_max, more) in [
+            (100, 0, 9_999, true),
+            (100, 0, 11_000, false),
+            (1, 0, 99, true),
+            (1, 0, 200, false),
+            (1, 100, 1_699, true),
+            (1, 100, 2_000, false),
+        ] {
+            let batch =
+                EventBatch { dataset: Dataset::SecurityEvents, rows: rows.slice(0, count), keys: vec![1; keys] };
+            assert_eq!(takes_more(&batch, bytes_max), more, "{count} rows and {keys} keys within {bytes_max}");
+        }
+    }
+
     /// Panics at its first append.
     struct PanicsOnce(MemoryLog, std::sync::atomic::AtomicBool);
 
