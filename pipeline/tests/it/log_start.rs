@@ -112,8 +112,8 @@ fn the_last_group_is_written_again_behind_whatever_was_begun_after_it() {
         assert_eq!((report.rewritten_rows, report.damage.len()), (1, 0), "{report:?}");
     }
     // A frame that is torn: all of it is said to be a tail, and the group before it is the last one.
-    let last = frames(&whole).into_iter().rfind(|(_, header)| header.rows > 0).expect("a batch").0;
-    for left in [1, 63, 64, 100] {
+    let (last, header) = frames(&whole).into_iter().rfind(|(_, header)| header.rows > 0).expect("a batch");
+    for left in [1, 63, 64, 100, header.frame_len() as usize - 1] {
         let fs = fs.after_kill();
         fs.set_bytes(&segment, whole[..last + left].to_vec());
         let (log, report) = open(&fs).expect("it opens");
