@@ -374,4 +374,15 @@ mod tests {
         let too_much = append(&mut parts, &mut held, &vec![b' '; 1 << 20]).expect_err("beyond the budget");
         assert_eq!((too_much.status, parts.len()), (429, 4));
     }
+    #[test]
+    fn a_body_that_is_decoded_again_holds_what_it_held_at_first() {
+        let mut sent = Sent::of(b"0123456789");
+        assert!(sent.held.grow(10), "its bytes");
+        let first = sent.held.bytes();
+        assert!(sent.held.grow(5_000), "what was made of it");
+        sent.begin_again();
+        assert_eq!(sent.held.bytes(), first);
+        sent.begin_again();
+        assert_eq!(sent.held.bytes(), first);
+    }
 }
