@@ -376,4 +376,6 @@ fn rows_that_were_given_up_are_shown_by_nobody_and_told_by_each_once() {
     let mut shown = Vec::new();
     dump(&fs, Path::new(DIR), 0, u64::MAX, &mut |batch| shown.extend(ids_of(batch))).expect("dumped");
     assert_eq!(shown.len(), 8, "{shown:?}");
+    let (log, report) = open(&fs).expect("it opens");
+    assert_eq!((report.scanned, ids(&log.read(0, usize::MAX).expect("readable")).len()), (1, 8), "{report:?}");
 }
