@@ -66,3 +66,24 @@ pub(super) fn fail(job: Job) {
         .hint("the log of the server has the reason under this request id; please report it with the body");
     let _ = job.reply.send(Err(problem));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::InFlight;
+
+    #[test]
+    fn what_one_body_can_never_have_is_too_large_and_what_others_have_is_busy() {
+        let inflight = InFlight::new(80_000, 1_000);
+        let mut held = inflight.enter().expect("room");
+        let room = held.room_bytes();
+        assert_eq!(charge(&mut held, room + 1).expect_err("a byte more").code, "body_too_large");
+        charge(&mut held, room).expect("all that there is");
+        assert_eq!(charge(&mut held, 1).expect_err("none is left").code, "body_too_large");
+        held.shrink(room);
+        let mut other = inflight.enter().expect("room");
+        assert!(other.grow(10_000));
+        let error = charge(&mut held, room).expect_err("another has some");
+        assert_eq!((error.code, refusal(error).status), (NO_ROOM, 429));
+    }
+}

@@ -170,6 +170,9 @@ fn random() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tidegate_pipeline::log::MemoryLog;
     use tokio::sync::oneshot;
 
     use super::*;
@@ -198,6 +201,24 @@ mod tests {
             reply,
         };
         (job, answer)
+    }
+
+    #[tokio::test]
+    async fn threads_end_with_the_batcher_although_nobody_stopped_it() {
+        let log: Arc<dyn tidegate_pipeline::StreamLog> = Arc::new(MemoryLog::new(1, 1));
+        let decode = (Arc::new(Mappings::builtin().expect("mappings")), DecodeConfig::default());
+        let config = BatcherConfig { decode_threads: 2, ..BatcherConfig::default() };
+        let partitions = Partitions::one(log.clone());
+        let batcher = Batcher::start(&config, decode, partitions, Handle::current(), &Health::default());
+        let batcher = batcher.expect("threads");
+        assert!(Arc::strong_count(&log) > 2, "each thread has the log");
+        let threads = std::mem::take(&mut *batcher.threads.lock());
+        assert_eq!(threads.len(), 2);
+        drop(batcher);
+        let (ended, waiting) = std::sync::mpsc::channel();
+        std::thread::spawn(move || ended.send(threads.into_iter().all(|thread| thread.join().is_ok())));
+        assert_eq!(waiting.recv_timeout(Duration::from_secs(10)), Ok(true), "without a panic");
+        assert_eq!(Arc::strong_count(&log), 1);
     }
 
     #[test]

@@ -425,6 +425,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_a_batch_takes_is_what_is_in_it_and_not_what_it_keeps_alive() {
+        let ids: StringArray = (0..100).map(|_| Some("x".repeat(100))).collect();
+        let schema = Schema::new(vec![Field::new("event_id", DataType::Utf8, true)]);
+        let rows = RecordBatch::try_new(Arc::new(schema), vec![Arc::new(ids)]).expect("a batch");
+        for (count, keys) in [(100, 0), (1, 0), (1, 100)] {
+            let rows = rows.slice(0, count);
+            let text = rows.column(0).to_data().get_slice_memory_size().expect("a size");
+            assert!((100 * count..=108 * count).contains(&text), "{text}");
+            let batch = EventBatch { dataset: Dataset::SecurityEvents, rows, keys: vec![1; keys] };
+            let takes = text + 16 * keys;
+            assert!(takes_more(&batch, takes - 1) && !takes_more(&batch, takes), "{count} rows and {keys} keys");
+        }
+    }
+
     /// Panics at its first append.
     struct PanicsOnce(MemoryLog, std::sync::atomic::AtomicBool);
 

@@ -352,4 +352,37 @@ mod tests {
         drop((small, large));
         assert_eq!(inflight.used_bytes(), 0);
     }
+    #[test]
+    fn small_frames_share_a_part_that_is_counted_whole() {
+        let inflight = InFlight::new(1 << 20, 1 << 20);
+        let mut held = inflight.enter().expect("room");
+        let before = held.bytes();
+        let mut parts = Vec::new();
+        // The frame, and how full the parts are after it.
+        for (frame, filled) in [
+            (10, vec![10]),
+            (40_000, vec![10, 40_000]),
+            (20_000, vec![10, 60_000]),
+            (PART_BYTES - 60_000, vec![10, PART_BYTES]),
+            (1, vec![10, PART_BYTES, 1]),
+            (PART_BYTES, vec![10, PART_BYTES, 1, PART_BYTES]),
+        ] {
+            append(&mut parts, &mut held, &vec![b' '; frame]).expect("room");
+            assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), filled);
+            assert_eq!(held.bytes() - before, parts.iter().map(Vec::capacity).sum::<usize>(), "{filled:?}");
+        }
+        let too_much = append(&mut parts, &mut held, &vec![b' '; 1 << 20]).expect_err("beyond the budget");
+        assert_eq!((too_much.status, parts.len()), (429, 4));
+    }
+    #[test]
+    fn a_body_that_is_decoded_again_holds_what_it_held_at_first() {
+        let mut sent = Sent::of(b"0123456789");
+        assert!(sent.held.grow(10), "its bytes");
+        let first = sent.held.bytes();
+        assert!(sent.held.grow(5_000), "what was made of it");
+        sent.begin_again();
+        assert_eq!(sent.held.bytes(), first);
+        sent.begin_again();
+        assert_eq!(sent.held.bytes(), first);
+    }
 }

@@ -142,3 +142,23 @@ fn write_text(body: &mut String, text: &str) {
         Err(_) => body.push_str("null"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::body::InFlight;
+
+    #[tokio::test]
+    async fn an_answer_counts_against_the_budget_until_its_bytes_are_gone() {
+        let inflight = InFlight::new(1 << 20, 1 << 20);
+        let mut held = inflight.enter().expect("room");
+        assert!(held.grow(500));
+        let taken = inflight.used_bytes();
+        let response = settled(Settled { accepted: 1, held: Some(held), ..Settled::default() }, Ack::Disk, "r");
+        assert_eq!(inflight.used_bytes(), taken, "the answer was not sent yet");
+        let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+        assert_eq!(inflight.used_bytes(), taken, "its bytes are on their way");
+        drop(bytes);
+        assert_eq!(inflight.used_bytes(), 0);
+    }
+}

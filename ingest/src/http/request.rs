@@ -271,4 +271,20 @@ mod tests {
         let get = Request::get("/v2/events").body(()).expect("a request").into_parts().0;
         assert_eq!(Asked::read(&get).expect_err("GET").status, 405);
     }
+    #[test]
+    fn bounds_are_to_the_byte() {
+        let key = "k".repeat(IDEMPOTENCY_KEY_BYTES_MAX);
+        let source = format!("/v2/events/bulk?source={}", "s".repeat(SOURCE_BYTES_MAX));
+        let encodings = ["gzip"; ENCODINGS_MAX].join(", ");
+        for (path, name, value) in [
+            ("/v2/events/bulk", "idempotency-key", key.as_str()),
+            ("/v2/events/bulk", "content-encoding", encodings.as_str()),
+            (source.as_str(), "accept", "*/*"),
+        ] {
+            asked(path, &[(name, value)]).expect("within the bound");
+        }
+        asked("/v2/events/bulk", &[("idempotency-key", &format!("{key}k"))]).expect_err("a byte more");
+        asked("/v2/events/bulk", &[("content-encoding", &format!("{encodings}, gzip"))]).expect_err("one more");
+        asked(&format!("{source}s"), &[]).expect_err("a byte more");
+    }
 }

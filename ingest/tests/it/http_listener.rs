@@ -34,8 +34,12 @@ async fn echo(seen: Arc<Mutex<Vec<String>>>, request: Request<Incoming>) -> Resp
         "/unread" => json(StatusCode::PAYLOAD_TOO_LARGE, r#"{"too":"large"}"#.into(), ""),
         _ => {
             let pace = BodyPace { gap_max: Duration::from_millis(300), rate_bytes_min: 1000 };
-            match read_body(request.into_body(), 1 << 20, pace, &InFlight::new(1 << 24, 1 << 10)).await {
-                Ok(body) => json(StatusCode::OK, format!(r#"{{"line":"{line}","bytes":{}}}"#, body.len()), "id"),
+            let budget = InFlight::new(1 << 24, 1 << 10);
+            match read_body(request.into_body(), 1 << 20, pace, &budget).await {
+                Ok(body) => {
+                    let (bytes, held) = (body.len(), budget.used_bytes());
+                    json(StatusCode::OK, format!(r#"{{"line":"{line}","bytes":{bytes},"held":{held}}}"#), "id")
+                }
                 Err(wrong) => problem(&wrong, "id"),
             }
         }
@@ -77,6 +81,24 @@ async fn http1_serves_sized_and_chunked_bodies_on_one_connection() {
     wire.send(b"GET /c HTTP/1.1\r\nHost: x\r\n\r\nGET /d HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert_eq!(wire.answer().await.expect("pipelined").json()["line"], "GET /c");
     assert_eq!(wire.answer().await.expect("pipelined").json()["line"], "GET /d");
+}
+
+#[tokio::test]
+async fn a_body_is_held_with_its_bytes_however_it_came() {
+    let (server, _) = start(quick()).await;
+    let mut wire = server.connect().await;
+    let mut by_itself = None;
+    for chunks in [vec![], vec![3], vec![2, 3], vec![20_000, 70_000, 100]] {
+        let mut request = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        for chunk in &chunks {
+            request.extend_from_slice(format!("{chunk:x}\r\n{}\r\n", "x".repeat(*chunk)).as_bytes());
+        }
+        wire.send(&[request.as_slice(), b"0\r\n\r\n"].concat()).await;
+        let answer = wire.answer().await.expect("an answer").json();
+        let (bytes, held) = (answer["bytes"].as_u64().expect("bytes"), answer["held"].as_u64().expect("bytes"));
+        assert_eq!(bytes, chunks.iter().sum::<usize>() as u64);
+        assert_eq!(held - bytes, *by_itself.get_or_insert(held), "{chunks:?}");
+    }
 }
 
 #[tokio::test]

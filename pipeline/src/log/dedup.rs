@@ -94,6 +94,17 @@ mod tests {
     }
 
     #[test]
+    fn a_window_of_no_keys_and_the_key_of_no_event_are_never_known() {
+        let (mut none, mut some) = (Window::new(0), Window::new(10));
+        for key in [7, 8, 7, 0] {
+            none.insert(key);
+            some.insert(key);
+        }
+        assert!(none.is_empty() && !none.contains(7));
+        assert!(some.len() == 2 && !some.contains(0));
+    }
+
+    #[test]
     fn a_group_sees_its_own_duplicates_and_the_window_only_what_was_committed() {
         let mut window = Window::new(10);
         window.insert(7);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use parking_lot::Mutex;
 
-/// Keeps counters and gauges, by name, whatever their labels.
+/// Keeps gauges by name, and counters by name and the values of their labels.
 #[derive(Debug, Default)]
 pub struct Counted {
     counters: Values,
@@ -24,10 +24,17 @@ impl Counted {
         (done, counted)
     }
 
-    /// The counter of this name (without `tidegate_pipeline_`), 0 when it was never raised.
+    /// The counter of this name (without `tidegate_pipeline_`) whatever its labels, 0 when it was never raised.
     pub fn of(&self, name: &str) -> u64 {
+        self.labelled(name).values().sum()
+    }
+
+    /// The same by the values of its labels, joined by commas.
+    pub fn labelled(&self, name: &str) -> BTreeMap<String, u64> {
+        let prefix = format!("tidegate_pipeline_{name} ");
         let counters = self.counters.lock();
-        counters.get(&format!("tidegate_pipeline_{name}")).map_or(0, |count| count.load(Ordering::Relaxed))
+        let of_it = counters.iter().filter_map(|(key, count)| Some((key.strip_prefix(&prefix)?, count)));
+        of_it.map(|(labels, count)| (labels.to_owned(), count.load(Ordering::Relaxed))).collect()
     }
 
     /// What the gauge of this name was set to last, if it was.
@@ -45,7 +52,9 @@ impl Recorder for Counted {
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        Counter::from_arc(self.counters.lock().entry(key.name().to_owned()).or_default().clone())
+        let labels: Vec<&str> = key.labels().map(|label| label.value()).collect();
+        let name = format!("{} {}", key.name(), labels.join(","));
+        Counter::from_arc(self.counters.lock().entry(name).or_default().clone())
     }
 
     fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {

@@ -1,5 +1,6 @@
 //! Who is let in, as whom, and who is not.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use tidegate_pipeline::registry::{
     Action, Change, Registry, RegistryConfig, changes_in, changes_of_batch, changes_to_batch,
 };
 
+use crate::counted::Counted;
 use crate::scripted::{ScriptedLog, print_rows};
 
 fn keys_over(log: &Arc<ScriptedLog>) -> Keys {
@@ -129,6 +131,27 @@ async fn a_revoked_key_is_refused_at_once_and_the_server_does_not_open_again() {
     assert_eq!(again.revoked_us, Some(9), "it was revoked then");
     let wrong = format!("{}{}", &secret[..secret.len() - 1], if secret.ends_with('a') { 'b' } else { 'a' });
     assert_eq!(bearer(&keys, &wrong), Err(AuthError::Unknown), "whether a key is revoked is for its holder only");
+}
+
+#[tokio::test]
+async fn what_is_refused_is_counted_under_its_reason() {
+    let keys = keys();
+    let open = Counted::during(|| keys.authenticate(Some("nonsense")).expect("let in")).1;
+    assert_eq!(open.labelled("keys_refused_total"), BTreeMap::new());
+    let (secret, _) = make(&keys, "acme", Role::Admin).await;
+    let (revoked, id) = make(&keys, "acme", Role::Read).await;
+    keys.revoke(&id, None, "local", 9).await.expect("revoked");
+    let unknown = format!("tg_{}_{}", "a".repeat(12), "a".repeat(52));
+    let counted = Counted::during(|| {
+        bearer(&keys, &secret).expect("let in");
+        keys.authenticate(None).expect_err("missing");
+        for token in ["x", "y", &unknown, &revoked] {
+            bearer(&keys, token).expect_err(token);
+        }
+    });
+    let reasons = [("malformed", 2), ("missing", 1), ("revoked", 1), ("unknown", 1)];
+    let reasons = reasons.map(|(reason, count)| (reason.to_owned(), count));
+    assert_eq!(counted.1.labelled("keys_refused_total"), BTreeMap::from(reasons));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tidegate_pipeline::fs::{Fault, Open, SimFs, SimOp};
 use tidegate_pipeline::log::{LogConfig, SegmentLog};
 use tidegate_pipeline::tailing::read_on;
-use tidegate_pipeline::{LogReader, Offset, PipelineError, StreamLog};
+use tidegate_pipeline::{LogBatch, LogReader, Offset, PipelineError, StreamLog};
 
 use crate::log_ledger::{DIR, answer, config, open};
 use crate::log_rows::{events, ids, one};
@@ -94,8 +94,8 @@ fn rows_that_are_forgotten_while_they_are_read_are_told_of() {
     assert!(missed > 100, "{missed} rows were forgotten before they were read");
 }
 
-#[test]
-fn what_is_forgotten_before_it_is_read_is_an_error_of_its_own() {
+/// What a read of the whole log gives that forgets half of it at the opening of segment `opens`, and where the log begins then.
+fn read_while_it_forgets(opens: usize) -> (Result<Vec<Arc<LogBatch>>, PipelineError>, Offset) {
     let fs = Arc::new(WatchedFs { fs: SimFs::new(), watch: Forgets::default() });
     let (log, _) = SegmentLog::open(fs.clone(), Path::new(DIR), config()).expect("a log");
     for row in 0..ROWS {
@@ -105,11 +105,26 @@ fn what_is_forgotten_before_it_is_read_is_an_error_of_its_own() {
     let (log, _) = SegmentLog::open(fs.clone(), Path::new(DIR), config()).expect("it opens");
     let log = Arc::new(log);
     fs.watch.log.set(Arc::downgrade(&log)).expect("set once");
-    *fs.watch.plan.lock() = Some((0, ROWS / 2));
-    match log.read(0, usize::MAX) {
-        Err(PipelineError::Forgotten { asked: 0, first }) => assert_eq!(first, log.bounds().first),
+    *fs.watch.plan.lock() = Some((opens, ROWS / 2));
+    let read = log.read(0, usize::MAX);
+    (read, log.bounds().first)
+}
+
+#[test]
+fn what_is_forgotten_before_it_is_read_is_an_error_of_its_own() {
+    match read_while_it_forgets(0) {
+        (Err(PipelineError::Forgotten { asked: 0, first }), begins) => assert_eq!(first, begins),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn what_was_read_before_it_was_forgotten_is_given() {
+    let (read, begins) = read_while_it_forgets(1);
+    let rows: Vec<_> = ids(&read.expect("the first segment")).into_iter().map(|(offset, _)| offset).collect();
+    assert!(begins > 0 && rows.len() as u64 <= begins, "{rows:?} of {begins}");
+    assert_eq!(rows, (0..rows.len() as u64).collect::<Vec<_>>());
+    assert!(!rows.is_empty());
 }
 
 #[test]

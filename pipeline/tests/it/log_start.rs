@@ -112,8 +112,8 @@ fn the_last_group_is_written_again_behind_whatever_was_begun_after_it() {
         assert_eq!((report.rewritten_rows, report.damage.len()), (1, 0), "{report:?}");
     }
     // A frame that is torn: all of it is said to be a tail, and the group before it is the last one.
-    let last = frames(&whole).into_iter().rfind(|(_, header)| header.rows > 0).expect("a batch").0;
-    for left in [1, 63, 64, 100] {
+    let (last, header) = frames(&whole).into_iter().rfind(|(_, header)| header.rows > 0).expect("a batch");
+    for left in [1, 63, 64, 100, header.frame_len() as usize - 1] {
         let fs = fs.after_kill();
         fs.set_bytes(&segment, whole[..last + left].to_vec());
         let (log, report) = open(&fs).expect("it opens");
@@ -139,6 +139,35 @@ fn what_a_failed_group_left_is_residue_and_nothing_else() {
         let told: Vec<_> = reports.iter().map(|report| (report.residue_bytes, report.damage.len())).collect();
         assert_eq!(told, [(left as u64, 0), (0, 0)], "{op:?}, {short_bytes} bytes");
     }
+}
+
+#[test]
+fn of_a_failed_group_whose_frames_are_damaged_too_no_row_is_lost() {
+    let fs = SimFs::new();
+    let (log, _) = open(&fs).expect("a log");
+    fill(&log, 0..1);
+    let segment = files(&fs, "log").remove(0);
+    let before = fs.bytes(&segment).expect("bytes").len();
+    fs.fail(Fault { op: SimOp::SyncData, nth: fs.count(SimOp::SyncData) + 1, errno: 5, sticky: false, short_bytes: 0 });
+    // Of a layout that is new in the segment: its schema stands behind its rows once more.
+    let mut narrow = events("a", &["failed"]);
+    narrow.rows = narrow.rows.project(&[0, 1, 2, 3]).expect("columns");
+    answer(log.append(one(narrow))).expect_err("the disk fails");
+    fill(&log, 1..2);
+    drop(log);
+    let mut bytes = fs.bytes(&segment).expect("bytes");
+    let failed: Vec<_> = frames(&bytes).into_iter().filter(|(at, _)| *at >= before).collect();
+    let kinds: Vec<_> = failed.iter().map(|(_, header)| header.kind).collect();
+    assert_eq!(kinds, [FrameKind::Schema, FrameKind::Batch, FrameKind::Schema]);
+    bytes[failed[1].0 + 20] ^= 1;
+    fs.set_bytes(&segment, bytes);
+    for path in files(&fs, "sum") {
+        fs.lose(&path);
+    }
+    let (log, report) = open(&fs).expect("it opens");
+    let lost: u64 = report.damage.iter().map(|(_, damage)| damage.rows_lost()).sum();
+    assert_eq!((lost, report.damage.len()), (0, 1), "{report:?}");
+    assert_eq!(ids(&log.read(0, usize::MAX).expect("readable")).len(), 2);
 }
 
 #[test]
@@ -202,6 +231,27 @@ fn segments_and_processes_cannot_be_taken_for_each_other() {
         schemas.extend(of_this);
     }
     assert_eq!((salts.len(), schemas.len()), (segments, 3), "a stranger cannot guess either");
+}
+
+#[test]
+fn a_summary_of_another_segment_of_the_same_name_is_not_believed() {
+    let filled = |user: &str| {
+        let fs = SimFs::new();
+        let (log, _) = open(&fs).expect("a log");
+        for row in 0..60 {
+            answer(log.append(one(events(user, &[&row.to_string()])))).expect("stored");
+        }
+        fs
+    };
+    let (fs, other) = (filled("a"), filled("b"));
+    for path in files(&fs, "sum") {
+        let fs = fs.after_kill();
+        fs.set_bytes(&path, other.bytes(&path).expect("the same segments"));
+        let (log, report) = open(&fs).expect("it opens");
+        assert_eq!((report.scanned, report.damage.len()), (1, 0), "{report:?}");
+        let (rows, counted) = Counted::during(|| ids(&log.read(0, usize::MAX).expect("readable")));
+        assert_eq!((rows.len(), counted.of("log_damage_total")), (60, 0), "{}", path.display());
+    }
 }
 
 #[test]
@@ -355,4 +405,6 @@ fn rows_that_were_given_up_are_shown_by_nobody_and_told_by_each_once() {
     let mut shown = Vec::new();
     dump(&fs, Path::new(DIR), 0, u64::MAX, &mut |batch| shown.extend(ids_of(batch))).expect("dumped");
     assert_eq!(shown.len(), 8, "{shown:?}");
+    let (log, report) = open(&fs).expect("it opens");
+    assert_eq!((report.scanned, ids(&log.read(0, usize::MAX).expect("readable")).len()), (1, 8), "{report:?}");
 }
