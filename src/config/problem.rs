@@ -135,7 +135,7 @@ mod tests {
             ("DATA-DIR", Some("data_dir")),
             ("rule", Some("rules")),
             ("listenxx", Some("listen")),
-            ("listenxxx", None),
+            ("listenxxxx", None),
             ("colour", None),
         ] {
             assert_eq!(suggest(word, words), wanted, "{word}");
