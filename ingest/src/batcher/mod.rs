@@ -215,7 +215,7 @@ mod tests {
         let threads = std::mem::take(&mut *batcher.threads.lock());
         assert_eq!(threads.len(), 2);
         drop(batcher);
-        let (ended, waiting) = std::sync::mpsc::channel();
+        let (ended, waiting) = std::sync::mpsc::sync_channel(1);
         std::thread::spawn(move || ended.send(threads.into_iter().all(|thread| thread.join().is_ok())));
         assert_eq!(waiting.recv_timeout(Duration::from_secs(10)), Ok(true), "without a panic");
         assert_eq!(Arc::strong_count(&log), 1);

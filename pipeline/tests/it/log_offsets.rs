@@ -30,8 +30,8 @@ fn forged(base: u64) -> SimFs {
     let path = fs.files().into_iter().find(|path| path.extension().is_some_and(|end| end == "log")).expect("a segment");
     let mut bytes = fs.bytes(&path).expect("its bytes");
     let frames = (FRAMES_START as usize..bytes.len()).step_by(ALIGN as usize);
-    let batches = frames.filter_map(|at| Some((at, FrameHeader::decode(&bytes[at..])?)));
-    let (at, header) = batches.filter(|(_, header)| header.kind == FrameKind::Batch).last().expect("a batch");
+    let mut batches = frames.filter_map(|at| Some((at, FrameHeader::decode(&bytes[at..])?)));
+    let (at, header) = batches.rfind(|(_, header)| header.kind == FrameKind::Batch).expect("a batch");
     assert_eq!(header.base, 1);
     let claim = FrameHeader { base, ..header }.encode();
     bytes[at..at + claim.len()].copy_from_slice(&claim);

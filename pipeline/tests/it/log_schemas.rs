@@ -199,6 +199,30 @@ fn rows_whose_schema_is_lost_in_their_segment_are_read_with_that_of_another() {
 }
 
 #[test]
+fn a_schema_whose_segment_cannot_be_opened_now_is_looked_for_again() {
+    let (fs, mut ledger) = (SimFs::new(), Ledger::default());
+    let (log, _) = open(&fs).expect("a log");
+    for nth in 0..12 {
+        ledger.append(&log, &[&format!("{nth}-{}", "x".repeat(700))], Ack::Disk).expect("stored");
+    }
+    log.close();
+    let segments = files(&fs, "log");
+    for path in &segments[..segments.len() - 1] {
+        lose_schemas(&fs, path);
+    }
+    let mut failed = 0;
+    for nth in 1..=2 * segments.len() as u64 {
+        let fs = fs.after_kill();
+        let (log, _) = open(&fs).expect("it opens");
+        fs.fail(Fault::eio(SimOp::Open, fs.count(SimOp::Open) + nth));
+        failed += usize::from(log.read(0, usize::MAX).is_err());
+        fs.heal();
+        ledger.check(&log, &format!("opening {nth} failed"));
+    }
+    assert!(failed > segments.len(), "{failed} reads met the fault");
+}
+
+#[test]
 fn rows_that_a_start_gave_up_do_not_come_back_beside_their_own_retry() {
     let fs = SimFs::new();
     let (log, _) = open(&fs).expect("a log");
