@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 
 use super::feedback_door::FeedbackDoor;
 use super::keys_door::{DATA_DIR, KeysDoor};
-use super::metrics::{REQUEST_SECONDS, REQUESTS};
+use super::metrics::Requests;
 use super::reply::{self, Body};
 use super::routes::{Door, Found, Route, find};
 use super::server_file::ServerFile;
@@ -60,6 +60,7 @@ pub struct Router {
     health: Health,
     /// For `/metrics`.
     metrics: PrometheusHandle,
+    requests: Requests,
     /// The bytes of all bodies that are no events: those have a budget of their own, and neither can use up the other's.
     inflight: Arc<InFlight>,
     /// Makes the ids of requests that bring none.
@@ -121,6 +122,7 @@ impl Router {
             keys_door: KeysDoor { keys: keys.clone() },
             health: health.clone(),
             metrics,
+            requests: Requests::new(),
             request_ids: Mutex::new(IdGenerator::new(getrandom::u64().unwrap_or(1))),
             pages: Pages::written(),
         }
@@ -159,8 +161,7 @@ impl Router {
             response.headers_mut().insert(REQUEST_ID, value);
         }
         let status = response.status();
-        metrics::counter!(REQUESTS, "endpoint" => endpoint, "status" => class(status)).increment(1);
-        metrics::histogram!(REQUEST_SECONDS, "endpoint" => endpoint).record(started.elapsed().as_secs_f64());
+        self.requests.answered(endpoint, status.as_u16(), started.elapsed());
         if status.is_server_error() {
             tracing::warn!(request_id, endpoint, status = status.as_u16(), "request failed");
         } else {
@@ -354,18 +355,6 @@ async fn whole_body(
     let (head, body) = request.into_parts();
     let body = read_body(body, bytes_max, BodyPace::default(), inflight).await?;
     Ok(Request::from_parts(head, Full::new(body)))
-}
-
-fn class(status: StatusCode) -> &'static str {
-    match status.as_u16() {
-        100..=199 => "1xx",
-        200..=299 => "2xx",
-        300..=399 => "3xx",
-        429 => "429",
-        400..=499 => "4xx",
-        503 => "503",
-        _ => "5xx",
-    }
 }
 
 fn welcome() -> serde_json::Value {

@@ -290,6 +290,10 @@ async fn read_frames(
                 }
                 last = Instant::now();
                 take(frame)?;
+                // To be told of its end would take another turn of the connection, and the alarm a place among all timers.
+                if body.is_end_stream() {
+                    return Ok(());
+                }
             }
             () = &mut alarm => {
                 let now = Instant::now();

@@ -251,12 +251,8 @@ fn accepted_already(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
 
 fn builder(config: &HttpConfig) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    // Without a timer, hyper's own bounds are silently off. Ours are stricter; this one is a second line.
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(config.idle_ms_max.saturating_add(config.head_ms_max)))
-        .max_buf_size(config.head_bytes_max.max(8192));
+    // Heads are bounded by [`Progress`]; hyper's own timer would be set and put off with every request.
+    builder.http1().header_read_timeout(None).max_buf_size(config.head_bytes_max.max(8192));
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -79,6 +79,11 @@ impl Costs {
             && (self.stopped.contains(&(correlation, None)) || self.stopped.contains(&(correlation, Some(tenant))))
     }
 
+    /// Begins a batch.
+    pub fn begin_batch(&mut self) {
+        self.budget.begin_batch();
+    }
+
     /// Begins a step.
     pub fn begin(&mut self) -> Step {
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

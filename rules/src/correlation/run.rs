@@ -134,6 +134,7 @@ impl Correlations {
         if set.correlations.is_empty() {
             return;
         }
+        self.costs.begin_batch();
         let mut batch = Batch::new(rows, set);
         let mut matches = matches;
         let mut work = Vec::new();

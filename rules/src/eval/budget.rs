@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::eval::core_time::CoreTime;
+
 /// Rows after which an average says something, however short they were.
 const ROWS_MIN: u64 = 1_000;
 /// Nanoseconds below which a rule is never called slow, whatever the average.
@@ -70,6 +72,7 @@ pub(crate) struct Budget {
     /// Since when what was spent is of late.
     late_since: Instant,
     spent: Vec<Spent>,
+    core: CoreTime,
     parked: Vec<bool>,
     /// Units that cost more than [`NS_MIN`] since they were last looked at.
     suspects: Vec<usize>,
@@ -119,6 +122,7 @@ impl Budget {
             since: now,
             late_since: now,
             spent,
+            core: CoreTime::default(),
             parked,
             suspects: Vec::new(),
             cut: Vec::new(),
@@ -128,6 +132,11 @@ impl Budget {
 
     pub fn is_parked(&self, unit: usize) -> bool {
         self.parked.get(unit).copied().unwrap_or(false)
+    }
+
+    /// A batch begins on this thread. Without this, all that samples say counts as time that the thread had a core.
+    pub fn begin_batch(&mut self) {
+        self.core.begin();
     }
 
     /// What each unit took, in nanoseconds and by samples, and over how many rows.
@@ -176,6 +185,7 @@ impl Budget {
         if suspects.is_empty() && cut.is_empty() && !tenants_due {
             return Vec::new();
         }
+        self.core.look();
         let rows = self.rows + rows_open;
         let mut parked = Vec::new();
         cut.sort_unstable();
@@ -207,32 +217,34 @@ impl Budget {
 
     fn average(&self, unit: usize, rows: u64) -> u64 {
         let Some(spent) = self.spent.get(unit) else { return 0 };
-        spent.ns / if self.terms.own_events { spent.events } else { rows }.max(1)
+        self.core.of(spent.ns) / if self.terms.own_events { spent.events } else { rows }.max(1)
     }
 
     fn is_slow(&self, unit: usize, rows: u64, share: Duration) -> bool {
         let Some(spent) = self.spent.get(unit) else { return false };
+        let (ns, late_ns) = (self.core.of(spent.ns), self.core.of(spent.late_ns));
         let many = spent.samples >= SAMPLES_MIN && rows >= ROWS_MIN && !self.terms.own_events;
-        let said_enough = many || spent.ns >= NS_ENOUGH;
+        let said_enough = many || ns >= NS_ENOUGH;
         let least = Duration::from_nanos(NS_MIN);
         // What was cheap for seconds and turns dear is not excused by them.
         let late_share = self.late_since.elapsed().max(LATE_MIN) / PARTS;
         said_enough
             && self.average(unit, rows) > self.terms.event_ns_max
-            && (Duration::from_nanos(spent.ns) > share.max(least)
-                || Duration::from_nanos(spent.late_ns) > late_share.max(least))
+            && (Duration::from_nanos(ns) > share.max(least) || Duration::from_nanos(late_ns) > late_share.max(least))
     }
 
     /// Ends a batch. The units that are parked now, in order.
     pub fn end_batch(&mut self, rows: u64) -> Vec<usize> {
         self.rows += rows;
         let parked = self.judge(0);
+        self.core.end();
         while self.late_since.elapsed() > LATE {
             self.late_since += self.late_since.elapsed() / 2;
             self.spent.iter_mut().for_each(|spent| spent.late_ns /= 2);
         }
         while self.rows > ROWS_MAX || self.since.elapsed() > TIME_MAX {
             self.rows /= 2;
+            self.core.age();
             self.since += self.since.elapsed() / 2;
             self.spent.iter_mut().for_each(|spent| {
                 spent.ns /= 2;
@@ -262,8 +274,8 @@ impl Budget {
 
     /// The dearest of some units that together take too much, so many that the others do not.
     fn dearest_of(&self, units: &[usize], rows: u64, (share, ns_min): (Duration, u64)) -> Vec<usize> {
-        let spent =
-            |unit: usize| if self.is_parked(unit) { 0 } else { self.spent.get(unit).map_or(0, |spent| spent.ns) };
+        let own = |unit: usize| self.spent.get(unit).map_or(0, |spent| self.core.of(spent.ns));
+        let spent = |unit: usize| if self.is_parked(unit) { 0 } else { own(unit) };
         let event_ns_max = self.terms.event_ns_max.saturating_mul(2);
         let too_much =
             |sum: u64| sum >= ns_min && sum / rows.max(1) > event_ns_max && Duration::from_nanos(sum) > share;

@@ -14,6 +14,7 @@
 pub(crate) mod budget;
 mod class;
 mod column;
+mod core_time;
 mod decider;
 mod expression;
 mod filtering;
@@ -211,6 +212,7 @@ impl Evaluator {
         #[cfg(test)]
         crate::fuse::burst_rows(&batch.rows);
         self.batch += 1;
+        self.budget.begin_batch();
         self.counts.rows += rows as u64;
         let rest = self.index.rest(&batch.rows);
         let plan = self.index.plan(&batch.rows, &rest, &self.sources);
