@@ -378,6 +378,18 @@ mod tests {
     }
 
     #[test]
+    fn what_went_by_while_the_thread_had_no_core_is_no_units_fault() {
+        let (mut beside_others, mut alone) = (budget(1), budget(1));
+        beside_others.begin_batch();
+        std::thread::sleep(Duration::from_millis(60));
+        for own in [&mut beside_others, &mut alone] {
+            (0..20).for_each(|_| own.sampled(0, 20_000_000, 1));
+        }
+        assert_eq!((beside_others.judge(20), alone.judge(20)), (vec![], vec![0]));
+        assert_eq!(beside_others.end_batch(20), [0usize; 0]);
+    }
+
+    #[test]
     fn what_was_long_ago_excuses_nothing_and_counts_for_nothing() {
         let long_ago =
             || Instant::now().checked_sub(Duration::from_secs(30)).expect("a clock that runs for half a minute");
