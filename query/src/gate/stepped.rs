@@ -417,4 +417,19 @@ mod tests {
             assert_eq!(of(&ours), of(&theirs), "{ch:?}");
         }
     }
+
+    #[test]
+    fn each_place_where_the_parser_asks_is_a_step() {
+        let asks: [fn(&Stepped, &mut Parser) -> bool; 3] = [
+            |dialect, parser| dialect.parse_prefix(parser).is_some_and(|read| read.is_err()),
+            |dialect, parser| dialect.get_next_precedence(parser).is_some_and(|read| read.is_err()),
+            |dialect, parser| dialect.parse_statement(parser).is_some_and(|read| read.is_err()),
+        ];
+        for (nth, ask) in asks.into_iter().enumerate() {
+            let (stepped, mut parser) = (Stepped::new(5), Parser::new(&GenericDialect {}));
+            let steps = STEPS_MIN + 5 * STEPS_A_BYTE;
+            let stopped = (1..=steps).find(|_| ask(&stepped, &mut parser));
+            assert_eq!((stopped, stepped.is_spent()), (Some(steps), true), "the place {nth}");
+        }
+    }
 }

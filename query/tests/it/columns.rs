@@ -31,3 +31,18 @@ async fn an_own_field_that_is_named_as_a_column_of_the_dataset_is_no_second_colu
         assert_eq!(count, 8, "{mode:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn texts_that_are_joined_are_named_as_they_were_written() {
+    let world = World::told(Mode::Tail).await;
+    let sql = "SELECT actor || source || 'x', source || actor FROM security_events";
+    let rows = world.query.sql(&Scope::tenant("acme"), sql).await.expect("a plan");
+    let columns: Vec<String> = rows.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let parts: Vec<Vec<&str>> = columns.iter().map(|name| name.split(" || ").collect()).collect();
+    let ends = |part: &str, name: &str| assert!(part.ends_with(name), "{columns:?}");
+    let wanted: [&[&str]; 2] = [&["actor", "source", "Utf8(\"x\")"], &["source", "actor"]];
+    for (parts, wanted) in parts.iter().zip(wanted) {
+        assert_eq!(parts.len(), wanted.len(), "{columns:?}");
+        parts.iter().zip(wanted).for_each(|(part, name)| ends(part, name));
+    }
+}

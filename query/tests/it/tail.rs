@@ -6,9 +6,9 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::Int64Type;
 use tidegate_events::{Dataset, FieldType};
-use tidegate_query::{QueryConfig, Scope};
+use tidegate_query::{Query, QueryConfig, QueryParts, Scope};
 
-use super::fixture::{World, rows};
+use super::fixture::{World, append, rows};
 
 /// So many rows, numbered by `n` from a number on.
 fn numbered(from: i64, count: usize) -> RecordBatch {
@@ -47,5 +47,37 @@ async fn a_long_tail_is_read_in_parts_and_pieces_each_row_once() {
         let plan = arrow::util::pretty::pretty_format_batches(&plan.collect().await.expect("rows")).expect("text");
         let plan = plan.to_string();
         assert!(plan.contains(&format!("StreamingTableExec: partition_sizes={parts},")), "{plan}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tail_ends_where_the_log_ended_when_the_query_came() {
+    for (in_history, after, parts) in [(0, 5, 1), (4, 5, 1), (4, 510_000, 2)] {
+        let world = World::empty(QueryConfig::default());
+        world.append(Dataset::SecurityEvents, numbered(0, 10)).await;
+        world.store(in_history, 0);
+        world.append(Dataset::SecurityEvents, numbered(10, after)).await;
+        let (log, fields) = (world.log.clone(), world.fields.lock().clone());
+        let query = Query::new(QueryParts {
+            log: world.log.clone(),
+            log_datasets: &Dataset::ALL,
+            output: world.output.clone(),
+            history: world.history.clone(),
+            files: None,
+            // What a view asks last: the row comes after the view has looked at the log, and before its rows are read.
+            log_fields: Arc::new(move || {
+                futures::executor::block_on(append(&log, Dataset::SecurityEvents, numbered(-1, 1)));
+                fields.clone()
+            }),
+            config: QueryConfig { partitions: 4, ..QueryConfig::default() },
+            cpu: tokio::runtime::Handle::current(),
+        })
+        .expect("a query layer");
+        for more in 0..2 {
+            let rows = query.sql(&Scope::tenant("acme"), "SELECT count(*) FROM security_events").await;
+            let rows = rows.expect("a stream").collect().await.expect("rows");
+            let found = rows[0].column(0).as_primitive::<Int64Type>().value(0);
+            assert_eq!(found, 10 + after as i64 + more, "{in_history} rows in history, {parts} parts");
+        }
     }
 }
