@@ -340,6 +340,7 @@ mod tests {
             file(events, (20, 29), ("b", "z")),
             file(events, (30, 39), ("a", "z")),
             file(Dataset::CostEvents, (0, 99), ("a", "z")),
+            Arc::new(HistoryFile { rows: 0, ..Arc::into_inner(file(events, (0, 99), ("a", "z"))).expect("a file") }),
         ];
         let time = |us: i64| lit(ScalarValue::TimestampMicrosecond(Some(us), Some("UTC".into())));
         let schema = events.core_schema();

@@ -218,4 +218,16 @@ mod tests {
         assert_eq!(grown.iter().map(|byte| u64::from(*byte)).sum::<u64>(), 64 << 20);
         drop((places, kept));
     }
+
+    #[test]
+    fn a_bound_of_zero_on_growth_stops_nobody() {
+        let watch = Watch::start(0).expect("a thread");
+        let meter = meter(600_000);
+        let place = watch.enter(&"a".into(), &meter, 9, 9).expect("a place");
+        let grown = vec![1u8; 64 << 20];
+        assert_eq!(grown.iter().map(|byte| u64::from(*byte)).sum::<u64>(), 64 << 20);
+        std::thread::sleep(8 * TICK);
+        assert!(meter.reason().is_none(), "{:?}", meter.reason());
+        drop(place);
+    }
 }

@@ -167,3 +167,104 @@ impl PhysicalExpr for Watched {
         self.inner.fmt_sql(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use datafusion::physical_expr::expressions::{NotExpr, lit};
+    use datafusion::physical_plan::displayable;
+    use datafusion::physical_plan::empty::EmptyExec;
+    use datafusion::prelude::{SessionConfig, SessionContext};
+
+    use super::*;
+
+    fn meter() -> Arc<Meter> {
+        Arc::new(Meter::new(Instant::now() + Duration::from_secs(600), 600_000))
+    }
+
+    fn flag() -> Arc<dyn PhysicalExpr> {
+        Arc::new(Column::new("a", 0))
+    }
+
+    fn projection(exprs: Vec<Arc<dyn PhysicalExpr>>) -> Arc<dyn ExecutionPlan> {
+        let schema = Schema::new(vec![arrow::datatypes::Field::new("a", DataType::Boolean, true)]);
+        let exprs = exprs.into_iter().enumerate().map(|(at, expr)| ProjectionExpr { expr, alias: format!("c{at}") });
+        let input = Arc::new(EmptyExec::new(Arc::new(schema)));
+        Arc::new(ProjectionExec::try_new(exprs.collect::<Vec<_>>(), input).expect("a projection"))
+    }
+
+    #[test]
+    fn a_projection_that_computes_many_columns_is_watched_at_each_of_them() {
+        for (computed, plain, wanted) in [(0, 60, 0), (16, 0, 0), (16, 60, 0), (17, 0, 17), (17, 60, 17)] {
+            let columns = (0..computed).map(|_| Arc::new(NotExpr::new(flag())) as Arc<dyn PhysicalExpr>);
+            let others = (0..plain).map(|at| if at % 2 == 0 { flag() } else { lit(true) });
+            let plan = projection(columns.chain(others).collect());
+            let meter = meter();
+            let guarded = guard(plan.clone(), &meter, 8192, 1 << 30).expect("a plan");
+            assert_eq!(guarded.schema(), plan.schema());
+            let columns = guarded.downcast_ref::<ProjectionExec>().expect("a projection").expr().to_vec();
+            let (watched, others): (Vec<_>, Vec<_>) =
+                columns.into_iter().map(|column| column.expr).partition(|expr| expr.is::<Watched>());
+            assert_eq!(watched.len(), wanted, "{computed} computed of {}", computed + plain);
+            assert_eq!(others.len(), computed + plain - wanted);
+            let rows = RecordBatch::new_empty(plan.children()[0].schema());
+            assert!(watched.iter().all(|expr| expr.evaluate(&rows).is_ok()));
+            meter.stop(QueryError::Cancelled);
+            assert!(watched.iter().all(|expr| expr.evaluate(&rows).is_err()), "nothing more is computed");
+        }
+    }
+
+    #[test]
+    fn constants_are_bounded_by_what_a_batch_of_them_takes() {
+        // 96 bytes and an offset of 4.
+        let text = || lit("x".repeat(96).as_str());
+        for (constants, rows, bytes_max, fits) in [
+            (1, 10, 1_000, true),
+            (1, 10, 999, false),
+            (1, 11, 1_000, false),
+            (2, 10, 2_000, true),
+            (2, 10, 1_999, false),
+            (0, 10, 0, true),
+        ] {
+            let exprs = (0..constants).map(|_| text()).chain([flag()]).collect();
+            let guarded = guard(projection(exprs), &meter(), rows, bytes_max);
+            assert_eq!(guarded.is_ok(), fits, "{constants} constants, {rows} rows, {bytes_max} bytes");
+        }
+    }
+
+    /// The operators of a statement's plan after the guard, one a line.
+    async fn guarded(sql: &str, hashes: bool) -> String {
+        let mut config = SessionConfig::new().with_target_partitions(2);
+        config.options_mut().optimizer.prefer_hash_join = hashes;
+        let context = SessionContext::new_with_config(config);
+        for name in ["a", "b"] {
+            let column = Arc::new(arrow::array::Int64Array::from(vec![1, 2])) as arrow::array::ArrayRef;
+            context.register_batch(name, RecordBatch::try_from_iter([("x", column)]).expect("rows")).expect("a table");
+        }
+        let plan = context.sql(sql).await.expect("a plan").create_physical_plan().await.expect("a plan");
+        let plan = guard(plan, &meter(), 8192, 1 << 20).expect("a plan");
+        displayable(plan.as_ref()).indent(false).to_string()
+    }
+
+    #[tokio::test]
+    async fn what_multiplies_rows_yields_and_is_given_bounded_rows_only() {
+        for (sql, hashes, operator, inputs) in [
+            ("SELECT a.x, b.x FROM a CROSS JOIN b", true, "CrossJoinExec", 2),
+            ("SELECT a.x, b.x FROM a JOIN b ON a.x + b.x < 3", true, "NestedLoopJoinExec", 2),
+            ("SELECT a.x, b.x FROM a JOIN b ON a.x = b.x", true, "HashJoinExec", 2),
+            ("SELECT a.x, b.x FROM a JOIN b ON a.x = b.x", false, "SortMergeJoinExec", 2),
+            ("SELECT unnest([x, x]) FROM a", true, "UnnestExec", 1),
+        ] {
+            let plan = guarded(sql, hashes).await;
+            let lines: Vec<&str> = plan.lines().map(str::trim).collect();
+            let at = lines.iter().position(|line| line.starts_with(operator));
+            let at = at.unwrap_or_else(|| panic!("no {operator}: {plan}"));
+            assert!(at > 0 && lines[at - 1].starts_with("CooperativeExec"), "{plan}");
+            let bounded = lines.iter().filter(|line| line.starts_with("BoundedRowsExec")).count();
+            assert_eq!(bounded, inputs, "{plan}");
+        }
+        let plan = guarded("SELECT x, count(*) FROM a GROUP BY x ORDER BY x", true).await;
+        assert!(!plan.contains("BoundedRowsExec"), "{plan}");
+    }
+}

@@ -372,6 +372,9 @@ mod tests {
             (format!("SELECT 1 FROM {}", tables(65)), "query_too_complex"),
             (format!("SELECT 1 FROM a WHERE x IN (SELECT 1 FROM {})", tables(64)), "query_too_complex"),
             (format!("WITH w AS (SELECT 1 FROM {}) SELECT 1 FROM W", tables(64)), "ok"),
+            // A subquery beside a WITH query is not one.
+            (format!("WITH w AS (SELECT 1) SELECT 1 FROM (SELECT 1 FROM {}) AS s", tables(64)), "ok"),
+            (format!("WITH w AS (SELECT 1) SELECT 1 FROM (SELECT 1 FROM {}) AS s", tables(65)), "query_too_complex"),
             (format!("WITH w AS (SELECT 1 FROM {}) SELECT 1 FROM w, x", tables(64)), "query_too_complex"),
             // Also what is named and not read costs: it is planned.
             (format!("WITH w AS (SELECT 1 FROM {}) SELECT 1", tables(65)), "query_too_complex"),

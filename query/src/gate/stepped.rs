@@ -370,4 +370,66 @@ mod tests {
             assert!(!stepped.is_spent(), "{sql}");
         }
     }
+
+    /// What a dialect says of itself, each answer with its name.
+    fn answers(dialect: &dyn Dialect) -> Vec<(&'static str, bool)> {
+        macro_rules! asked {
+            ($($name:ident),* $(,)?) => { vec![$((stringify!($name), dialect.$name())),*] };
+        }
+        asked! {
+            supports_unicode_string_literal, supports_partition_by_after_order_by, supports_array_join_syntax,
+            supports_group_by_expr, supports_group_by_with_modifier,
+            supports_left_associative_joins_without_parens, supports_connect_by, supports_match_recognize,
+            supports_pipe_operator, supports_start_transaction_modifier,
+            supports_window_function_null_treatment_arg, supports_dictionary_syntax,
+            supports_window_clause_named_window_reference, supports_parenthesized_set_variables,
+            supports_select_wildcard_except, support_map_literal_syntax, allow_extract_custom,
+            allow_extract_single_quotes, supports_extract_comma_syntax, supports_create_view_comment_syntax,
+            supports_parens_around_table_factor, supports_values_as_table_factor,
+            supports_create_index_with_clause, supports_explain_with_utility_options, supports_limit_comma,
+            supports_update_order_by, supports_from_first_select, supports_projection_trailing_commas,
+            supports_asc_desc_in_column_definition, supports_try_convert, supports_bitwise_shift_operators,
+            supports_comment_on, supports_load_extension, supports_named_fn_args_with_assignment_operator,
+            supports_struct_literal, supports_empty_projections, supports_nested_comments,
+            supports_multiline_comment_hints, supports_user_host_grantee, supports_string_escape_constant,
+            supports_array_typedef_with_brackets, supports_match_against, supports_set_names,
+            supports_comma_separated_set_assignments, supports_filter_during_aggregation,
+            supports_select_wildcard_exclude, supports_data_type_signed_suffix, supports_interval_options,
+            supports_quote_delimited_string, supports_select_wildcard_replace, supports_select_wildcard_ilike,
+            supports_select_wildcard_rename, supports_optimize_table, supports_install, supports_detach,
+            supports_prewhere, supports_with_fill, supports_limit_by, supports_interpolate, supports_settings,
+            supports_select_format, supports_comment_optimizer_hint, supports_constraint_keyword_without_name,
+            supports_key_column_option, supports_comma_separated_trim, supports_cte_without_as,
+            supports_select_item_multi_column_alias, supports_xml_expressions,
+        }
+    }
+
+    #[test]
+    fn each_answer_of_the_dialect_is_the_generic_ones() {
+        let (ours, theirs) = (Stepped::new(0), GenericDialect {});
+        assert_eq!(answers(&ours), answers(&theirs));
+        assert_eq!(ours.dialect(), theirs.dialect());
+        for ch in (0..=0x2ff).filter_map(char::from_u32) {
+            let of = |dialect: &dyn Dialect| {
+                let (start, part) = (dialect.is_identifier_start(ch), dialect.is_identifier_part(ch));
+                (start, part, dialect.is_delimited_identifier_start(ch))
+            };
+            assert_eq!(of(&ours), of(&theirs), "{ch:?}");
+        }
+    }
+
+    #[test]
+    fn each_place_where_the_parser_asks_is_a_step() {
+        let asks: [fn(&Stepped, &mut Parser) -> bool; 3] = [
+            |dialect, parser| dialect.parse_prefix(parser).is_some_and(|read| read.is_err()),
+            |dialect, parser| dialect.get_next_precedence(parser).is_some_and(|read| read.is_err()),
+            |dialect, parser| dialect.parse_statement(parser).is_some_and(|read| read.is_err()),
+        ];
+        for (nth, ask) in asks.into_iter().enumerate() {
+            let (stepped, mut parser) = (Stepped::new(5), Parser::new(&GenericDialect {}));
+            let steps = STEPS_MIN + 5 * STEPS_A_BYTE;
+            let stopped = (1..=steps).find(|_| ask(&stepped, &mut parser));
+            assert_eq!((stopped, stepped.is_spent()), (Some(steps), true), "the place {nth}");
+        }
+    }
 }

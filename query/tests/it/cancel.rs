@@ -115,6 +115,18 @@ async fn memory_rows_and_queries_have_bounds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_calls_of_a_plan_may_make_is_bounded_by_the_memory_of_its_query() {
+    let config = QueryConfig { query_memory_bytes_max: 1 << 20, ..QueryConfig::default() };
+    let world = World::told_with(Mode::Tail, config).await;
+    // Two calls share four times of it: 2 MiB each, and `alice` has 5 bytes.
+    for (times, fits) in [(300_000, true), (500_000, false)] {
+        let sql = format!("SELECT length(repeat(actor, {times})) FROM security_events WHERE event_id = 'a1'");
+        let rows = world.query.sql(&Scope::tenant("acme"), &sql).await.expect("a stream").collect().await;
+        assert_eq!(rows.map_err(|error| error.code()).err(), (!fits).then_some("result_too_large"), "{sql}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_lives_as_long_as_its_query() {
     let world = World::told(Mode::Mixed).await;
     let snapshot = std::sync::Arc::downgrade(&*world.history.0.lock());

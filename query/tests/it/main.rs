@@ -1,6 +1,7 @@
 //! The query layer from outside: SQL, gate, tenants, doors, cancellation.
 
 mod cancel;
+mod columns;
 mod doors;
 mod fixture;
 mod hostile;
@@ -9,6 +10,7 @@ mod moving;
 mod pushed;
 mod scan;
 mod slt;
+mod tail;
 mod tenants;
 mod twin;
 mod whole;

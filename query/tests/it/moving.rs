@@ -67,38 +67,60 @@ async fn each_row_is_seen_once_while_rows_arrive_and_move() {
     mover.await.expect("the mover");
 }
 
-/// A history that hands out a stale snapshot first, whose rows the log has forgotten meanwhile.
+/// A history that hands out a stale snapshot so many times first.
 struct Stale {
     stale: Arc<Snapshot>,
     fresh: Arc<Snapshot>,
-    asked: AtomicUsize,
+    times: usize,
+    asked: Arc<AtomicUsize>,
 }
 
 impl History for Stale {
     fn snapshot(&self) -> Arc<Snapshot> {
-        if self.asked.fetch_add(1, Ordering::Relaxed) == 0 { self.stale.clone() } else { self.fresh.clone() }
+        let stale = self.asked.fetch_add(1, Ordering::Relaxed) < self.times;
+        if stale { self.stale.clone() } else { self.fresh.clone() }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_snapshot_whose_rows_are_forgotten_is_taken_anew() {
-    let world = World::told(Mode::Mixed).await;
-    let fresh = world.history.0.lock().clone();
-    // Batches are forgotten whole: the log starts at the batch that holds the cursor.
-    world.log.forget(fresh.log_cursor).expect("forgotten");
-    assert!(world.log.bounds().first > 0);
-    let query = Query::new(QueryParts {
-        log: world.log.clone(),
-        log_datasets: &Dataset::ALL,
-        output: world.output.clone(),
-        history: Arc::new(Stale { stale: Arc::default(), fresh, asked: AtomicUsize::new(0) }),
-        files: None,
-        log_fields: Arc::new(|| Arc::new(FieldCatalog::default())),
-        config: QueryConfig::default(),
-        cpu: tokio::runtime::Handle::current(),
-    })
-    .expect("a query layer");
-    assert_eq!(numbers(&query, "acme", "SELECT count(*) FROM security_events").await, [8]);
+async fn a_snapshot_whose_rows_are_forgotten_is_taken_anew_and_not_for_ever() {
+    for (log_forgets, output_forgets, times, events, alerts, tries) in [
+        (false, false, 9, 8, 3, 1),
+        (true, false, 1, 8, 3, 2),
+        (false, true, 1, 8, 3, 2),
+        (true, true, 1, 8, 3, 2),
+        (true, true, 2, 8, 3, 3),
+        // Logs that lost rows to their disk bound: what is left is shown.
+        (true, false, 9, 2, 3, 3),
+        (false, true, 9, 8, 0, 3),
+    ] {
+        let world = World::told(Mode::Tail).await;
+        world.store(9, 4);
+        let fresh = world.history.0.lock().clone();
+        // Batches are forgotten whole: the log starts at the batch that holds the cursor.
+        for (log, cursor, forgets) in
+            [(&world.log, fresh.log_cursor, log_forgets), (&world.output, fresh.output_cursor, output_forgets)]
+        {
+            log.forget(if forgets { cursor } else { 0 }).expect("forgotten");
+            assert_eq!(log.bounds().first > 0, forgets);
+        }
+        let asked = Arc::new(AtomicUsize::new(0));
+        let query = Query::new(QueryParts {
+            log: world.log.clone(),
+            log_datasets: &Dataset::ALL,
+            output: world.output.clone(),
+            history: Arc::new(Stale { stale: Arc::default(), fresh, times, asked: asked.clone() }),
+            files: None,
+            log_fields: Arc::new(|| Arc::new(FieldCatalog::default())),
+            config: QueryConfig::default(),
+            cpu: tokio::runtime::Handle::current(),
+        })
+        .expect("a query layer");
+        let sql = "SELECT (SELECT count(*) FROM security_events) AS e, (SELECT count(*) FROM alerts) AS a";
+        let counts = numbers(&query, "acme", sql).await;
+        let found = (counts, asked.load(Ordering::Relaxed));
+        assert_eq!(found, (vec![events, alerts], tries), "{log_forgets} {output_forgets}, {times} times stale");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

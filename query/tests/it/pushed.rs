@@ -82,6 +82,23 @@ async fn the_store_is_asked_for_the_tenants_rows_below_the_cursors_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_other_installations_are_asked_for_but_where_offsets_count() {
+    let world = World::told(Mode::AskedMixed).await;
+    let store = answer(&world, 9, 2).await;
+    world
+        .query
+        .sql(&Scope::tenant("acme"), "SELECT * FROM alerts")
+        .await
+        .expect("a stream")
+        .collect()
+        .await
+        .expect("rows");
+    world.query.alerts_after("acme", -1, 9, 9).await.expect("alerts");
+    let asked: Vec<_> = store.asked.lock().iter().map(|ask| (ask.dataset, ask.others)).collect();
+    assert_eq!(asked, [(Dataset::Alerts, true), (Dataset::Alerts, false)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_is_down_is_told_so_and_asked_again() {
     let world =
         World::told_with(Mode::AskedMixed, QueryConfig { query_ms_max: 20_000, ..QueryConfig::default() }).await;
