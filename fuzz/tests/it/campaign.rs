@@ -15,6 +15,8 @@ use crate::mutate::{Dice, mutant, words};
 
 /// Longest time that one input may take, on a machine that does other things too.
 const SLOW: Duration = Duration::from_secs(20);
+/// Of a failing input, what is shown; all of it is in a file.
+const SHOWN_BYTES: usize = 1024;
 /// Inputs that are tried to make a failing one shorter.
 const REDUCTIONS_MAX: usize = 3000;
 
@@ -134,12 +136,14 @@ pub fn run(name: &str) {
             let file = scratch(name, "failed");
             std::fs::write(&file, &short).expect("a folder for what is tried");
             _ = catch_unwind(AssertUnwindSafe(|| run(&short)));
+            let shown = &short[..short.len().min(SHOWN_BYTES)];
             panic!(
                 "{name} fails at input {tried} of seed {seed}; replay it with TIDEGATE_FUZZ_INPUT={} TIDEGATE_FUZZ_TARGET={name} \
-                 cargo test -p tidegate-fuzz replay\nin hex: {}\nas text: {}",
+                 cargo test -p tidegate-fuzz replay\n{} bytes, the first in hex: {}\nas text: {}",
                 file.display(),
-                hex(&short),
-                String::from_utf8_lossy(&short),
+                short.len(),
+                hex(shown),
+                String::from_utf8_lossy(shown),
             );
         }
         let took = began.elapsed();
