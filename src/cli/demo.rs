@@ -221,7 +221,7 @@ fn farewell(url: &str, style: Style) -> String {
         (
             "post an event",
             format!(
-                "curl -s {url}/v2/events -d '{{\"eventSource\":\"iam.amazonaws.com\",\"eventName\":\"DeleteTrail\",\"userIdentity\":{{\"userName\":\"you\"}}}}' -H 'content-type: application/json'"
+                "curl -s {url}/v2/events -d '{{\"eventVersion\":\"1.09\",\"eventSource\":\"cloudtrail.amazonaws.com\",\"eventName\":\"DeleteTrail\",\"awsRegion\":\"eu-central-1\",\"userIdentity\":{{\"type\":\"IAMUser\",\"userName\":\"you\"}}}}' -H 'content-type: application/json'"
             ),
         ),
         (

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
+use tidegate_pipeline::clock::thread_cpu;
 
 /// The least that says something: the clocks of threads are not read at the very moment when the other is.
 const WALL_MIN: Duration = Duration::from_millis(1);
@@ -55,11 +55,6 @@ impl CoreTime {
         });
         (self.wall + wall, self.cpu + cpu)
     }
-}
-
-fn thread_cpu() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use tidegate_pipeline::LogBatch;
+use tidegate_pipeline::clock::thread_cpu;
 use tidegate_rules::{Evaluator, Parked, RuleFile, RuleSet, RulesConfig};
 
 use crate::flatten::Events;
@@ -168,12 +168,6 @@ fn large_batch(events: &[Value]) -> LogBatch {
     Events::security("test", events).batch(0)
 }
 
-/// The CPU time of this thread: what other tests and other programs do at the same time is no rule's fault.
-fn cpu() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
 /// What a rule may take until it is parked, in CPU time: a second, and more without optimisation.
 fn patience() -> Duration {
     Duration::from_secs(if asked_for() { 1 } else { 4 })
@@ -182,9 +176,9 @@ fn patience() -> Duration {
 /// How long the same takes without a hog.
 fn alone(batches: &[LogBatch], config: &RulesConfig) -> Duration {
     let mut evaluator = Evaluator::new(compiled(None, config), config);
-    let started = cpu();
+    let started = thread_cpu();
     batches.iter().for_each(|batch| assert_eq!(matches(&mut evaluator, batch), batch.rows.num_rows()));
-    cpu() - started
+    thread_cpu() - started
 }
 
 /// Few events that take long keep nobody waiting, whether they come one by one or in a batch.
@@ -197,7 +191,7 @@ fn a_hog_of_large_values_is_parked_after_a_few() {
     for piece in [1, 300] {
         let batches: Vec<LogBatch> = events.chunks(piece).map(large_batch).collect();
         let mut evaluator = Evaluator::new(rules.clone(), &config);
-        let (started, mut seen) = (cpu(), 0);
+        let (started, mut seen) = (thread_cpu(), 0);
         for batch in &batches {
             assert_eq!(matches(&mut evaluator, batch), piece);
             seen += piece;
@@ -205,7 +199,7 @@ fn a_hog_of_large_values_is_parked_after_a_few() {
                 break;
             }
         }
-        let (took, without) = (cpu() - started, alone(&batches[..seen / piece], &config));
+        let (took, without) = (thread_cpu() - started, alone(&batches[..seen / piece], &config));
         println!("parked after {took:?} and {seen} events, {piece} at a time; {without:?} without the hog");
         assert!(took < patience() + 2 * without, "{piece} at a time: {took:?}, {without:?} without");
         let parked: Vec<&str> = evaluator.parked().iter().map(|parked| parked.rule_id.as_str()).collect();
@@ -254,9 +248,9 @@ fn a_search_that_would_never_end_is_given_up() {
     ] {
         let mut evaluator = Evaluator::new(compiled_beside([hog_of(&detection)], &config), &config);
         let batch = large_batch(&[event]);
-        let started = cpu();
+        let started = thread_cpu();
         let found = evaluator.matches(&batch);
-        let took = cpu() - started;
+        let took = thread_cpu() - started;
         println!("{name}: parked after {took:?}");
         assert!(took < patience(), "{name}: {took:?}");
         assert_eq!(found.len(), 1, "{name}: what was given up says nothing");
@@ -277,9 +271,9 @@ fn many_expressions_in_one_value_are_looked_at_between_them() {
     let config = RulesConfig::default();
     let many = list_of(400, |at| format!("a[abx]{{{}}}[ab]{{{}}}", 150 + at % 64, 20 + at / 64));
     let mut evaluator = Evaluator::new(compiled(Some(&format!("{{f|re: {many}}}")), &config), &config);
-    let started = cpu();
+    let started = thread_cpu();
     assert_eq!(matches(&mut evaluator, &large_batch(&[large(1, 128 << 10)])), 1);
-    let took = cpu() - started;
+    let took = thread_cpu() - started;
     println!("parked after {took:?}");
     assert!(took < patience(), "{took:?}");
     assert_eq!(parked_reasons(&evaluator), [("hog", false)]);
@@ -293,9 +287,9 @@ fn a_hog_that_was_deleted_costs_nothing() {
     let hog = compiled(Some("{f|re: '[ab][abx]{90}[ab][abx]{90}[ab]zz'}"), &config);
     let batches: Vec<LogBatch> = (0..40).map(|at| large_batch(&[large(at, 32 << 10)])).collect();
     let took = |evaluator: &mut Evaluator| {
-        let started = cpu();
+        let started = thread_cpu();
         batches.iter().for_each(|batch| assert_eq!(matches(evaluator, batch), 1));
-        cpu() - started
+        thread_cpu() - started
     };
     let mut evaluator = Evaluator::new(hog, &config);
     let with = took(&mut evaluator);

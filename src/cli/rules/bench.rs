@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
+use tidegate_pipeline::clock::thread_cpu;
 use tidegate_pipeline::{Emitter, Operator};
 use tidegate_rules::profile::{FieldCost, PredicateCost, field_costs};
 use tidegate_rules::{Evaluator, RuleFile, RuleSet, SigmaOperator};
@@ -86,17 +86,11 @@ struct Speed {
     alerts: usize,
 }
 
-/// CPU time of this thread, in nanoseconds.
-fn cpu_ns() -> u64 {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
-}
-
 /// Alternates passes of a fresh operator and of the same one, so that what else the machine does falls on both.
 fn speed(files: &[RuleFile], events: &Events, time: Duration, config: &Config) -> anyhow::Result<Speed> {
     let rows: usize = events.batches.iter().map(|batch| batch.rows.num_rows()).sum();
     let mut speed = Speed::default();
-    let (mut new, mut known, mut passes) = (0, 0, 0u64);
+    let (mut new, mut known, mut passes) = (Duration::ZERO, Duration::ZERO, 0u64);
     let begun = Instant::now();
     while passes == 0 || begun.elapsed() < time {
         let mut operator = SigmaOperator::new(config.sigma.clone())?;
@@ -105,9 +99,9 @@ fn speed(files: &[RuleFile], events: &Events, time: Duration, config: &Config) -
         // Rules compile when they are first asked for: that is not what is measured.
         operator.rules();
         for (pass, spent) in [(0, &mut new), (1, &mut known)] {
-            let start = cpu_ns();
+            let start = thread_cpu();
             events.batches.iter().for_each(|batch| operator.process(batch, &mut out));
-            *spent += cpu_ns().saturating_sub(start);
+            *spent += thread_cpu().saturating_sub(start);
             let alerts = out.take_alerts().len();
             if pass == 0 {
                 speed.alerts = alerts;
@@ -115,7 +109,7 @@ fn speed(files: &[RuleFile], events: &Events, time: Duration, config: &Config) -
         }
         passes += 1;
     }
-    let each = |spent: u64| spent as f64 / (passes * rows as u64).max(1) as f64;
+    let each = |spent: Duration| spent.as_nanos() as f64 / (passes * rows as u64).max(1) as f64;
     (speed.new_ns, speed.known_ns) = (each(new), each(known));
     Ok(speed)
 }
