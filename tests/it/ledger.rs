@@ -57,14 +57,31 @@ impl Ledger {
 
     /// Fails unless every acknowledged event is there, once, and nothing that nobody sent.
     pub fn agree(&self, client: &mut Caller) {
-        let rows = client.sql("SELECT event_id FROM security_events WHERE source = 'ledger'");
-        let stored: Vec<_> = rows.iter().map(|row| row["event_id"].as_str().expect("an id").to_owned()).collect();
+        self.agree_with(stored(client, "true"));
+    }
+
+    /// The same, asked for in parts, for more events than one answer may have.
+    pub fn agree_in_parts(&self, client: &mut Caller) {
+        const PART: i64 = 50_000;
+        let last = client.number("SELECT max(n) FROM security_events WHERE source = 'ledger'");
+        let parts = (0..=last).step_by(PART as usize);
+        let parts = parts.flat_map(|from| stored(client, &format!("n >= {from} AND n < {}", from + PART)));
+        self.agree_with(parts.collect());
+    }
+
+    fn agree_with(&self, stored: Vec<String>) {
         let distinct: BTreeSet<_> = stored.iter().cloned().collect();
         assert_eq!(stored.len(), distinct.len(), "events are doubled");
         let lost: Vec<_> = self.acknowledged.difference(&distinct).collect();
         assert!(lost.is_empty(), "lost {} of {}: {lost:.200?}", lost.len(), self.acknowledged.len());
         assert!(distinct.is_subset(&self.issued), "events that nobody sent");
     }
+}
+
+/// The ids of the events of ledgers for which a condition holds.
+fn stored(client: &mut Caller, condition: &str) -> Vec<String> {
+    let rows = client.sql(&format!("SELECT event_id FROM security_events WHERE source = 'ledger' AND {condition}"));
+    rows.iter().map(|row| row["event_id"].as_str().expect("an id").to_owned()).collect()
 }
 
 /// An event of a ledger: every tenth is marked, for a rule to find.

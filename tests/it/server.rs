@@ -247,14 +247,19 @@ fn on_small_disk(disk: &Path, bytes: u64, ballast: u64, arguments: &[&str]) -> C
     );
     let mut command = Command::new("unshare");
     command.args(["--map-root-user", "--mount", "--", "sh", "-c"]).arg(script).arg(disk);
-    command.arg(env!("CARGO_BIN_EXE_tidegate")).args(arguments);
+    command.arg(program()).args(arguments);
     without_settings(&mut command);
     command
 }
 
+/// The program under test: the one that was built with the tests, or that at `TIDEGATE_PROGRAM`, such as a release build.
+fn program() -> PathBuf {
+    std::env::var_os("TIDEGATE_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_tidegate").into(), PathBuf::from)
+}
+
 /// The program under test with these arguments, in an environment without settings of ours.
 pub fn tidegate(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    let mut command = Command::new(program());
     command.args(arguments);
     without_settings(&mut command);
     command

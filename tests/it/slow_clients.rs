@@ -97,11 +97,13 @@ fn p99(waits: &[Duration]) -> Duration {
 #[test]
 fn five_thousand_clients_that_do_not_behave_harm_nobody_and_are_gone_in_time() {
     let clients = on_demand("TIDEGATE_SLOW_CLIENTS", 5_000) as usize;
+    let compared = on_demand("TIDEGATE_P99", 0) > 0;
     let server = Server::start(&[("STARTER_PACK", "false")]);
     let stop = AtomicBool::new(false);
     let quiet = std::thread::scope(|scope| {
         let honest = scope.spawn(|| behave(&server.url, &stop, "quiet"));
-        std::thread::sleep(Duration::from_secs(3));
+        // As long as the crowd stays, if the two are compared: a hundredth of a few requests is one of them.
+        std::thread::sleep(if compared { REAPED } else { Duration::from_secs(3) });
         stop.store(true, Ordering::Relaxed);
         honest.join().expect("the honest client")
     });
@@ -158,7 +160,7 @@ fn five_thousand_clients_that_do_not_behave_harm_nobody_and_are_gone_in_time() {
     assert!(most > open_before + clients * 6 / 10, "only {most} files were open: that was no crowd");
     assert!(gone < REAPED + Duration::from_secs(3), "{} files are open after {gone:?}", server.open_files());
     // On a quiet machine and on demand, what the contract says.
-    if on_demand("TIDEGATE_P99", 0) > 0 {
+    if compared {
         let most = p99(&quiet) * 6 / 5;
         assert!(p99(&attack) <= most, "{:?}, not {most:?}", p99(&attack));
     }
