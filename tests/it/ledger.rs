@@ -66,7 +66,10 @@ impl Ledger {
         let last = client.number("SELECT max(n) FROM security_events WHERE source = 'ledger'");
         let parts = (0..=last).step_by(PART as usize);
         let parts = parts.flat_map(|from| stored(client, &format!("n >= {from} AND n < {}", from + PART)));
-        self.agree_with(parts.collect());
+        let found: Vec<String> = parts.collect();
+        let all = client.number("SELECT count(*) FROM security_events WHERE source = 'ledger'");
+        assert_eq!(found.len() as i64, all, "rows whose number is no event's of a ledger");
+        self.agree_with(found);
     }
 
     fn agree_with(&self, stored: Vec<String>) {

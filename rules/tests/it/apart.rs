@@ -1,9 +1,10 @@
 //! Rules that are slow on the events of one tenant.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tidegate_pipeline::LogBatch;
+use tidegate_pipeline::clock::thread_cpu;
 use tidegate_rules::{RulesConfig, SigmaOperator};
 
 use crate::hogs::letters;
@@ -191,9 +192,10 @@ fn an_alert_of_thousands_of_keywords_takes_no_long_time() {
     for (bytes, is_shown) in [(1 << 10, true), (256 << 10, false)] {
         let value = format!("{} keyword9999z", letters(1, bytes));
         let events = batch(&[of("acme", &bytes.to_string(), &[("f", &value), ("g", "keyword9998z")])]);
-        let started = Instant::now();
+        let started = thread_cpu();
         let alerts = process(&mut operator, &events);
-        assert!(started.elapsed() < Duration::from_secs(4), "{bytes}: {:?}", started.elapsed());
+        let took = thread_cpu() - started;
+        assert!(took < Duration::from_secs(4), "{bytes}: {took:?}");
         let [alert] = alerts.as_slice() else { panic!("{} alerts", alerts.len()) };
         assert_eq!(alert.matched.contains("keyword9999z"), is_shown, "{bytes}: {}", alert.matched);
     }
