@@ -1,8 +1,7 @@
 //! Everything at once under a limit of memory: load, bombs, slow clients, followers that do not read, and questions. The
 //! process lives, stays in its bounds, and answers for each event.
 //!
-//! `MIMALLOC_PURGE_DELAY=0 TIDEGATE_SIEGE_S=1800 TIDEGATE_PROGRAM=$PWD/target/release/tidegate cargo test --test it siege --
-//! --nocapture` besieges a release build for half an hour.
+//! `TIDEGATE_SIEGE_S=1800` besieges for half an hour: docs/reliability.md, "In a gibibyte", has the command.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;

@@ -10,6 +10,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tidegate_pipeline::{LogBounds, Offset, PipelineError};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::filter::{Facts, Filter};
@@ -201,8 +202,16 @@ impl Subscription {
                 before_seq: signed(bounds.first),
                 limit: self.backfill_rows_max,
             };
-            let stored = backfill(stretch);
-            return async move { Ok(Read::History(stored.await.map_err(Broken::Unreadable)?, bounds.first)) }.boxed();
+            // A task, as it holds a place among the queries, which a subscriber whose peer takes nothing must not keep; it ends with
+            // the subscriber.
+            let mut asked = JoinSet::new();
+            asked.spawn(backfill(stretch));
+            let stored = async move {
+                let stored = asked.join_next().await.unwrap_or_else(|| Ok(Err("nothing was asked".to_owned())));
+                let stored = stored.unwrap_or_else(|error| Err(error.to_string()));
+                Ok(Read::History(stored.map_err(Broken::Unreadable)?, bounds.first))
+            };
+            return stored.boxed();
         }
         let tail = self.tail.clone();
         let read = async move {
@@ -260,4 +269,74 @@ impl Subscription {
 
 fn signed(offset: Offset) -> i64 {
     i64::try_from(offset).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tidegate_pipeline::LogReader;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    /// A log that has forgotten all below 10.
+    struct Later;
+
+    impl LogReader for Later {
+        fn read(&self, asked: Offset, _: usize) -> Result<Vec<Arc<tidegate_pipeline::LogBatch>>, PipelineError> {
+            Err(PipelineError::Forgotten { asked, first: 10 })
+        }
+
+        fn watch(&self) -> watch::Receiver<LogBounds> {
+            watch::channel(LogBounds { first: 10, next: 10 }).1
+        }
+    }
+
+    fn subscription(backfill: Backfill) -> Subscription {
+        let tail = Arc::new(Tail::new(Arc::new(Later), 1 << 20));
+        Subscription::new(tail, Some(backfill), "acme".into(), Filter::default(), Start::At(0), (1, 10))
+    }
+
+    #[tokio::test]
+    async fn history_that_is_asked_for_is_read_whether_or_not_it_is_waited_for_and_ends_with_who_asked() {
+        let places = Arc::new(Semaphore::new(1));
+        let ended = Arc::new(AtomicBool::new(false));
+        let (place_of, told) = (places.clone(), ended.clone());
+        let quick: Backfill = Arc::new(move |_| {
+            let (places, ended) = (place_of.clone(), told.clone());
+            Box::pin(async move {
+                let _place = places.acquire().await.map_err(|error| error.to_string())?;
+                tokio::task::yield_now().await;
+                ended.store(true, Ordering::Relaxed);
+                Ok(Vec::new())
+            })
+        });
+        let mut stopped = subscription(quick);
+        assert!(futures::poll!(Box::pin(stopped.next())).is_pending());
+        let place = tokio::time::timeout(Duration::from_secs(20), async {
+            while !ended.load(Ordering::Relaxed) {
+                tokio::task::yield_now().await;
+            }
+            places.acquire().await
+        });
+        drop(place.await.expect("the place is free again"));
+
+        let place_of = places.clone();
+        let endless: Backfill = Arc::new(move |_| {
+            let places = place_of.clone();
+            Box::pin(async move {
+                let _place = places.acquire().await.map_err(|error| error.to_string())?;
+                std::future::pending().await
+            })
+        });
+        let mut gone = subscription(endless);
+        assert!(futures::poll!(Box::pin(gone.next())).is_pending());
+        while places.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(gone);
+        let place = tokio::time::timeout(Duration::from_secs(20), places.acquire());
+        drop(place.await.expect("what was asked ended with who asked"));
+    }
 }

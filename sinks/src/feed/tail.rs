@@ -8,13 +8,20 @@ use parking_lot::Mutex;
 use tidegate_events::Dataset;
 use tidegate_pipeline::tailing::read_on;
 use tidegate_pipeline::{LogBatch, LogReader, Offset, PipelineError};
+use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::filter::Facts;
 use super::render;
 
-/// Memory of one read of the log.
+/// Memory of one read of the log for all.
 const READ_BYTES_MAX: usize = 1 << 20;
+
+/// Memory of one read for a single subscriber that is behind. Each may have one that waits for its peer, so it is small.
+const READ_BELOW_BYTES_MAX: usize = 256 << 10;
+
+/// Reads for single subscribers at a time.
+const READS_BELOW_MAX: usize = 4;
 
 /// Pages that a subscriber gets at a time.
 const PAGES_AT_ONCE: usize = 16;
@@ -131,12 +138,17 @@ impl Pages {
 pub(super) struct Tail {
     log: Arc<dyn LogReader>,
     bytes_max: usize,
-    pages: tokio::sync::Mutex<Pages>,
+    pages: Mutex<Pages>,
+    /// Who reads at the end of the log, for all.
+    at_end: tokio::sync::Mutex<()>,
+    /// Who reads below the pages, each for himself.
+    below: Semaphore,
 }
 
 impl Tail {
     pub(super) fn new(log: Arc<dyn LogReader>, bytes_max: usize) -> Self {
-        Self { log, bytes_max, pages: tokio::sync::Mutex::default() }
+        let (pages, at_end, below) = (Mutex::default(), tokio::sync::Mutex::default(), Semaphore::new(READS_BELOW_MAX));
+        Self { log, bytes_max, pages, at_end, below }
     }
 
     pub(super) fn log(&self) -> &Arc<dyn LogReader> {
@@ -147,34 +159,62 @@ impl Tail {
     ///
     /// # Errors
     /// What the log says.
-    pub(super) async fn read(&self, from: Offset) -> Result<Found, PipelineError> {
-        // Subscribers that wait for the same new batch queue here; the first reads it, the others find it.
-        let mut pages = self.pages.lock().await;
-        let cached = pages.from(from);
-        if let Some(last) = cached.last() {
-            let next = last.next;
-            return Ok(Found::Pages(cached, next));
+    pub(super) async fn read(self: &Arc<Self>, from: Offset) -> Result<Found, PipelineError> {
+        if let Some(found) = self.cached(from) {
+            return Ok(found);
         }
-        match pages.pages.back().map(|page| page.next) {
-            // Someone who catches up reads for himself, beside the others.
+        // A task, which ends whether or not it is waited for: a subscriber whose peer takes nothing waits for that peer alone,
+        // and in the middle of a read it would keep everybody else from theirs.
+        let tail = self.clone();
+        let reading = tokio::spawn(async move { tail.read_for_all(from).await });
+        reading.await.map_err(|error| PipelineError::Invalid(format!("reading alerts: {error}")))?
+    }
+
+    fn cached(&self, from: Offset) -> Option<Found> {
+        let cached = self.pages.lock().from(from);
+        let next = cached.last()?.next;
+        Some(Found::Pages(cached, next))
+    }
+
+    async fn read_for_all(&self, from: Offset) -> Result<Found, PipelineError> {
+        // Subscribers that wait for the same new batch queue here; the first reads it, the others find it.
+        let reading = self.at_end.lock().await;
+        if let Some(found) = self.cached(from) {
+            return Ok(found);
+        }
+        let end = self.pages.lock().pages.back().map(|page| page.next);
+        match end {
             Some(end) if from < end => {
-                drop(pages);
-                return self.read_log(from).await;
+                drop(reading);
+                let _place = self.below.acquire().await;
+                return self.read_log(from, READ_BELOW_BYTES_MAX).await;
             }
-            Some(end) if from > end => pages.clear(),
+            // Who comes new is ahead of those who have not read the newest yet: what lies between is read for them too.
+            Some(end) if from > end => {
+                if let Ok(Found::Pages(fresh, next)) = self.read_log(end, READ_BYTES_MAX).await
+                    && next > from
+                {
+                    self.pages.lock().push(&fresh, self.bytes_max);
+                    if let Some(found) = self.cached(from) {
+                        return Ok(found);
+                    }
+                }
+                // More lies between them than a read brings, or it cannot be read.
+                self.pages.lock().clear();
+            }
             _ => {}
         }
-        let found = self.read_log(from).await?;
+        let found = self.read_log(from, READ_BYTES_MAX).await?;
         if let Found::Pages(fresh, _) = &found {
             // What is read next begins where the last page ends, or after a stretch without rows, which is looked up anew.
-            pages.push(fresh, self.bytes_max);
+            self.pages.lock().push(fresh, self.bytes_max);
         }
         Ok(found)
     }
 
-    async fn read_log(&self, from: Offset) -> Result<Found, PipelineError> {
+    async fn read_log(&self, from: Offset, bytes_max: usize) -> Result<Found, PipelineError> {
         let log = self.log.clone();
-        let reading = tokio::task::spawn_blocking(move || read_on(log.as_ref(), from, READ_BYTES_MAX));
+        let reading = tokio::task::spawn_blocking(move || read_on(log.as_ref(), from, bytes_max));
         let reading = reading.await.map_err(|error| PipelineError::Invalid(format!("reading alerts: {error}")))??;
         if reading.forgotten > 0 {
             return Ok(Found::Forgotten);
@@ -187,5 +227,106 @@ impl Tail {
         };
         let pages = reading.batches.into_iter().map(page).collect();
         Ok(Found::Pages(pages, reading.next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use arrow::array::{Int64Array, RecordBatch};
+    use tidegate_pipeline::LogBounds;
+    use tokio::sync::watch;
+
+    use super::*;
+
+    /// A log with a row at each offset below a thousand, which counts its reads, and answers while it is open.
+    struct Rows {
+        reads: AtomicUsize,
+        open: watch::Sender<bool>,
+        bounds: watch::Sender<LogBounds>,
+    }
+
+    impl Rows {
+        fn new() -> Arc<Self> {
+            let bounds = watch::Sender::new(LogBounds { first: 0, next: 1_000 });
+            Arc::new(Self { reads: AtomicUsize::new(0), open: watch::Sender::new(true), bounds })
+        }
+
+        fn reads(&self) -> usize {
+            self.reads.load(Ordering::Relaxed)
+        }
+    }
+
+    impl LogReader for Rows {
+        /// Five batches of a row.
+        fn read(&self, from: Offset, _: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            while !*self.open.borrow() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let column = Arc::new(Int64Array::from(vec![0])) as arrow::array::ArrayRef;
+            let rows = RecordBatch::try_from_iter([("n", column)]).expect("a column");
+            let batch = |offset| Arc::new(LogBatch { offset, dataset: Dataset::Alerts, rows: rows.clone() });
+            Ok((from..1_000.min(from + 5)).map(batch).collect())
+        }
+
+        fn watch(&self) -> watch::Receiver<LogBounds> {
+            self.bounds.subscribe()
+        }
+    }
+
+    async fn read(tail: &Arc<Tail>, from: Offset) -> Offset {
+        match tokio::time::timeout(Duration::from_secs(20), tail.read(from)).await.expect("in time").expect("rows") {
+            Found::Pages(pages, next) => {
+                assert!(pages.first().is_some_and(|page| page.start <= from && from < page.next), "from {from}");
+                next
+            }
+            Found::Forgotten => panic!("nothing is forgotten"),
+        }
+    }
+
+    #[tokio::test]
+    async fn who_comes_new_takes_nothing_from_those_who_have_not_read_the_newest() {
+        let log = Rows::new();
+        let tail = Arc::new(Tail::new(log.clone(), 1 << 20));
+        assert_eq!(read(&tail, 0).await, 5);
+        // Ahead of the pages, but not far: one read for all that are between.
+        assert_eq!(read(&tail, 8).await, 10);
+        for from in [5, 6, 7, 0, 9] {
+            assert_eq!(read(&tail, from).await, 10);
+        }
+        assert_eq!(log.reads(), 2);
+        // Far ahead: the pages begin anew there.
+        assert_eq!(read(&tail, 500).await, 505);
+        assert_eq!(read(&tail, 502).await, 505);
+        assert_eq!(log.reads(), 4);
+        // Who is behind reads for himself, and the others keep theirs.
+        assert_eq!(read(&tail, 20).await, 25);
+        assert_eq!(read(&tail, 501).await, 505);
+        assert_eq!(log.reads(), 5);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_subscriber_that_stops_in_the_middle_of_a_read_holds_nobody_up() {
+        let log = Rows::new();
+        let tail = Arc::new(Tail::new(log.clone(), 1 << 20));
+        assert_eq!(read(&tail, 100).await, 105);
+        for from in [105, 0] {
+            log.open.send_replace(false);
+            let before = log.reads();
+            // As many as may read at a time, and each is asked once and then never again.
+            let mut stopped: Vec<_> = (0..READS_BELOW_MAX).map(|_| Box::pin(tail.read(from))).collect();
+            for stopped in &mut stopped {
+                assert!(futures::poll!(stopped).is_pending());
+            }
+            while log.reads() == before {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            log.open.send_replace(true);
+            assert_eq!(read(&tail, from).await, from + 5);
+            drop(stopped);
+        }
     }
 }
