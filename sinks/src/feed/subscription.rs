@@ -202,27 +202,21 @@ impl Subscription {
                 before_seq: signed(bounds.first),
                 limit: self.backfill_rows_max,
             };
-            // A task, as it holds a place among the queries, which a subscriber whose peer takes nothing must not keep; it ends with
-            // the subscriber.
-            let mut asked = JoinSet::new();
-            asked.spawn(backfill(stretch));
-            let stored = async move {
-                let stored = asked.join_next().await.unwrap_or_else(|| Ok(Err("nothing was asked".to_owned())));
-                let stored = stored.unwrap_or_else(|error| Err(error.to_string()));
-                Ok(Read::History(stored.map_err(Broken::Unreadable)?, bounds.first))
-            };
-            return stored.boxed();
+            let asked = backfill(stretch);
+            return apart(async move { Ok(Read::History(asked.await.map_err(Broken::Unreadable)?, bounds.first)) });
+        }
+        if let Some(found) = self.tail.cached(cursor) {
+            return std::future::ready(Ok(Read::Log(found))).boxed();
         }
         let tail = self.tail.clone();
-        let read = async move {
+        apart(async move {
             let found = tail.read(cursor).await?;
             if matches!(found, Found::Forgotten) {
                 // Retention passed the cursor while we looked; the bounds will say so in a moment.
                 tokio::time::sleep(FORGOTTEN_PAUSE).await;
             }
             Ok(Read::Log(found))
-        };
-        read.boxed()
+        })
     }
 
     fn pass_stored(&mut self, mut stored: Vec<(u64, String)>, first: Offset) -> Result<Vec<Told>, Broken> {
@@ -267,6 +261,20 @@ impl Subscription {
     }
 }
 
+/// Reads as a task of its own, which goes on whether or not it is waited for and ends with who waits. A subscriber whose peer takes
+/// nothing waits for that peer alone; in the middle of a read it would keep everybody else from the log, or from history.
+fn apart(
+    read: impl Future<Output = Result<Read, Broken>> + Send + 'static,
+) -> BoxFuture<'static, Result<Read, Broken>> {
+    let mut task = JoinSet::new();
+    task.spawn(read);
+    async move {
+        let read = task.join_next().await.unwrap_or_else(|| Ok(Err(Broken::Unreadable("nothing was read".to_owned()))));
+        read.unwrap_or_else(|error| Err(Broken::Unreadable(format!("reading alerts: {error}"))))
+    }
+    .boxed()
+}
+
 fn signed(offset: Offset) -> i64 {
     i64::try_from(offset).unwrap_or(i64::MAX)
 }
@@ -278,6 +286,7 @@ mod tests {
     use tidegate_pipeline::LogReader;
     use tokio::sync::Semaphore;
 
+    use super::super::tail::tests::{Rows, read};
     use super::*;
 
     /// A log that has forgotten all below 10.
@@ -338,5 +347,64 @@ mod tests {
         drop(gone);
         let place = tokio::time::timeout(Duration::from_secs(20), places.acquire());
         drop(place.await.expect("what was asked ended with who asked"));
+    }
+
+    /// Subscribers that are asked once for what comes next, and then never again: as many as may read at a time.
+    async fn stopped(tail: &Arc<Tail>, from: Offset) -> Vec<Subscription> {
+        let mut all = Vec::new();
+        for _ in 0..4 {
+            let bounds_max = (1_000, 10);
+            let mut stopped =
+                Subscription::new(tail.clone(), None, "acme".into(), Filter::default(), Start::At(from), bounds_max);
+            assert!(futures::poll!(Box::pin(stopped.next())).is_pending());
+            all.push(stopped);
+        }
+        all
+    }
+
+    async fn wait_for_reads(log: &Rows, reads: usize) {
+        let waiting = async {
+            while log.reads() < reads {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("the reads");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_subscriber_that_stops_in_the_middle_of_a_read_holds_nobody_up() {
+        let log = Rows::new();
+        let tail = Arc::new(Tail::new(log.clone(), 1 << 20));
+        assert_eq!(read(&tail, 100).await, 105);
+        for from in [105, 0] {
+            log.open.send_replace(false);
+            let before = log.reads();
+            let stopped = stopped(&tail, from).await;
+            wait_for_reads(&log, before + 1).await;
+            log.open.send_replace(true);
+            assert_eq!(read(&tail, from).await, from + 5);
+            drop(stopped);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn subscribers_that_come_and_go_read_no_more_at_a_time_than_there_are_places() {
+        let log = Rows::new();
+        let tail = Arc::new(Tail::new(log.clone(), 1 << 20));
+        assert_eq!(read(&tail, 100).await, 105);
+        log.open.send_replace(false);
+        let first = stopped(&tail, 0).await;
+        wait_for_reads(&log, 1 + 4).await;
+        drop(first);
+        for _ in 0..3 {
+            let stopped = stopped(&tail, 0).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            drop(stopped);
+        }
+        assert_eq!(log.reads(), 5);
+        log.open.send_replace(true);
+        assert_eq!(read(&tail, 0).await, 5);
+        // Those that waited for a place are gone without a read.
+        assert_eq!(log.reads(), 6);
     }
 }

@@ -116,6 +116,10 @@ impl Pages {
         if self.pages.get(first).is_some_and(|page| page.start <= from) { pages.cloned().collect() } else { Vec::new() }
     }
 
+    fn end(&self) -> Option<Offset> {
+        self.pages.back().map(|page| page.next)
+    }
+
     fn clear(&mut self) {
         *self = Self::default();
     }
@@ -140,71 +144,80 @@ pub(super) struct Tail {
     bytes_max: usize,
     pages: Mutex<Pages>,
     /// Who reads at the end of the log, for all.
-    at_end: tokio::sync::Mutex<()>,
+    at_end: Arc<tokio::sync::Mutex<()>>,
     /// Who reads below the pages, each for himself.
-    below: Semaphore,
+    below: Arc<Semaphore>,
 }
 
 impl Tail {
     pub(super) fn new(log: Arc<dyn LogReader>, bytes_max: usize) -> Self {
-        let (pages, at_end, below) = (Mutex::default(), tokio::sync::Mutex::default(), Semaphore::new(READS_BELOW_MAX));
-        Self { log, bytes_max, pages, at_end, below }
+        let (at_end, below) = (Arc::default(), Arc::new(Semaphore::new(READS_BELOW_MAX)));
+        Self { log, bytes_max, pages: Mutex::default(), at_end, below }
     }
 
     pub(super) fn log(&self) -> &Arc<dyn LogReader> {
         &self.log
     }
 
-    /// Reads from an offset below the visible end.
-    ///
-    /// # Errors
-    /// What the log says.
-    pub(super) async fn read(self: &Arc<Self>, from: Offset) -> Result<Found, PipelineError> {
-        if let Some(found) = self.cached(from) {
-            return Ok(found);
-        }
-        // A task, which ends whether or not it is waited for: a subscriber whose peer takes nothing waits for that peer alone,
-        // and in the middle of a read it would keep everybody else from theirs.
-        let tail = self.clone();
-        let reading = tokio::spawn(async move { tail.read_for_all(from).await });
-        reading.await.map_err(|error| PipelineError::Invalid(format!("reading alerts: {error}")))?
-    }
-
-    fn cached(&self, from: Offset) -> Option<Found> {
+    /// What is in memory from an offset on.
+    pub(super) fn cached(&self, from: Offset) -> Option<Found> {
         let cached = self.pages.lock().from(from);
         let next = cached.last()?.next;
         Some(Found::Pages(cached, next))
     }
 
-    async fn read_for_all(&self, from: Offset) -> Result<Found, PipelineError> {
+    /// Reads from an offset below the visible end. Who waits here has a place in a queue of all: the future has to be polled to
+    /// its end, or dropped.
+    ///
+    /// # Errors
+    /// What the log says.
+    pub(super) async fn read(self: &Arc<Self>, from: Offset) -> Result<Found, PipelineError> {
         // Subscribers that wait for the same new batch queue here; the first reads it, the others find it.
-        let reading = self.at_end.lock().await;
+        let at_end = self.at_end.clone().lock_owned().await;
         if let Some(found) = self.cached(from) {
             return Ok(found);
         }
-        let end = self.pages.lock().pages.back().map(|page| page.next);
-        match end {
-            Some(end) if from < end => {
-                drop(reading);
-                let _place = self.below.acquire().await;
-                return self.read_log(from, READ_BELOW_BYTES_MAX).await;
-            }
-            // Who comes new is ahead of those who have not read the newest yet: what lies between is read for them too.
-            Some(end) if from > end => {
-                if let Ok(Found::Pages(fresh, next)) = self.read_log(end, READ_BYTES_MAX).await
-                    && next > from
-                {
-                    self.pages.lock().push(&fresh, self.bytes_max);
-                    if let Some(found) = self.cached(from) {
-                        return Ok(found);
-                    }
-                }
-                // More lies between them than a read brings, or it cannot be read.
-                self.pages.lock().clear();
-            }
-            _ => {}
+        if self.pages.lock().end().is_some_and(|end| from < end) {
+            drop(at_end);
+            let place = self.below.clone().acquire_owned().await;
+            return self.in_place(place, move |tail| tail.read_log(from, READ_BELOW_BYTES_MAX)).await;
         }
-        let found = self.read_log(from, READ_BYTES_MAX).await?;
+        self.in_place(at_end, move |tail| tail.read_for_all(from)).await
+    }
+
+    /// Reads on a thread that may wait for the disk. It keeps the place to its end, even if nobody waits for it any more: else
+    /// subscribers that come and go would have more reads under way than there are places.
+    async fn in_place(
+        self: &Arc<Self>,
+        place: impl Send + 'static,
+        read: impl FnOnce(&Self) -> Result<Found, PipelineError> + Send + 'static,
+    ) -> Result<Found, PipelineError> {
+        let tail = self.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let found = read(&tail);
+            drop(place);
+            found
+        });
+        reading.await.map_err(|error| PipelineError::Invalid(format!("reading alerts: {error}")))?
+    }
+
+    /// Reads at the end of the pages or ahead of them, and keeps what it finds for the others.
+    fn read_for_all(&self, from: Offset) -> Result<Found, PipelineError> {
+        let end = self.pages.lock().end();
+        if let Some(end) = end.filter(|end| *end < from) {
+            // Who comes new is ahead of those who have not read the newest yet: what lies between is read for them too.
+            if let Ok(Found::Pages(fresh, next)) = self.read_log(end, READ_BYTES_MAX)
+                && next > from
+            {
+                self.pages.lock().push(&fresh, self.bytes_max);
+                if let Some(found) = self.cached(from) {
+                    return Ok(found);
+                }
+            }
+            // More lies between them than a read brings, or it cannot be read.
+            self.pages.lock().clear();
+        }
+        let found = self.read_log(from, READ_BYTES_MAX)?;
         if let Found::Pages(fresh, _) = &found {
             // What is read next begins where the last page ends, or after a stretch without rows, which is looked up anew.
             self.pages.lock().push(fresh, self.bytes_max);
@@ -212,10 +225,8 @@ impl Tail {
         Ok(found)
     }
 
-    async fn read_log(&self, from: Offset, bytes_max: usize) -> Result<Found, PipelineError> {
-        let log = self.log.clone();
-        let reading = tokio::task::spawn_blocking(move || read_on(log.as_ref(), from, bytes_max));
-        let reading = reading.await.map_err(|error| PipelineError::Invalid(format!("reading alerts: {error}")))??;
+    fn read_log(&self, from: Offset, bytes_max: usize) -> Result<Found, PipelineError> {
+        let reading = read_on(self.log.as_ref(), from, bytes_max)?;
         if reading.forgotten > 0 {
             return Ok(Found::Forgotten);
         }
@@ -231,7 +242,7 @@ impl Tail {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
@@ -242,19 +253,19 @@ mod tests {
     use super::*;
 
     /// A log with a row at each offset below a thousand, which counts its reads, and answers while it is open.
-    struct Rows {
+    pub(in crate::feed) struct Rows {
         reads: AtomicUsize,
-        open: watch::Sender<bool>,
+        pub(in crate::feed) open: watch::Sender<bool>,
         bounds: watch::Sender<LogBounds>,
     }
 
     impl Rows {
-        fn new() -> Arc<Self> {
+        pub(in crate::feed) fn new() -> Arc<Self> {
             let bounds = watch::Sender::new(LogBounds { first: 0, next: 1_000 });
             Arc::new(Self { reads: AtomicUsize::new(0), open: watch::Sender::new(true), bounds })
         }
 
-        fn reads(&self) -> usize {
+        pub(in crate::feed) fn reads(&self) -> usize {
             self.reads.load(Ordering::Relaxed)
         }
     }
@@ -277,7 +288,7 @@ mod tests {
         }
     }
 
-    async fn read(tail: &Arc<Tail>, from: Offset) -> Offset {
+    pub(in crate::feed) async fn read(tail: &Arc<Tail>, from: Offset) -> Offset {
         match tokio::time::timeout(Duration::from_secs(20), tail.read(from)).await.expect("in time").expect("rows") {
             Found::Pages(pages, next) => {
                 assert!(pages.first().is_some_and(|page| page.start <= from && from < page.next), "from {from}");
@@ -306,27 +317,5 @@ mod tests {
         assert_eq!(read(&tail, 20).await, 25);
         assert_eq!(read(&tail, 501).await, 505);
         assert_eq!(log.reads(), 5);
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_subscriber_that_stops_in_the_middle_of_a_read_holds_nobody_up() {
-        let log = Rows::new();
-        let tail = Arc::new(Tail::new(log.clone(), 1 << 20));
-        assert_eq!(read(&tail, 100).await, 105);
-        for from in [105, 0] {
-            log.open.send_replace(false);
-            let before = log.reads();
-            // As many as may read at a time, and each is asked once and then never again.
-            let mut stopped: Vec<_> = (0..READS_BELOW_MAX).map(|_| Box::pin(tail.read(from))).collect();
-            for stopped in &mut stopped {
-                assert!(futures::poll!(stopped).is_pending());
-            }
-            while log.reads() == before {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            log.open.send_replace(true);
-            assert_eq!(read(&tail, from).await, from + 5);
-            drop(stopped);
-        }
     }
 }
