@@ -244,7 +244,7 @@ impl Tail {
 #[cfg(test)]
 pub(super) mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use arrow::array::{Int64Array, RecordBatch};
     use tidegate_pipeline::LogBounds;
@@ -274,7 +274,9 @@ pub(super) mod tests {
         /// Five batches of a row.
         fn read(&self, from: Offset, _: usize) -> Result<Vec<Arc<LogBatch>>, PipelineError> {
             self.reads.fetch_add(1, Ordering::Relaxed);
-            while !*self.open.borrow() {
+            // Not for ever, as the end of a test waits for it.
+            let asked = Instant::now();
+            while !*self.open.borrow() && asked.elapsed() < Duration::from_secs(30) {
                 std::thread::sleep(Duration::from_millis(1));
             }
             let column = Arc::new(Int64Array::from(vec![0])) as arrow::array::ArrayRef;
