@@ -17,8 +17,8 @@ pub fn show_gauges() {
     }
 }
 
-/// The size of `/proc/self/fd`, which is their number since Linux 6.2 (proc_pid_fd(5)). Before it they are counted, which takes
-/// milliseconds when there are thousands.
+/// The size of `/proc/self/fd`, which is their number since Linux 6.2 (Documentation/filesystems/proc.rst of the kernel, section
+/// 3.13). Before it they are counted, which takes milliseconds when there are thousands.
 fn open_files() -> Option<u64> {
     match fs::metadata("/proc/self/fd").ok()?.len() {
         0 => Some(fs::read_dir("/proc/self/fd").ok()?.count() as u64),

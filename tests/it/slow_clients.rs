@@ -1,8 +1,8 @@
 //! Five thousand clients that send nothing, drip heads or bodies, do not read, or follow the feed and say nothing: those who
 //! behave go on being served, and all the others are gone within half a minute.
 //!
-//! `TIDEGATE_SLOW_CLIENTS=5000` is the usual size; the figures are printed with `-- --nocapture slow_clients`. `TIDEGATE_P99=5`
-//! takes five turns, each as long without the crowd as with it, and holds the wait of those who behave to a fifth more.
+//! `TIDEGATE_SLOW_CLIENTS=5000` is the usual size; the figures are printed with `-- --nocapture slow_clients`. `TIDEGATE_P99=4`
+//! takes four turns, each as long without the crowd as with it, and holds the wait of those who behave to a fifth more.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -286,6 +286,7 @@ mod tests {
     use tidegate_pipeline::LogReader;
     use tokio::sync::Semaphore;
 
+    use super::super::tail::READS_BELOW_MAX;
     use super::super::tail::tests::{Rows, read};
     use super::*;
 
@@ -352,7 +353,7 @@ mod tests {
     /// Subscribers that are asked once for what comes next, and then never again: as many as may read at a time.
     async fn stopped(tail: &Arc<Tail>, from: Offset) -> Vec<Subscription> {
         let mut all = Vec::new();
-        for _ in 0..4 {
+        for _ in 0..READS_BELOW_MAX {
             let bounds_max = (1_000, 10);
             let mut stopped =
                 Subscription::new(tail.clone(), None, "acme".into(), Filter::default(), Start::At(from), bounds_max);
@@ -394,17 +395,17 @@ mod tests {
         assert_eq!(read(&tail, 100).await, 105);
         log.open.send_replace(false);
         let first = stopped(&tail, 0).await;
-        wait_for_reads(&log, 1 + 4).await;
+        wait_for_reads(&log, 1 + READS_BELOW_MAX).await;
         drop(first);
         for _ in 0..3 {
             let stopped = stopped(&tail, 0).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
             drop(stopped);
         }
-        assert_eq!(log.reads(), 5);
+        assert_eq!(log.reads(), 1 + READS_BELOW_MAX);
         log.open.send_replace(true);
         assert_eq!(read(&tail, 0).await, 5);
         // Those that waited for a place are gone without a read.
-        assert_eq!(log.reads(), 6);
+        assert_eq!(log.reads(), 1 + READS_BELOW_MAX + 1);
     }
 }

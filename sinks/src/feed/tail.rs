@@ -21,7 +21,7 @@ const READ_BYTES_MAX: usize = 1 << 20;
 const READ_BELOW_BYTES_MAX: usize = 256 << 10;
 
 /// Reads for single subscribers at a time.
-const READS_BELOW_MAX: usize = 4;
+pub(super) const READS_BELOW_MAX: usize = 4;
 
 /// Pages that a subscriber gets at a time.
 const PAGES_AT_ONCE: usize = 16;
