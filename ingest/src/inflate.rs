@@ -8,6 +8,8 @@ use std::io::Read;
 use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use thiserror::Error;
 
+use crate::zstd_frames::Frames;
+
 /// How a body is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Encoding {
@@ -45,10 +47,6 @@ pub enum InflateError {
     #[error("{0}")]
     Corrupt(String),
 }
-
-/// The largest window that a zstd frame may ask for, as a power of two: 8 MiB, which RFC 8878 recommends every decoder to
-/// support at least, and `zstd -19` needs.
-const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
 /// The first guess at how much longer the text is.
 const USUAL_RATIO: usize = 8;
@@ -105,10 +103,9 @@ fn open(encoding: Encoding, sent: &[u8]) -> Result<Body<'_>, InflateError> {
         Encoding::Deflate if is_zlib(sent) => ("deflate", Box::new(ZlibDecoder::new(sent))),
         Encoding::Deflate => ("deflate", Box::new(DeflateDecoder::new(sent))),
         Encoding::Zstd => {
-            let corrupt = |error: std::io::Error| InflateError::Corrupt(format!("not a zstd body: {error}"));
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(sent).map_err(corrupt)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(corrupt)?;
-            ("zstd", Box::new(decoder))
+            let frames =
+                Frames::new(sent).map_err(|error| InflateError::Corrupt(format!("not a zstd body: {error}")))?;
+            ("zstd", Box::new(frames))
         }
     };
     if sent.is_empty() {

@@ -11,5 +11,6 @@ pub mod http;
 pub mod inflate;
 pub mod mapping;
 pub mod metrics;
+mod zstd_frames;
 
 pub use error::IngestError;
