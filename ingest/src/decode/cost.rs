@@ -1,6 +1,8 @@
 //! What cost rows need beside the tape: the text of every number, since money must not pass through a float, and the members of
 //! FOCUS's JSON columns as fields of their own.
 
+use std::ops::Range;
+
 use simd_json::Node as TapeNode;
 use tidegate_events::focus::{self, FocusKind};
 
@@ -10,142 +12,179 @@ use super::walk::after;
 
 /// Rebuilds the tape of one cost row at a time.
 pub(super) struct CostRow {
+    /// FOCUS's JSON columns: the name in FOCUS, and in snake case.
+    columns: Vec<(&'static str, &'static str)>,
     /// One for each JSON column that a row may have.
     parsers: [JsonParser; 2],
+    /// The vectors of the row before, empty.
+    places: Vec<u32>,
+    nodes: Vec<TapeNode<'static>>,
+    node_places: Vec<u32>,
 }
 
-/// FOCUS's JSON columns: the name in FOCUS, and in snake case.
-fn json_columns() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let json = focus::columns().iter().filter(|column| column.kind == FocusKind::Json);
-    json.filter_map(|column| Some((*column.focus_names.first()?, column.name)))
+/// Where the numbers of a row stand in its text, which says more of them than a float can.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Numbers<'t> {
+    text: &'t [u8],
+    /// By place on the tape.
+    places: &'t [u32],
+}
+
+/// The place of a node that is not in the row's text.
+const NOWHERE: u32 = u32::MAX;
+
+impl<'t> Numbers<'t> {
+    /// Of a row whose numbers are all known exactly.
+    pub(super) const NONE: Self = Numbers { text: &[], places: &[] };
+
+    /// The number at this place of the tape as it was sent; `None` for other values.
+    pub(super) fn at(&self, node: usize) -> Option<&'t str> {
+        let place = *self.places.get(node)? as usize;
+        match self.text.get(place)? {
+            b'-' | b'0'..=b'9' => std::str::from_utf8(number_at(self.text, place)).ok(),
+            _ => None,
+        }
+    }
 }
 
 struct Rebuilt<'p> {
     nodes: Vec<TapeNode<'p>>,
-    texts: Vec<&'p str>,
+    places: Vec<u32>,
     members: usize,
-}
-
-impl<'p> Rebuilt<'p> {
-    fn push(&mut self, node: TapeNode<'p>, text: &'p str) {
-        self.nodes.push(node);
-        self.texts.push(text);
-    }
-
-    fn copy(&mut self, nodes: &[TapeNode<'p>], texts: &[&'p str]) {
-        self.nodes.extend_from_slice(nodes);
-        let texts = texts.iter().copied().chain(std::iter::repeat("")).take(nodes.len());
-        self.texts.extend(texts);
-    }
 }
 
 impl CostRow {
     pub(super) fn new(depth_max: usize) -> Self {
-        Self { parsers: [JsonParser::new(depth_max), JsonParser::new(depth_max)] }
+        let json = focus::columns().iter().filter(|column| column.kind == FocusKind::Json);
+        Self {
+            columns: json.filter_map(|column| Some((*column.focus_names.first()?, column.name))).collect(),
+            parsers: [JsonParser::new(depth_max), JsonParser::new(depth_max)],
+            places: Vec::new(),
+            nodes: Vec::new(),
+            node_places: Vec::new(),
+        }
     }
 
     /// Gives `then` the tape of a row with the members of its JSON columns added under their snake case names (`tags.team`), and
-    /// by place on the tape the text of its numbers.
-    pub(super) fn row(&mut self, parsed: &Parsed<'_>, then: impl FnOnce(&[TapeNode<'_>], &[&str])) {
-        let places = places(parsed.text, parsed.structurals);
-        let texts: Vec<&str> = places.iter().map(|at| number_text(parsed.text, *at as usize)).collect();
-        let object_text = |at: usize| {
-            let start = *places.get(at)? as usize;
-            let text = parsed.text.get(start..value_end(parsed.text, start)?)?;
-            std::str::from_utf8(text).ok()
-        };
-        self.expand(&parsed.tape.0, &texts, &object_text, then);
+    /// where its numbers stand.
+    pub(super) fn row(&mut self, parsed: &Parsed<'_>, then: impl FnOnce(&[TapeNode<'_>], Numbers<'_>)) {
+        let mut places = std::mem::take(&mut self.places);
+        places.clear();
+        // Every structural character but those that close or part is where a node stands.
+        let is_node = |at: &&u32| !matches!(parsed.text.get(**at as usize), None | Some(b',' | b':' | b'}' | b']'));
+        places.extend(parsed.structurals.iter().filter(is_node));
+        self.expand(&parsed.tape.0, (parsed.text, &places), then);
+        self.places = places;
     }
 
     /// The same for a tape that was made of something other than JSON, whose values are all text.
-    pub(super) fn text_row(&mut self, tape: &[TapeNode<'_>], then: impl FnOnce(&[TapeNode<'_>], &[&str])) {
-        self.expand(tape, &[], &|_| None, then);
+    pub(super) fn text_row(&mut self, tape: &[TapeNode<'_>], then: impl FnOnce(&[TapeNode<'_>], Numbers<'_>)) {
+        self.expand(tape, (&[], &[]), then);
     }
 
     fn expand<'p>(
         &mut self,
         tape: &[TapeNode<'p>],
-        texts: &[&'p str],
-        object_text: &dyn Fn(usize) -> Option<&'p str>,
-        then: impl FnOnce(&[TapeNode<'_>], &[&str]),
+        (text, places): (&'p [u8], &[u32]),
+        then: impl FnOnce(&[TapeNode<'_>], Numbers<'_>),
     ) {
-        let mut out = Rebuilt { nodes: Vec::with_capacity(tape.len() + 16), texts: Vec::new(), members: 0 };
-        out.push(TapeNode::Object { len: 0, count: 0 }, "");
-        let mut parsers: Vec<Option<&mut JsonParser>> = self.parsers.iter_mut().map(Some).collect();
+        let mut nodes = recycle(std::mem::take(&mut self.nodes));
+        nodes.push(TapeNode::Object { len: 0, count: 0 });
+        let mut out = Rebuilt { nodes, places: std::mem::take(&mut self.node_places), members: 0 };
+        out.places.clear();
+        out.places.push(NOWHERE);
+        let mut parsers = self.parsers.each_mut().map(Some);
         let mut used = Vec::new();
-        let mut at = 1;
+        // From here on, members are to be copied as they are.
+        let (mut from, mut at) = (1, 1);
         while let Some(TapeNode::String(key)) = tape.get(at) {
             let (value, next) = (at + 1, after(tape, at + 1));
-            let nodes = tape.get(at..next).unwrap_or_default();
+            let known = self.columns.iter().position(|(focus_name, name)| key == focus_name || key == name);
             // Exports that went through CSV say that a value is absent in words.
-            if matches!(tape.get(value), Some(TapeNode::String("" | "NULL"))) {
-                at = next;
-                continue;
-            }
-            let known = json_columns().position(|(focus_name, name)| *key == focus_name || *key == name);
-            let parser = known.and_then(|known| parsers.get_mut(known)).and_then(Option::take);
-            match (known.and_then(|known| json_columns().nth(known)), tape.get(value), parser) {
-                (Some(names), Some(TapeNode::String(text)), Some(parser)) => {
-                    out.member(names.0, TapeNode::String(text));
-                    // Text that is no JSON object stays text.
-                    if let Ok(parsed) = parser.parse(text.as_bytes()) {
-                        if matches!(parsed.tape.0.first(), Some(TapeNode::Object { len: 1.., .. })) {
-                            out.member_of(names.1, &parsed.tape.0, &[]);
+            let absent = matches!(tape.get(value), Some(TapeNode::String("" | "NULL")));
+            if absent {
+                out.copy(tape, places, from..at);
+                from = next;
+            } else if let Some(known) = known
+                && let Some((focus_name, name)) = self.columns.get(known)
+                && let Some(parser) = parsers.get_mut(known).and_then(Option::take)
+            {
+                out.copy(tape, places, from..at);
+                from = at;
+                match tape.get(value) {
+                    Some(TapeNode::String(of)) => {
+                        out.member(focus_name, TapeNode::String(of));
+                        from = next;
+                        // Text that is no JSON object stays text.
+                        if let Ok(parsed) = parser.parse(of.as_bytes()) {
+                            let all = 0..parsed.tape.0.len();
+                            out.object(name, &parsed.tape.0, &[], all);
+                            used.push(parsed);
                         }
-                        used.push(parsed);
                     }
+                    Some(TapeNode::Object { .. }) => {
+                        if let Some(whole) = object_text(text, places, value) {
+                            out.member(focus_name, TapeNode::String(whole));
+                            out.object(name, tape, places, value..next);
+                            from = next;
+                        }
+                    }
+                    _ => {}
                 }
-                (Some(names), Some(TapeNode::Object { .. }), Some(_)) => match object_text(value) {
-                    Some(text) => {
-                        out.member(names.0, TapeNode::String(text));
-                        let texts = texts.get(value..next).unwrap_or_default();
-                        out.member_of(names.1, tape.get(value..next).unwrap_or_default(), texts);
-                    }
-                    None => out.copy_member(nodes, texts.get(at..next).unwrap_or_default()),
-                },
-                _ => out.copy_member(nodes, texts.get(at..next).unwrap_or_default()),
             }
+            // A member that is left as it is counts where it is passed.
+            out.members += usize::from(from <= at);
             at = next;
         }
+        out.copy(tape, places, from..at);
         let count = out.nodes.len() - 1;
         if let Some(root) = out.nodes.first_mut() {
             *root = TapeNode::Object { len: out.members, count };
         }
-        then(&out.nodes, &out.texts);
+        then(&out.nodes, Numbers { text, places: &out.places });
+        self.nodes = recycle(out.nodes);
+        self.node_places = out.places;
     }
 }
 
 impl<'p> Rebuilt<'p> {
+    fn push(&mut self, node: TapeNode<'p>) {
+        self.nodes.push(node);
+        self.places.push(NOWHERE);
+    }
+
     fn member(&mut self, key: &'p str, value: TapeNode<'p>) {
-        self.push(TapeNode::String(key), "");
-        self.push(value, "");
+        self.push(TapeNode::String(key));
+        self.push(value);
         self.members += 1;
     }
 
-    fn member_of(&mut self, key: &'p str, value: &[TapeNode<'p>], texts: &[&'p str]) {
-        if !matches!(value.first(), Some(TapeNode::Object { len: 1.., .. })) {
-            return;
+    /// The object that the nodes of `range` are as a member of this name, unless it is empty, or no object.
+    fn object(&mut self, key: &'p str, tape: &[TapeNode<'p>], places: &[u32], range: Range<usize>) {
+        if matches!(tape.get(range.start), Some(TapeNode::Object { len: 1.., .. })) {
+            self.push(TapeNode::String(key));
+            self.copy(tape, places, range);
+            self.members += 1;
         }
-        self.push(TapeNode::String(key), "");
-        self.copy(value, texts);
-        self.members += 1;
     }
 
-    fn copy_member(&mut self, nodes: &[TapeNode<'p>], texts: &[&'p str]) {
-        self.copy(nodes, texts);
-        self.members += 1;
+    fn copy(&mut self, tape: &[TapeNode<'p>], places: &[u32], range: Range<usize>) {
+        self.nodes.extend_from_slice(tape.get(range.clone()).unwrap_or_default());
+        self.places.extend_from_slice(places.get(range).unwrap_or_default());
+        self.places.resize(self.nodes.len(), NOWHERE);
     }
 }
 
-/// Where each node of the tape stands in the text: every structural character but those that close or part.
-fn places(text: &[u8], structurals: &[u32]) -> Vec<u32> {
-    let is_node = |at: &&u32| !matches!(text.get(**at as usize), None | Some(b',' | b':' | b'}' | b']'));
-    structurals.iter().filter(is_node).copied().collect()
+/// The text of the object at this place of the tape.
+fn object_text<'p>(text: &'p [u8], places: &[u32], at: usize) -> Option<&'p str> {
+    let start = *places.get(at)? as usize;
+    std::str::from_utf8(text.get(start..value_end(text, start)?)?).ok()
 }
 
-fn number_text(text: &[u8], at: usize) -> &str {
-    match text.get(at) {
-        Some(b'-' | b'0'..=b'9') => std::str::from_utf8(number_at(text, at)).unwrap_or_default(),
-        _ => "",
-    }
+/// The same vector, empty, for the nodes of another row.
+#[expect(clippy::unnecessary_filter_map, reason = "it changes the lifetime, which a filter cannot")]
+fn recycle<'b>(mut nodes: Vec<TapeNode<'_>>) -> Vec<TapeNode<'b>> {
+    nodes.clear();
+    // Collecting an emptied vector into one of the same size of item keeps the allocation.
+    nodes.into_iter().filter_map(|_| None).collect()
 }

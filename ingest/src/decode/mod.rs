@@ -49,7 +49,7 @@ use tidegate_pipeline::EventBatch;
 pub(crate) use crate::error::IngestError;
 use crate::mapping::Mappings;
 use budget::Budget;
-use cost::CostRow;
+use cost::{CostRow, Numbers};
 use dead_letter::DeadLetters;
 use json::{JsonParser, Malformed};
 use rows::{Origin, Rows};
@@ -412,7 +412,7 @@ impl Decoder {
         }
         for (item, range) in elements.iter().flatten().enumerate() {
             let event = tape.0.get(range.clone()).unwrap_or_default();
-            rows.event(&reading.origin, first + item as u32, (event, None), &[]);
+            rows.event(&reading.origin, first + item as u32, (event, None), Numbers::NONE);
         }
         let done = elements.as_ref().map(Vec::len);
         let tape = tape.reset();
@@ -536,10 +536,10 @@ impl Decoder {
         rows.counts.repaired += u64::from(parsed.repaired);
         let item = reading.result.items;
         if reading.origin.dataset == Dataset::CostEvents {
-            cost.row(&parsed, |tape, texts| rows.event(&reading.origin, item, (tape, None), texts));
+            cost.row(&parsed, |tape, numbers| rows.event(&reading.origin, item, (tape, None), numbers));
         } else {
             let learn = (reading.text.is_some() && !parsed.repaired).then_some(parsed.text);
-            rows.event(&reading.origin, item, (&parsed.tape.0, learn), &[]);
+            rows.event(&reading.origin, item, (&parsed.tape.0, learn), Numbers::NONE);
         }
         let tape = parsed.tape.reset();
         parser.give_back(tape);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::DataType;
 
+use super::cost::Numbers;
 use super::walk::{Cell, CellValue};
 use crate::column::Atom;
 use crate::mapping::Mapping;
@@ -15,8 +16,8 @@ use crate::mapping::time::{self, TimeUnit};
 pub(super) struct Row<'r, 't> {
     pub(super) cells: &'r [Cell<'t>],
     pub(super) items: &'r [Atom<'t>],
-    /// By place on the tape: the text of a number as it was sent. Empty where exactness does not matter.
-    pub(super) number_texts: &'r [&'t str],
+    /// The numbers as they were sent, where exactness matters.
+    pub(super) numbers: Numbers<'t>,
 }
 
 impl<'t> Row<'_, 't> {
@@ -56,8 +57,7 @@ impl<'t> Row<'_, 't> {
 
     /// The number in a cell as it was sent, if that is known.
     fn number_text(&self, cell: usize) -> Option<&'t str> {
-        let at = self.cells.get(cell)?.at as usize;
-        self.number_texts.get(at).copied().filter(|text| !text.is_empty())
+        self.numbers.at(self.cells.get(cell)?.at as usize)
     }
 
     /// The text of a number as it was sent, when that says more than `atom` does.

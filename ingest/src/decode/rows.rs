@@ -10,6 +10,7 @@ use tidegate_events::{Dataset, IdGenerator, REST_COLUMN, dedup_key};
 use tidegate_pipeline::EventBatch;
 
 use super::config::DecodeConfig;
+use super::cost::Numbers;
 use super::family::{EVENT_ID, Family, ORG_ID, RECEIVED_TIME, SOURCE, TIME};
 use super::layout::{Layouts, Plan, Slot, is_reserved};
 use super::plan::{CoreKind, Row, Scratch};
@@ -130,14 +131,13 @@ impl Rows {
         self.scopes.len() - 1
     }
 
-    /// Appends the event whose object starts the tape. `number_texts` holds the text of each number by place on the tape, or
-    /// is empty. Of an event with a `text` the shape is learnt.
+    /// Appends the event whose object starts the tape. Of an event with a `text` the shape is learnt.
     pub(super) fn event(
         &mut self,
         origin: &Origin,
         item: u32,
         (tape, text): (&[TapeNode<'_>], Option<&[u8]>),
-        number_texts: &[&str],
+        numbers: Numbers<'_>,
     ) {
         let mut walked = self.spare.take().unwrap_or_default().recycle();
         let learnt = self.scopes.get(origin.scope).map_or(0, |scope| scope.keys_learnt);
@@ -157,7 +157,7 @@ impl Rows {
         if self.refuse_fields(layout, origin.scope, &mut walked) {
             layout = self.layouts.layout_of(origin.dataset, &walked.cells, &self.walker.names);
         }
-        let row = Row { cells: &walked.cells, items: &walked.items, number_texts };
+        let row = Row { cells: &walked.cells, items: &walked.items, numbers };
         let plan = self.layouts.plan_of(layout, origin.mapping, &row, &mut self.walker.names);
         let mut rest = std::mem::take(&mut self.rest);
         rest.clear();
@@ -224,7 +224,7 @@ impl Rows {
         if !self.verdict(layout, origin.scope, walked).is_empty() {
             return None;
         }
-        let row = Row { cells: &walked.cells, items: &walked.items, number_texts: &[] };
+        let row = Row { cells: &walked.cells, items: &walked.items, numbers: Numbers::NONE };
         let plan = self.layouts.plan_of(layout, origin.mapping, &row, &mut self.walker.names);
         let rest = self.shapes.rest(matched);
         self.append(origin, item, plan, &row, rest.as_deref().unwrap_or_default());

@@ -77,7 +77,7 @@ impl Decoder {
             *root = TapeNode::Object { len, count };
         }
         let item = reading.result.items;
-        self.cost.text_row(&nodes, |tape, texts| self.rows.event(&reading.origin, item, (tape, None), texts));
+        self.cost.text_row(&nodes, |tape, numbers| self.rows.event(&reading.origin, item, (tape, None), numbers));
         reading.result.items += 1;
         Ok(())
     }

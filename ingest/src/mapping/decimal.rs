@@ -2,6 +2,21 @@
 
 use tidegate_events::focus::{DECIMAL_PRECISION, DECIMAL_SCALE};
 
+/// The first unscaled decimal that has too many digits.
+const LIMIT: i128 = 10i128.pow(DECIMAL_PRECISION as u32);
+/// Any number of so many digits fits 64 bits.
+const SHORT_MAX: usize = 19;
+/// Powers of ten.
+const POWERS: [u64; DECIMAL_SCALE as usize + 1] = {
+    let mut powers = [1; DECIMAL_SCALE as usize + 1];
+    let mut at = 1;
+    while at < powers.len() {
+        powers[at] = powers[at - 1] * 10;
+        at += 1;
+    }
+    powers
+};
+
 /// An unscaled decimal of [`DECIMAL_SCALE`] digits after the point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decimal {
@@ -19,6 +34,10 @@ pub fn parse(text: &str) -> Option<Decimal> {
         [b'+', digits @ ..] => (false, digits),
         digits => (false, digits),
     };
+    if let Some(unscaled) = short(digits) {
+        return (unscaled < LIMIT)
+            .then_some(Decimal { unscaled: if negative { -unscaled } else { unscaled }, exact: true });
+    }
     let (mantissa, exponent) = match digits.iter().position(|byte| matches!(byte, b'e' | b'E')) {
         Some(at) => (digits.get(..at)?, std::str::from_utf8(digits.get(at + 1..)?).ok()?.parse::<i32>().ok()?),
         None => (digits, 0),
@@ -55,8 +74,28 @@ pub fn parse(text: &str) -> Option<Decimal> {
     if half > 5 || (half == 5 && (beyond || odd)) {
         unscaled = unscaled.checked_add(1)?;
     }
-    let limit = 10i128.pow(u32::from(DECIMAL_PRECISION));
-    (unscaled < limit).then_some(Decimal { unscaled: if negative { -unscaled } else { unscaled }, exact })
+    (unscaled < LIMIT).then_some(Decimal { unscaled: if negative { -unscaled } else { unscaled }, exact })
+}
+
+/// What most numbers are: some of [`SHORT_MAX`] digits at most, without an exponent, of which no more than [`DECIMAL_SCALE`] follow the point.
+#[inline]
+fn short(digits: &[u8]) -> Option<i128> {
+    let (mut value, mut count, mut point) = (0u64, 0, None);
+    for byte in digits {
+        match byte {
+            b'0'..=b'9' => {
+                value = value.wrapping_mul(10).wrapping_add(u64::from(byte - b'0'));
+                count += 1;
+            }
+            b'.' if point.is_none() => point = Some(count),
+            _ => return None,
+        }
+    }
+    let fraction = count - point.unwrap_or(count);
+    if count == 0 || count > SHORT_MAX {
+        return None;
+    }
+    Some(i128::from(value) * i128::from(*POWERS.get((DECIMAL_SCALE as usize).checked_sub(fraction)?)?))
 }
 
 #[cfg(test)]
