@@ -6,7 +6,7 @@ use std::ops::Range;
 use simd_json::Node as TapeNode;
 use tidegate_events::focus::{self, FocusKind};
 
-use super::json::{JsonParser, Parsed, number_at};
+use super::json::{JsonParser, KEPT_NODES_MAX, Parsed, number_at};
 use super::scan::value_end;
 use super::walk::after;
 
@@ -16,7 +16,7 @@ pub(super) struct CostRow {
     columns: Vec<(&'static str, &'static str)>,
     /// One for each JSON column that a row may have.
     parsers: [JsonParser; 2],
-    /// The vectors of the row before, empty.
+    /// The vectors of the row before, for their allocation.
     places: Vec<u32>,
     nodes: Vec<TapeNode<'static>>,
     node_places: Vec<u32>,
@@ -63,6 +63,16 @@ impl CostRow {
             nodes: Vec::new(),
             node_places: Vec::new(),
         }
+    }
+
+    /// Gives back the memory that an unusually long row took.
+    pub(super) fn shrink(&mut self) {
+        self.parsers.iter_mut().for_each(JsonParser::shrink);
+        self.places.clear();
+        self.places.shrink_to(KEPT_NODES_MAX);
+        self.nodes.shrink_to(KEPT_NODES_MAX);
+        self.node_places.clear();
+        self.node_places.shrink_to(KEPT_NODES_MAX);
     }
 
     /// Gives `then` the tape of a row with the members of its JSON columns added under their snake case names (`tags.team`), and

@@ -40,7 +40,7 @@ pub(super) struct Malformed {
 /// Buffers for texts beyond this are given back to the allocator at the next flush.
 const KEPT_BYTES_MAX: usize = 2 << 20;
 /// So are those of a text that was hardly more than punctuation.
-const KEPT_NODES_MAX: usize = 1 << 18;
+pub(super) const KEPT_NODES_MAX: usize = 1 << 18;
 
 impl JsonParser {
     pub(super) fn new(depth_max: usize) -> Self {

@@ -275,6 +275,7 @@ impl Decoder {
         self.bytes = 0;
         self.parser.shrink();
         self.whole.shrink();
+        self.cost.shrink();
         let dead = self.dead.flush(&self.rows.walker.names);
         let arrow = std::mem::take(&mut self.arrow);
         self.arrow_rows = 0;
